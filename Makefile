@@ -1,0 +1,41 @@
+# `make train` and `make test` need Python 3.11, pip and make; the rest they install into .venv.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+# Put first on the path, so that `mlflow run` finds this environment's python.
+RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
+
+.PHONY: train test test-slow format benchmark clean
+
+train: $(INSTALLED)
+	$(RUN) mlflow run . -e train --env-manager local --experiment-name resfool \
+		-P arch=multiresnet -P dataset=mnist5k -P depth=10 -P steps=300 -P eval_every=100
+
+test: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -m "not slow"
+
+test-slow: $(INSTALLED)
+	$(BIN)/pytest -m slow
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+benchmark: .venv/.benchmarks
+	$(BIN)/python -m benchmarks.training_step
+
+clean:
+	rm -rf .venv
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $@
+
+.venv/.benchmarks: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,benchmarks]"
+	touch $@

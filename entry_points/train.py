@@ -1,0 +1,38 @@
+"""`mlflow run . -e train`: train one architecture, log it, and say where to look at it."""
+
+from collections.abc import Sequence
+
+from resfool import command_line, experiments, figures, interrupts, tracking
+from resfool.progress import ProgressReport
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the command line, train, and record the result."""
+    with command_line.one_sentence_errors():
+        settings, options = command_line.parse(experiments.train, tracking.open_run, argv=argv)
+        interrupts.raise_once()
+        with (
+            ProgressReport(f"training {settings['arch']}") as progress,
+            tracking.open_run(progress, **options) as run,
+        ):
+            if run.checkpoint is not None:
+                settings = experiments.resumed_settings(settings, run.checkpoint)
+            result = experiments.train(run, **settings)
+            title = f"{settings['arch']} on {result.dataset.name}"
+            run.log_figure(figures.accuracy_curves(result.history, title), "accuracy_curves.png")
+            metrics = {
+                "final_train_accuracy": result.train.accuracy,
+                "final_train_loss": result.train.loss,
+                "final_test_accuracy": result.test.accuracy,
+                "final_test_loss": result.test.loss,
+            }
+            model_uri = run.log_model(result.model, result.dataset, metrics)
+    print(f"train accuracy  {result.train.accuracy:.4f}  (average of the last 100 steps)")
+    print(f"test accuracy   {result.test.accuracy:.4f}  (all {len(result.dataset.test)} images)")
+    print(f"run             {run.run_id}")
+    print(f"model           {model_uri}")
+    print(f"look at it with {tracking.ui_command()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""What goes wrong through the user's input, said in one sentence."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Input that can't be used; one line says what is wrong, what was given, what is allowed."""
+
+    def __init__(self, message: str) -> None:
+        # Quoted parts (a path, another library's error) may bring line breaks of their own.
+        super().__init__(" ".join(message.split()))
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """The error for a name that is not in a registry, with the nearest known name.
+
+    Args:
+        kind: what the name should have been, as in "data set".
+        name: the name that was given.
+        known: all names that are allowed, in the order in which to list them.
+
+    Returns:
+        The error, for the caller to raise.
+    """
+    names = list(known)
+    by_folded = {candidate.casefold(): candidate for candidate in names}
+    near = difflib.get_close_matches(name.casefold(), by_folded, n=1)
+    hint = f"; did you mean {by_folded[near[0]]!r}?" if near else ";"
+    return InputError(f"unknown {kind} {name!r}{hint} known: {', '.join(names)}")
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The training loss became infinite or not a number; training can't go on from there."""

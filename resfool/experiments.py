@@ -1,0 +1,250 @@
+"""Whole experiments as plain functions. Their keyword-only parameters ARE the public parameters.
+
+The command line is derived from these signatures, and MLproject repeats them; the one positional
+parameter is the monitor, which an entry point connects to MLflow. TensorFlow is imported only
+when everything that can be checked without it has been checked.
+"""
+
+import inspect
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resfool import checkpoints, datasets, paper, parameters
+from resfool.errors import InputError
+from resfool.monitor import Monitor
+from resfool.parameters import (
+    Arch,
+    Augment,
+    Counts,
+    FiniteFloat,
+    Fraction,
+    NonNegativeFloat,
+    Optimizer,
+    PositiveCount,
+    PositiveFloat,
+    Precision,
+    Seed,
+)
+
+if TYPE_CHECKING:
+    import keras
+
+    from resfool.evaluation import Score
+    from resfool.training import Row
+
+Settings = dict[str, Any]
+
+_MAY_CHANGE = ("data_dir", "checkpoint_seconds")  # between a training and its resumption
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training leaves.
+
+    Attributes:
+        model: plain Keras, float32, from raw pixels to logits.
+        history: the curve: training figures of every 100 steps, test figures of every evaluation.
+        train: the last point's training accuracy and loss.
+        test: the finished model's accuracy and loss on the whole test set.
+        dataset: what it was trained and tested on.
+    """
+
+    model: "keras.Model"
+    history: list["Row"]
+    train: "Score"
+    test: "Score"
+    dataset: datasets.Dataset
+
+
+def train(
+    monitor: Monitor | None = None,
+    /,
+    *,
+    arch: Arch,
+    depth: PositiveCount | None = None,
+    width: Counts | None = None,
+    convs_per_unit: PositiveCount = 1,
+    batch_norm: bool = True,
+    gate_bias: FiniteFloat = -1.0,
+    dropout: Fraction = 0.0,
+    weight_decay: NonNegativeFloat = 0.0,
+    dataset: str = "cifar10",
+    data_dir: str | None = None,
+    per_class: Counts | None = None,
+    data_seed: Seed = 0,
+    steps: PositiveCount = paper.STEPS,
+    batch_size: PositiveCount = paper.BATCH_SIZE,
+    learning_rate: PositiveFloat = paper.LEARNING_RATE,
+    optimizer: Optimizer = "adam",
+    lr_drop: Counts | None = None,
+    augment: Augment = "none",
+    precision: Precision = "float32",
+    seed: Seed = 0,
+    eval_every: PositiveCount = 1000,
+    checkpoint_seconds: NonNegativeFloat = 30.0,
+) -> Training:
+    """Train one of the paper's architectures (sections III to V).
+
+    Args:
+        monitor: is told how it goes, and says where the checkpoint is kept.
+        arch: convnet, resnet, highway, multiresnet or mlp.
+        depth: 3x3 convolutions of the five stages, a multiple of 5; none is 10 (mlp: 5 layers).
+        width: maps of every stage, or five comma separated numbers; none is 64 (mlp: 100).
+        convs_per_unit: convolutions that a shortcut spans, 1 or 2 (resnet, highway).
+        batch_norm: false leaves normalisation out of the plain convnet.
+        gate_bias: initial bias of the highway's transform gate.
+        dropout: share of the activations that is dropped in each unit.
+        weight_decay: decoupled decay of the kernels.
+        dataset: cifar10, mnist, mnist5k, digits, or npz:PATH with your own arrays.
+        data_dir: folder with the official files; none looks into Keras's cache, then downloads.
+        per_class: images per class for training, validation and test, such as 500,50,50.
+        data_seed: seed of such subsets.
+        steps: training steps.
+        batch_size: images per step, drawn at random from the training set.
+        learning_rate: step size of the optimizer.
+        optimizer: adam, momentum or sgd.
+        lr_drop: steps after which the rate is divided by 10, comma separated.
+        augment: none, or crop_flip for random shifts and mirror images.
+        precision: float32, or bfloat16 for activations and gradients.
+        seed: seed of the initial weights, the batches, dropout and augmentation.
+        eval_every: steps between two evaluations on the test set.
+        checkpoint_seconds: seconds between two checkpoints.
+
+    Returns:
+        The trained model, its curve and its final figures.
+
+    Raises:
+        InputError: an argument can't be used; nothing expensive has been done by then.
+        NonFiniteLossError: the loss isn't finite any more.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the checkpoint is up to date.
+    """
+    settings = {name: value for name, value in locals().items() if name != "monitor"}
+    monitor = monitor or Monitor()
+    network = parameters.network(
+        arch,
+        depth=depth,
+        width=width,
+        convs_per_unit=convs_per_unit,
+        dropout=dropout,
+        gate_bias=gate_bias,
+        batch_norm=batch_norm,
+    )
+    data = datasets.load(dataset, data_dir=data_dir, per_class=per_class, seed=data_seed)
+    facts = settings | {
+        "layers": network.depth,
+        "widths": network.widths,
+        "dataset_digest": data.digest,
+        "train_images": len(data.train),
+        "test_images": len(data.test),
+    }
+    checkpoint = monitor.begin(facts, data)
+    stored = None
+    if checkpoint is not None and checkpoint.exists():
+        arrays, stored_facts = checkpoints.load(checkpoint)
+        _check_same_training(stored_facts, settings, data.digest)
+        stored = arrays, stored_facts
+
+    # TensorFlow's start-up notes would bury ours; a value set by the user stays.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from resfool import architectures, evaluation, training
+
+    training.prepare_devices()
+    blueprint: dict[str, Any] = {
+        "image_shape": data.image_shape,
+        "classes": data.classes,
+        "mean": data.train.images.mean(axis=(0, 1, 2), dtype="float64"),
+        "std": data.train.images.std(axis=(0, 1, 2), dtype="float64"),
+        "seed": seed,
+    }
+    model = architectures.build(network, fused=True, precision=precision, **blueprint)
+    plain = architectures.build(network, **blueprint)
+    monitor.fact("parameter_count", plain.count_params())
+    monitor.fact("flops_per_image", architectures.count_flops(plain))
+    trainer = training.Trainer(
+        model,
+        data.train.images,
+        data.train.labels,
+        batch_size=batch_size,
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+        lr_drop=lr_drop or (),
+        weight_decay=weight_decay,
+        augment=augment,
+        seed=seed,
+    )
+    if stored is not None:
+        trainer.restore(*stored)
+
+    def save() -> None:
+        if checkpoint is not None:
+            arrays, state = trainer.state()
+            state |= {"settings": settings, "dataset_digest": data.digest}
+            checkpoints.save(checkpoint, arrays, state)
+
+    history = training.train(
+        trainer,
+        steps,
+        eval_every=eval_every,
+        evaluate=lambda: evaluation.evaluate(model, data.test.images, data.test.labels),
+        report=monitor.point,
+        progress=monitor.progress,
+        save=save,
+        save_seconds=checkpoint_seconds,
+    )
+    architectures.copy_weights(model, plain)
+    last = next(row for row in reversed(history) if "train_loss" in row)
+    return Training(
+        model=plain,
+        history=history,
+        train=evaluation.Score(last["train_accuracy"], last["train_loss"]),
+        test=evaluation.evaluate(plain, data.test.images, data.test.labels),
+        dataset=data,
+    )
+
+
+def resumed_settings(given: Settings, checkpoint: Path) -> Settings:
+    """The settings of a training that is to be resumed.
+
+    A setting at its default is taken from the checkpoint; any other must agree with it. `arch`
+    has no default, so it must always agree. Where the data lies and how often to save may change.
+
+    Args:
+        given: arguments of `train`.
+        checkpoint: the file that the training left.
+
+    Returns:
+        The stored settings.
+
+    Raises:
+        InputError: a setting contradicts the checkpoint, or the checkpoint can't be read.
+    """
+    stored: Settings = checkpoints.load(checkpoint)[1]["settings"]
+    stored = {n: tuple(v) if isinstance(v, list) else v for n, v in stored.items()}
+    for name, parameter in inspect.signature(train).parameters.items():
+        if name not in given or given[name] == parameter.default:
+            continue
+        if name in _MAY_CHANGE:
+            stored[name] = given[name]
+        else:
+            _check_agrees(name, given[name], stored[name])
+    return stored
+
+
+def _check_same_training(stored: Mapping[str, Any], settings: Settings, digest: str) -> None:
+    for name, value in settings.items():
+        if name not in _MAY_CHANGE:
+            _check_agrees(name, value, stored["settings"][name])
+    if stored["dataset_digest"] != digest:
+        raise InputError(
+            f"the data set {settings['dataset']} has changed since the checkpoint: its digest was "
+            f"{stored['dataset_digest']} and is {digest}"
+        )
+
+
+def _check_agrees(name: str, given: Any, stored: Any) -> None:
+    as_stored = list(given) if isinstance(given, tuple) else given
+    if as_stored != (list(stored) if isinstance(stored, tuple) else stored):
+        raise InputError(f"the run to resume has {name}={stored}, not {name}={given}")

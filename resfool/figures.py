@@ -1,0 +1,43 @@
+"""Every figure: rows in, a matplotlib Figure out. Nothing here computes or logs."""
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+_COLOURS = {"train": "tab:blue", "test": "tab:orange"}
+
+
+def accuracy_curves(history: Sequence[Mapping[str, float]], title: str) -> Figure:
+    """Accuracy and loss against the step, for training and test, as in the paper's Figure 3.
+
+    Args:
+        history: points with "step" and any of {train,test}_{accuracy,loss}, in order.
+        title: says which network and data set.
+
+    Returns:
+        A figure of two panels.
+    """
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure.suptitle(title)
+    accuracy, loss = figure.subplots(1, 2)
+    _draw(accuracy, history, "accuracy")
+    accuracy.set(ylabel="accuracy", ylim=(None, 1.0))
+    accuracy.legend(loc="lower right")
+    _draw(loss, history, "loss")
+    loss.set(ylabel="cross-entropy loss (nats)", yscale="log")
+    loss.legend(loc="lower left")
+    return figure
+
+
+def _draw(axes: Axes, history: Sequence[Mapping[str, float]], quantity: str) -> None:
+    for split, colour in _COLOURS.items():
+        key = f"{split}_{quantity}"
+        points = [(row["step"], row[key]) for row in history if key in row]
+        if not points:
+            continue
+        label = {"train": "training (average of 100 steps)", "test": "test"}[split]
+        marker = "o" if split == "test" or len(points) < 3 else ""
+        axes.plot(*zip(*points, strict=True), color=colour, marker=marker, label=label)
+    axes.set_xlabel("training step")
+    axes.grid(alpha=0.3)

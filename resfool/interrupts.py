@@ -1,0 +1,51 @@
+"""Ctrl-C and SIGTERM at moments where they do no harm."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import NoReturn
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """Hold Ctrl-C and SIGTERM back until the block is done, so that its work is whole.
+
+    Outside the main thread, where Python delivers no signals, it does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[tuple[int, FrameType | None]] = []
+    earlier = {s: signal.signal(s, lambda *caught: held.append(caught)) for s in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+    if held:
+        number, frame = held[0]
+        handler = signal.getsignal(number)
+        if callable(handler):
+            handler(number, frame)
+        elif handler is signal.SIG_DFL:
+            signal.raise_signal(number)
+
+
+def raise_once() -> None:
+    """Let the first Ctrl-C or SIGTERM raise KeyboardInterrupt, and ignore those that follow.
+
+    `mlflow run` sends its child SIGTERM right after the terminal has sent it SIGINT; the second
+    must not cut short what the first has begun to put away.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        for other in _SIGNALS:
+            signal.signal(other, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in _SIGNALS:
+        signal.signal(number, interrupt)

@@ -1,0 +1,146 @@
+"""The types of the public parameters, and every check of them that needs no TensorFlow."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from resfool import paper
+from resfool.errors import InputError
+
+Arch = Literal["convnet", "resnet", "highway", "multiresnet", "mlp"]
+Optimizer = Literal["adam", "momentum", "sgd"]
+Augment = Literal["none", "crop_flip"]
+Precision = Literal["float32", "bfloat16"]
+
+
+def _split_commas(value: Any) -> Any:
+    return value.split(",") if isinstance(value, str) else value
+
+
+def _single(value: Any) -> Any:
+    return (value,) if isinstance(value, int) else value
+
+
+Count = Annotated[int, Field(ge=0)]
+PositiveCount = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Counts = Annotated[
+    tuple[PositiveCount, ...], BeforeValidator(_split_commas), BeforeValidator(_single)
+]
+# Seeds go into TensorFlow's stateless generators as 32-bit integers.
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network's shape, checked and with every default filled in.
+
+    Attributes:
+        arch: the block rule.
+        depth: 3x3 convolutions of the five stages (not the stem); for `mlp` its hidden layers.
+        widths: feature maps of each stage, five; for `mlp` nodes of each hidden layer.
+        convs_per_unit: convolutions that one shortcut spans, 1 or 2.
+        dropout: share of activations dropped before each convolution (`mlp`: after each layer).
+        gate_bias: initial bias of the highway's transform gate.
+        batch_norm: whether the plain `convnet` normalises.
+    """
+
+    arch: Arch
+    depth: int
+    widths: tuple[int, ...]
+    convs_per_unit: int = 1
+    dropout: float = 0.0
+    gate_bias: float = -1.0
+    batch_norm: bool = True
+
+
+def network(
+    arch: Arch,
+    *,
+    depth: int | None = None,
+    width: Sequence[int] | None = None,
+    convs_per_unit: int = 1,
+    dropout: float = 0.0,
+    gate_bias: float = -1.0,
+    batch_norm: bool = True,
+) -> Network:
+    """Check the parameters that shape a network against each other.
+
+    Args:
+        arch: architecture name.
+        depth: a multiple of 5, or None for the default (10; `mlp` 5 layers, any number allowed).
+        width: one width for all stages or five; None for the paper's (64; `mlp` 100).
+        convs_per_unit: 1, or 2 where depth / 5 is even (`resnet` and `highway`).
+        dropout: in [0, 1).
+        gate_bias: initial transform-gate bias (`highway`).
+        batch_norm: False leaves the normalisation out of `convnet`.
+
+    Returns:
+        The network's shape.
+
+    Raises:
+        InputError: a value is out of range or doesn't fit the architecture.
+    """
+    if arch == "mlp":
+        layers = paper.MLP_LAYERS if depth is None else depth
+        widths = _widths(width, paper.MLP_WIDTH, layers)
+    else:
+        layers = paper.DEPTHS[0] if depth is None else depth
+        widths = _widths(width, paper.WIDTH, paper.STAGES)
+        if layers < 1 or layers % paper.STAGES:
+            raise InputError(
+                f"depth={layers} doesn't divide into five stages; "
+                f"{arch} takes a multiple of 5, such as 10, 25 or 50"
+            )
+    if not batch_norm and arch != "convnet":
+        raise InputError(f"batch_norm=false is for the plain convnet only, not for {arch}")
+    if convs_per_unit != 1:
+        _check_convs_per_unit(arch, layers, convs_per_unit)
+    if arch in ("resnet", "highway") and list(widths) != sorted(widths):
+        raise InputError(
+            f"width={','.join(map(str, widths))} narrows from one stage to the next; "
+            f"{arch}'s shortcuts are padded with zeros, so its widths may only grow"
+        )
+    return Network(arch, layers, widths, convs_per_unit, dropout, gate_bias, batch_norm)
+
+
+def _widths(width: Sequence[int] | None, default: int, parts: int) -> tuple[int, ...]:
+    widths = tuple(width) if width is not None else (default,)
+    if min(widths, default=0) < 1:
+        raise InputError(f"width={','.join(map(str, widths))} must be at least 1 everywhere")
+    if len(widths) == 1:
+        return widths * parts
+    if len(widths) != parts:
+        given = ",".join(map(str, widths))
+        raise InputError(f"width={given} has {len(widths)} numbers; give one or {parts}")
+    return widths
+
+
+def _check_convs_per_unit(arch: Arch, depth: int, convs_per_unit: int) -> None:
+    if arch not in ("resnet", "highway"):
+        raise InputError(
+            f"convs_per_unit={convs_per_unit} is for resnet and highway, not for {arch}"
+        )
+    if convs_per_unit != 2:
+        raise InputError(f"convs_per_unit={convs_per_unit} must be 1 or 2")
+    if (depth // paper.STAGES) % 2:
+        raise InputError(
+            f"convs_per_unit=2 needs an even number of convolutions in each of the five stages; "
+            f"depth={depth} gives {depth // paper.STAGES}"
+        )
+
+
+def show(value: Any) -> str:
+    """A value as the command line and MLproject spell it: `none`, `true`, `1,2`."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(map(show, value))
+    return str(value)

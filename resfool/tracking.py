@@ -1,0 +1,383 @@
+"""The only file that talks to MLflow: runs, curves, figures, data sets and models."""
+
+import logging
+import os
+import platform
+import re
+import sqlite3
+import subprocess
+import time
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any, Literal, Self
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
+from mlflow.utils.file_utils import local_file_uri_to_path
+
+from resfool import checkpoints
+from resfool.datasets import Dataset
+from resfool.errors import InputError
+from resfool.monitor import Monitor
+from resfool.parameters import show
+
+if TYPE_CHECKING:
+    import keras
+    from matplotlib.figure import Figure
+
+_FLUSH_SECONDS = 5.0
+_TAG = "resfool."
+_CHECKPOINT_TAG = f"{_TAG}checkpoint"
+_RECORDED_VERSIONS = ("resfool", "tensorflow", "keras", "mlflow", "numpy")
+# MLflow's own names for runs that were given none: "adjective-noun-123".
+_GENERATED_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
+
+
+class Run(Monitor):
+    """One MLflow run, as the monitor of an experiment.
+
+    Nothing is opened before the experiment begins, so input that is refused leaves no run. As a
+    context manager it ends the run: FINISHED, FAILED on an error, KILLED on Ctrl-C or SIGTERM;
+    whatever was recorded by then is kept.
+
+    Attributes:
+        run_id: the run's id, once the experiment has begun.
+        checkpoint: the checkpoint of the run that is resumed, else None.
+        seconds: time spent on recording so far.
+    """
+
+    def __init__(
+        self,
+        progress: Callable[[int, int, str], None],
+        *,
+        resume: str | None,
+        checkpoint_dir: Path,
+    ) -> None:
+        _quieten_mlflow()
+        _check_store(mlflow.get_tracking_uri())
+        self.run_id = resume
+        self.checkpoint: Path | None = None
+        self.seconds = 0.0
+        self._progress = progress
+        self._checkpoint_dir = checkpoint_dir
+        self._resumes = resume is not None
+        self._began = 0.0
+        self._open = False
+        self._lock: IO[str] | None = None
+        self._buffer: list[Metric] = []
+        self._flushed = time.monotonic()
+        self._recorded: set[tuple[str, int]] = set()  # points that the store has already
+        self._project_run = os.environ.get("MLFLOW_RUN_ID")
+        if resume is not None:
+            self.checkpoint = self._find_checkpoint(resume)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        status = "FINISHED"
+        if kind is not None:
+            status = "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
+        if self._open:
+            if error is not None and status == "FAILED":
+                self._client.set_tag(self.run_id, f"{_TAG}error", str(error)[:5000])
+            self._client.log_metric(self.run_id, "tracking_seconds", self.seconds)
+            self._client.log_metric(self.run_id, "total_seconds", time.monotonic() - self._began)
+            self._flush()
+            mlflow.end_run(status)
+        if self._lock is not None:
+            self._lock.close()
+        if status == "FINISHED" and self.checkpoint is not None:
+            checkpoints.remove(self.checkpoint)
+        if status == "KILLED" and self._project_run not in (None, self.run_id):
+            self._client.set_terminated(self._project_run, status)
+
+    @cached_property
+    def _client(self) -> MlflowClient:
+        # Made late: the first client of a new store makes its tables, which takes seconds.
+        return MlflowClient()
+
+    # What an experiment tells
+
+    def begin(self, facts: Mapping[str, Any], dataset: Dataset) -> Path:
+        """Open the run, or open again the one to resume, and log what is known."""
+        self._began = started = time.monotonic()
+        if self._resumes:
+            assert self.run_id is not None and self.checkpoint is not None
+            # Otherwise start_run would attach to the run that `mlflow run` opened for this command.
+            os.environ.pop("MLFLOW_RUN_ID", None)
+            self._lock = checkpoints.hold(self.checkpoint)
+            run = mlflow.start_run(run_id=self.run_id, log_system_metrics=True)
+            self._recorded = self._points(list(run.data.metrics))
+            self._point_to(run)
+        else:
+            run = mlflow.start_run(run_name=_name(facts), log_system_metrics=True)
+            self.run_id = run.info.run_id
+            self.checkpoint = (self._checkpoint_dir / self.run_id / "checkpoint.npz").resolve()
+            self._lock = checkpoints.hold(self.checkpoint)
+            if _GENERATED_NAME.fullmatch(run.info.run_name):
+                self._client.set_tag(self.run_id, "mlflow.runName", _name(facts))
+        self._open = True
+        self._log_params(run, facts | _origin())
+        tags = {_CHECKPOINT_TAG: str(self.checkpoint), f"{_TAG}host": platform.node()}
+        mlflow.set_tags(tags | {"network": _network(facts), "dataset": dataset.name})
+        if not self._resumes:
+            mlflow.log_input(_as_input(dataset, "train"), context="training")
+            mlflow.log_input(_as_input(dataset, "test"), context="testing")
+        self.seconds += time.monotonic() - started
+        return self.checkpoint
+
+    def fact(self, name: str, value: Any) -> None:
+        """Log a parameter that became known late."""
+        assert self.run_id is not None
+        self._log_params(self._client.get_run(self.run_id), {name: value})
+
+    def point(self, row: Mapping[str, float]) -> None:
+        """Log a point of a curve, unless the run has it already."""
+        step, now = int(row["step"]), int(time.time() * 1000)
+        for key, value in row.items():
+            if key != "step" and (key, step) not in self._recorded:
+                self._recorded.add((key, step))
+                self._buffer.append(Metric(key, value, now, step))
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self._flush()
+
+    def progress(self, done: int, total: int, text: str) -> None:
+        """Pass progress on."""
+        self._progress(done, total, text)
+
+    # What an entry point logs at the end
+
+    def log_figure(self, figure: "Figure", name: str) -> None:
+        """Log a figure as a PNG artifact."""
+        mlflow.log_figure(figure, name, save_kwargs={"dpi": 120})
+
+    def log_model(
+        self, model: "keras.Model", dataset: Dataset, metrics: Mapping[str, float]
+    ) -> str:
+        """Log a classifier with its signature and requirements, and its figures on a data set.
+
+        Args:
+            model: plain Keras, from images in [0, 1] to logits.
+            dataset: what the figures were measured on.
+            metrics: its final figures.
+
+        Returns:
+            The model's URI.
+        """
+        import mlflow.keras
+        from mlflow.models import ModelSignature
+        from mlflow.types import Schema, TensorSpec
+        from numpy import dtype, float32
+
+        started = time.monotonic()
+        self._flush()
+        single = dtype(float32)
+        signature = ModelSignature(
+            inputs=Schema([TensorSpec(single, (-1, *dataset.image_shape), "images")]),
+            outputs=Schema([TensorSpec(single, (-1, dataset.classes))]),
+        )
+        requirements = [f"{name}=={metadata.version(name)}" for name in ("keras", "tensorflow")]
+        info = mlflow.keras.log_model(
+            model, name="model", signature=signature, pip_requirements=requirements
+        )
+        judged_on = _as_input(dataset, "test")
+        mlflow.log_metrics(dict(metrics), model_id=info.model_id, dataset=judged_on)
+        self.seconds += time.monotonic() - started
+        return f"models:/{info.model_id}"
+
+    # Within
+
+    def _flush(self) -> None:
+        started = time.monotonic()
+        while self._buffer:
+            batch = self._buffer[:1000]  # the most that one call takes
+            self._client.log_batch(self.run_id, metrics=batch)
+            del self._buffer[: len(batch)]
+        self._flushed = time.monotonic()
+        self.seconds += self._flushed - started
+
+    def _log_params(self, run: Any, facts: Mapping[str, Any]) -> None:
+        # `mlflow run` has logged the raw parameters, and a second, other text would be an error.
+        known = run.data.params
+        new = [Param(name, show(value)) for name, value in facts.items() if name not in known]
+        self._client.log_batch(self.run_id, params=new)
+
+    def _points(self, keys: list[str]) -> set[tuple[str, int]]:
+        return {
+            (key, metric.step)
+            for key in keys
+            if not key.startswith("system/")
+            for metric in self._client.get_metric_history(self.run_id, key)
+        }
+
+    def _find_checkpoint(self, run_id: str) -> Path:
+        try:
+            run = self._client.get_run(run_id)
+        except MlflowException:
+            uri = mlflow.get_tracking_uri()
+            raise InputError(f"resume={run_id}: there is no such run in {uri}") from None
+        if run.info.status == "FINISHED":
+            raise InputError(f"resume={run_id}: this run has finished; there is nothing to resume")
+        path = run.data.tags.get(_CHECKPOINT_TAG)
+        if path is None:
+            raise InputError(f"resume={run_id}: this run is no training of resfool's")
+        if not Path(path).exists():
+            host = run.data.tags.get(f"{_TAG}host", "unknown")
+            raise InputError(f"resume={run_id}: its checkpoint {path} (host {host}) isn't here")
+        return Path(path)
+
+    def _point_to(self, run: Any) -> None:
+        """Make the run that `mlflow run` opened a pointer to the one that goes on."""
+        if self._project_run in (None, self.run_id):
+            return
+        note = f"Went on with run {self.run_id}, where everything is recorded."
+        for key, text in {
+            f"{_TAG}resumes": self.run_id,
+            "mlflow.runName": f"resumes {run.info.run_name}",
+            "mlflow.note.content": note,
+        }.items():
+            self._client.set_tag(self._project_run, key, text)
+
+
+def open_run(
+    progress: Callable[[int, int, str], None] = lambda done, total, text: None,
+    /,
+    *,
+    resume: str | None = None,
+    checkpoint_dir: str = "checkpoints",
+) -> Run:
+    """Prepare a run, new or resumed; `Run.begin` opens it.
+
+    Args:
+        progress: is told the steps done, their total and a short text.
+        resume: id of a training that was stopped, to go on with in its own run.
+        checkpoint_dir: folder for the checkpoints, one folder a run.
+
+    Returns:
+        The run, to be used as a context manager.
+
+    Raises:
+        InputError: the tracking store can't be used, or there is no such run to resume.
+    """
+    return Run(progress, resume=resume, checkpoint_dir=Path(checkpoint_dir))
+
+
+def ui_command() -> str:
+    """The command that opens the MLflow UI on the store in use."""
+    return f"mlflow ui --backend-store-uri {mlflow.get_tracking_uri()}"
+
+
+def _quieten_mlflow() -> None:
+    """Keep MLflow's notes on tables and threads out of our output, unless they are asked for."""
+    if "MLFLOW_LOGGING_LEVEL" not in os.environ:
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+
+
+def _name(facts: Mapping[str, Any]) -> str:
+    return f"{_network(facts)} {facts['dataset']} seed {facts['seed']}"
+
+
+def _network(facts: Mapping[str, Any]) -> str:
+    return f"{facts['arch']}-{facts['layers']}"
+
+
+def _as_input(dataset: Dataset, part: Literal["train", "test"]) -> Any:
+    """A split as MLflow's data set; two of one name and digest would be taken for the same."""
+    split = dataset.train if part == "train" else dataset.test
+    with warnings.catch_warnings():
+        # MLflow finds two source types, of the same name, for a path, and warns of it each time.
+        warnings.simplefilter("ignore", UserWarning)
+        return mlflow.data.from_numpy(
+            split.images,
+            targets=split.labels,
+            source=dataset.source,
+            name=f"{dataset.name} {part}",
+            digest=dataset.digest,
+        )
+
+
+def _origin() -> dict[str, str]:
+    """What the result came from: package versions and the commit of this checkout."""
+    found = {}
+    for package in _RECORDED_VERSIONS:
+        try:
+            found[f"{package}_version"] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            from resfool import __version__
+
+            found[f"{package}_version"] = __version__  # run from a checkout, not installed
+    return found | {"git_commit": _git_commit()}
+
+
+def _git_commit() -> str:
+    here = Path(__file__).resolve().parent
+    try:
+        commit, changes = (
+            subprocess.run(
+                ["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=10
+            ).stdout.strip()
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return commit + ("-dirty" if changes else "")
+
+
+def _check_store(uri: str) -> None:
+    """Refuse a store that can't be used, before MLflow spends minutes on retries."""
+    if uri.startswith(("http://", "https://")):
+        _check_server(uri)
+    elif uri.startswith("sqlite:///"):
+        _check_sqlite(Path(uri.removeprefix("sqlite:///")))
+    elif uri.startswith("file:") or "://" not in uri:
+        _check_folder(Path(local_file_uri_to_path(uri)))
+
+
+def _check_server(uri: str) -> None:
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=2):
+            pass
+    except urllib.error.HTTPError:
+        pass  # it answers; whether it lets us in, MLflow will say
+    except (OSError, ValueError) as error:
+        raise InputError(f"the tracking server {uri} can't be reached: {error}") from None
+
+
+def _check_sqlite(path: Path) -> None:
+    try:
+        connection = sqlite3.connect(path, timeout=2)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.rollback()
+        finally:
+            connection.close()
+    except sqlite3.OperationalError as error:
+        if "locked" in str(error):
+            return  # somebody is writing, so it can be written
+        raise InputError(f"the tracking store {path} can't be written: {error}") from None
+    except sqlite3.DatabaseError as error:
+        raise InputError(f"the tracking store {path} can't be used: {error}") from None
+
+
+def _check_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"the tracking store {path} can't be written: {error}") from None

@@ -1,0 +1,75 @@
+"""A checkpoint is whole or it isn't there."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from resfool import checkpoints
+from resfool.errors import InputError
+from tests.conftest import ROOT
+
+
+def test_what_is_saved_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "checkpoint.npz"
+    arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(7, np.int64)}
+    facts = {"step": 3, "history": [{"step": 1, "loss": 0.1}]}
+    checkpoints.save(path, arrays, facts)
+    loaded, loaded_facts = checkpoints.load(path)
+    assert loaded_facts == facts
+    assert loaded.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert loaded[name].dtype == array.dtype
+        np.testing.assert_array_equal(loaded[name], array)
+    assert [p.name for p in path.parent.iterdir()] == ["checkpoint.npz"]
+
+
+def test_sigkill_while_saving_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.npz"
+    script = (
+        "import itertools, sys, numpy as np, pathlib\n"
+        "from resfool import checkpoints\n"
+        "for i in itertools.count():\n"
+        "    arrays = {str(k): np.full(200_000, i) for k in range(4)}\n"
+        f"    checkpoints.save(pathlib.Path({str(path)!r}), arrays, {{'step': i}})\n"
+    )
+    for attempt in range(8):
+        process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
+        deadline = time.monotonic() + 20
+        while not path.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.3 + 0.0137 * attempt)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        arrays, facts = checkpoints.load(path)
+        for array in arrays.values():
+            np.testing.assert_array_equal(array, np.full(200_000, facts["step"]))
+        path.unlink()
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
+def test_a_truncated_file_is_refused(tmp_path: Path, kept: float) -> None:
+    path = tmp_path / "checkpoint.npz"
+    checkpoints.save(path, {"a": np.zeros(1000)}, {"step": 1})
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(InputError, match="not a whole checkpoint"):
+        checkpoints.load(path)
+
+
+def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no checkpoint at"):
+        checkpoints.load(tmp_path / "checkpoint.npz")
+
+
+def test_a_checkpoint_is_held_by_one_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.npz"
+    lock = checkpoints.hold(path)
+    with pytest.raises(InputError, match="another process"):
+        checkpoints.hold(path)
+    lock.close()
+    checkpoints.hold(path).close()

@@ -1,0 +1,145 @@
+"""The command line: derived from signatures, strict, and one sentence per mistake."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from resfool import command_line, experiments, parameters, tracking
+from resfool.command_line import UsageError
+from resfool.parameters import Arch, Counts, PositiveCount
+from tests.conftest import ROOT
+
+
+def example(
+    service: object = None,
+    /,
+    *,
+    arch: Arch,
+    depth: PositiveCount | None = None,
+    width: Counts | None = None,
+    rate: float = 0.5,
+    flag: bool = True,
+) -> None:
+    """Do something.
+
+    Args:
+        service: not public.
+        arch: which one.
+        depth: how deep,
+            over two lines.
+        width: how wide.
+        rate: how fast.
+        flag: whether at all.
+    """
+
+
+def parse(*words: str) -> dict[str, object]:
+    return command_line.parse(example, argv=words)[0]
+
+
+def test_defaults_are_filled_in() -> None:
+    assert parse("--arch=resnet") == {
+        "arch": "resnet",
+        "depth": None,
+        "width": None,
+        "rate": 0.5,
+        "flag": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        (["--depth", "25"], "depth", 25),
+        (["--depth=none"], "depth", None),
+        (["--width=8"], "width", (8,)),
+        (["--width", "8,16"], "width", (8, 16)),
+        (["--rate", "-1e-3"], "rate", -1e-3),
+        (["--rate=-1"], "rate", -1.0),
+        (["--flag", "false"], "flag", False),
+    ],
+)
+def test_values_take_the_type_of_the_signature(words: list[str], name: str, value: object) -> None:
+    assert parse("--arch=mlp", *words)[name] == value
+
+
+def test_what_is_shown_is_read_back() -> None:
+    for value in (None, 3, (1, 2)):
+        assert parse("--arch=mlp", f"--width={parameters.show(value)}")["width"] == (
+            (value,) if isinstance(value, int) else value
+        )
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "arch is missing; it is one of convnet, resnet, highway, multiresnet, mlp"),
+        (["--arch=resnt"], "unknown arch 'resnt'; did you mean 'resnet'?"),
+        (["--arch=resnet", "--dept=3"], "unknown parameter 'dept'; did you mean 'depth'?"),
+        (["--arch=resnet", "--dept", "3"], "unknown parameter 'dept'; did you mean 'depth'?"),
+        (["--arch=resnet", "--depth=abc"], "depth=abc isn't allowed"),
+        (["--arch=resnet", "--depth=0"], "greater than or equal to 1"),
+        (["--arch=resnet", "--width=8,x"], "width=8,x isn't allowed"),
+        (["--arch=resnet", "--flag=maybe"], "valid boolean"),
+        (["--arch=resnet", "extra"], "extra"),
+        (["--arch=resnet", "--depth"], "depth"),
+    ],
+)
+def test_mistakes_are_told_in_one_sentence(words: list[str], sentence: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(*words)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_help_describes_every_parameter(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        command_line.parse(experiments.train, tracking.open_run, argv=["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    options, documented = text.split("options:")[1], command_line._described
+    for function in (experiments.train, tracking.open_run):
+        for name in command_line.public_parameters(function):
+            assert f"--{name} " in options
+            assert documented(function).get(name), f"{name} has no description"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (["--arch=resnet", "--dephth=10"], 2, "did you mean 'depth'?"),
+        (["--arch=resnext"], 2, "did you mean 'resnet'?"),
+        (["--arch=resnet", "--dataset=cifar"], 1, "did you mean 'cifar10'?"),
+        (["--arch=resnet", "--optimizer=adma"], 2, "did you mean 'adam'?"),
+        (["--arch=resnet", "--precision=float16"], 2, "did you mean 'bfloat16'?"),
+        (["--arch=resnet", "--depth=7"], 1, "multiple of 5"),
+        (["--arch=resnet", "--width=0"], 2, "width=0"),
+        (["--arch=resnet", "--steps", "-1"], 2, "steps=-1"),
+        (["--arch=resnet", "--learning_rate=abc"], 2, "learning_rate=abc"),
+    ],
+)
+def test_bad_input_is_refused_before_tensorflow_is_imported(
+    words: list[str], code: int, sentence: str, tmp_path: Path
+) -> None:
+    script = (
+        "import sys\n"
+        "from entry_points import train\n"
+        "try:\n"
+        "    train.main()\n"
+        "finally:\n"
+        "    assert 'tensorflow' not in sys.modules and 'keras' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1 and sentence in lines[0], done.stderr
+    runs = tmp_path / "mlflow.db"
+    assert not runs.exists() or not runs.stat().st_size, "a store was made for nothing"

@@ -1,0 +1,96 @@
+"""The project's public face: files that must agree with each other, and its own imports."""
+
+import ast
+import inspect
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from resfool import command_line, experiments, tracking
+from resfool.parameters import show
+from tests.conftest import ROOT
+
+ENTRY_POINTS = {"train": (experiments.train, tracking.open_run)}
+
+
+def mlproject() -> dict[str, Any]:
+    return dict(yaml.safe_load((ROOT / "MLproject").read_text()))
+
+
+def test_mlproject_names_conda_and_every_entry_point() -> None:
+    assert mlproject()["conda_env"] == "conda.yaml"
+    assert mlproject()["entry_points"].keys() == ENTRY_POINTS.keys()
+    scripts = {p.stem for p in (ROOT / "entry_points").glob("*.py")} - {"__init__"}
+    assert scripts == ENTRY_POINTS.keys()
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_mlproject_repeats_the_signatures(name: str) -> None:
+    declared = mlproject()["entry_points"][name]
+    expected = {
+        parameter: None if p.default is inspect.Parameter.empty else show(p.default)
+        for function in ENTRY_POINTS[name]
+        for parameter, p in command_line.public_parameters(function).items()
+    }
+    given = {
+        parameter: None if isinstance(entry, str) else show(entry["default"])
+        for parameter, entry in declared["parameters"].items()
+    }
+    assert given == expected
+    words = declared["command"].split()
+    assert words[: words.index("-m") + 2] == ["exec", "python", "-m", f"entry_points.{name}"]
+    assert words[4:] == [f"--{parameter}={{{parameter}}}" for parameter in expected]
+
+
+def test_conda_pins_equal_pyprojects() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    conda = yaml.safe_load((ROOT / "conda.yaml").read_text())["dependencies"]
+    assert conda[-1]["pip"] == project["dependencies"]
+    assert "python=3.11" in conda and project["requires-python"].startswith(">=3.11")
+    assert all("<" in pin and ">=" in pin for pin in project["dependencies"])
+
+
+def _imports(path: Path) -> set[str]:
+    """The modules of this package that a file imports anywhere, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("resfool"):
+            parts = (node.module or "").split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+    return {name for name in found if (ROOT / "resfool" / f"{name}.py").exists()}
+
+
+# Each layer may import itself and those before it; the services stand beside them.
+LAYERS = [
+    {"errors", "paper", "interrupts"},
+    {"parameters", "layers", "checkpoints"},
+    {"datasets", "architectures"},
+    {"monitor", "evaluation"},
+    {"training"},
+    {"experiments"},
+]
+SERVICES = {"tracking", "figures", "progress", "command_line"}
+CORE = set().union(*LAYERS)
+
+
+def test_the_import_rule() -> None:
+    modules = {p.stem: _imports(p) for p in (ROOT / "resfool").glob("*.py")}
+    modules.pop("__init__")
+    assert modules.keys() == CORE | SERVICES
+    allowed: set[str] = set()
+    for layer in LAYERS:
+        allowed |= layer
+        for name in layer:
+            assert modules[name] <= allowed, f"{name} imports {modules[name] - allowed}"
+    for service in SERVICES:
+        assert not modules[service] & (SERVICES | {"experiments"}), service
+    assert not modules["paper"]
+
+
+def test_only_tracking_talks_to_mlflow() -> None:
+    for path in (ROOT / "resfool").glob("*.py"):
+        if path.stem != "tracking":
+            assert "import mlflow" not in path.read_text(), path

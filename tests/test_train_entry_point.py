@@ -1,0 +1,300 @@
+"""`train` as a user runs it: in a process of its own, killed, interrupted, resumed, refused."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import keras
+import mlflow
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run, ViewType
+
+from entry_points import train
+from resfool.parameters import show
+from tests.conftest import QUICK, ROOT
+
+CURVES = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+
+
+def words(**options: Any) -> list[str]:
+    merged: dict[str, Any] = QUICK | {"steps": 300, "eval_every": 100} | options
+    return [f"--{name}={show(value)}" for name, value in merged.items()]
+
+
+def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """`python -m entry_points.train` in the working directory, as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "entry_points.train", *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def only_run(store: MlflowClient) -> Run:
+    runs = store.search_runs(["0"], run_view_type=ViewType.ACTIVE_ONLY)
+    assert len(runs) == 1
+    return runs[0]
+
+
+def curve(store: MlflowClient, run: Run) -> dict[str, list[tuple[int, float]]]:
+    """All recorded points, sorted: a doubled one would show."""
+    histories = {key: store.get_metric_history(run.info.run_id, key) for key in CURVES}
+    return {key: sorted((m.step, m.value) for m in h) for key, h in histories.items()}
+
+
+def logged_model(run: Run) -> keras.Model:
+    """The run's `.keras` file, loaded as anybody would."""
+    uri = f"runs:/{run.info.run_id}/model"
+    folder = Path(mlflow.artifacts.download_artifacts(uri))
+    return keras.saving.load_model(folder / "data" / "model.keras", compile=False, safe_mode=True)
+
+
+def test_a_run_holds_what_the_ui_needs(
+    store: MlflowClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train.main(words(steps=250))
+    printed = capsys.readouterr().out
+    run = only_run(store)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "mlp-2 digits seed 0"
+    params = run.data.params
+    assert params["arch"] == "mlp"
+    assert params["layers"] == "2" and params["widths"] == "8,8"
+    assert params["parameter_count"] == str(64 * 8 + 8 + 8 * 8 + 8 + 8 * 10 + 10)
+    assert params["flops_per_image"] == str(2 * (64 * 8 + 8 * 8 + 8 * 10))
+    assert re.fullmatch(r"[0-9a-f]{16}", params["dataset_digest"])
+    assert params["tensorflow_version"].startswith("2.")
+    assert "git_commit" in params
+    steps = {key: [step for step, _ in points] for key, points in curve(store, run).items()}
+    assert steps["train_loss"] == steps["train_accuracy"] == [100, 200, 250]
+    assert steps["test_loss"] == steps["test_accuracy"] == [100, 200, 250]
+    inputs = {i.tags[0].value: i.dataset for i in run.inputs.dataset_inputs}
+    assert inputs.keys() == {"training", "testing"}
+    assert inputs["training"].digest == params["dataset_digest"]
+    artifacts = [a.path for a in store.list_artifacts(run.info.run_id)]
+    assert "accuracy_curves.png" in artifacts
+    for text in (run.info.run_id, "mlflow ui", f"{run.data.metrics['final_test_accuracy']:.4f}"):
+        assert text in printed
+    assert not list(Path("checkpoints").iterdir()), "a finished run needs no checkpoint"
+
+    logged = store.get_logged_model(run.outputs.model_outputs[0].model_id)
+    figures = {m.key: m for m in logged.metrics or []}
+    assert figures["final_test_accuracy"].dataset_digest == params["dataset_digest"]
+    signature = mlflow.models.get_model_info(f"models:/{logged.model_id}").signature
+    assert signature is not None and signature.inputs.inputs[0].shape == (-1, 8, 8, 1)
+    assert logged_model(run)(np.zeros((2, 8, 8, 1), np.float32)).shape == (2, 10)
+
+
+def test_system_metrics_are_recorded(store: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    train.main(words())
+    assert "system/cpu_utilization_percentage" in only_run(store).data.metrics
+
+
+def wait_for_checkpoint(process: subprocess.Popen[str], past_step: int) -> Path:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        for path in Path("checkpoints").glob("*/checkpoint.npz"):
+            with np.load(path) as stored:
+                facts = stored["facts"].tobytes().decode()
+            found = re.search(r'"step": (\d+)', facts)
+            if found and int(found[1]) > past_step:
+                return path
+        time.sleep(0.02)
+    raise AssertionError(f"no checkpoint past step {past_step}: {process.communicate()}")
+
+
+def test_killed_twice_and_resumed_it_ends_as_if_never_killed(store: MlflowClient) -> None:
+    options: Any = {"steps": 3000, "eval_every": 150, "checkpoint_seconds": 0}
+    whole_words = words(**options)
+    process = start(*whole_words)
+    wait_for_checkpoint(process, 300)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    killed = only_run(store)
+    assert killed.info.status == "RUNNING"
+
+    resume = f"--resume={killed.info.run_id}"
+    process = start("--arch=mlp", "--checkpoint_seconds=0", resume)
+    wait_for_checkpoint(process, 1200)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130, errors
+    assert store.get_run(killed.info.run_id).info.status == "KILLED"
+
+    process = start("--arch=mlp", resume)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    resumed = only_run(store)
+    assert resumed.info.status == "FINISHED"
+
+    train.main(whole_words)
+    runs = store.search_runs(["0"])
+    whole = next(run for run in runs if run.info.run_id != resumed.info.run_id)
+    assert curve(store, resumed) == curve(store, whole)
+    for a, b in zip(
+        logged_model(resumed).get_weights(), logged_model(whole).get_weights(), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_mlflow_run_of_a_resumption_becomes_a_pointer(store: MlflowClient) -> None:
+    process = start(*words(steps=20_000, checkpoint_seconds=0))
+    wait_for_checkpoint(process, 10)
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=30)
+    first = only_run(store)
+    assert first.info.status == "KILLED"
+
+    # What `mlflow run` does: a run of its own, in an experiment of its own, named in MLFLOW_RUN_ID.
+    experiment = store.create_experiment("elsewhere")
+    pointer = store.create_run(experiment).info.run_id
+    store.log_param(pointer, "steps", "10000")
+    environment = {"MLFLOW_RUN_ID": pointer, "MLFLOW_EXPERIMENT_ID": experiment}
+    process = start("--arch=mlp", f"--resume={first.info.run_id}", **environment)
+    wait_for_checkpoint(process, 100)
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=30)
+
+    run = store.get_run(pointer)
+    assert run.info.status == "KILLED"
+    assert run.data.tags["resfool.resumes"] == first.info.run_id
+    assert run.info.run_name == "resumes mlp-2 digits seed 0"
+    assert not run.data.metrics
+    assert store.get_run(first.info.run_id).info.status == "KILLED"
+
+
+def test_a_loss_that_is_not_finite_fails_the_run(
+    store: MlflowClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        train.main(words(optimizer="sgd", learning_rate=1e30))
+    assert caught.value.code == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "the training loss became" in error and "learning_rate" in error
+    run = only_run(store)
+    assert run.info.status == "FAILED"
+    assert "the training loss became" in run.data.tags["resfool.error"]
+
+
+def test_parameters_that_mlflow_run_has_logged_are_left_alone(store: MlflowClient) -> None:
+    run_id = store.create_run("0", run_name="bold-fox-123").info.run_id
+    store.log_param(run_id, "depth", "2 as it was typed")
+    os.environ["MLFLOW_RUN_ID"] = run_id
+    try:
+        train.main(words())
+    finally:
+        os.environ.pop("MLFLOW_RUN_ID", None)
+    run = only_run(store)
+    assert run.data.params["depth"] == "2 as it was typed"
+    assert run.data.params["layers"] == "2"
+    assert run.info.run_name == "mlp-2 digits seed 0"
+
+
+def save_npz(path: Path, **changes: Any) -> None:
+    random = np.random.default_rng(0)
+    arrays: dict[str, Any] = {
+        "x_train": random.random((30, 8, 8)),
+        "y_train": np.arange(30) % 3,
+        "x_test": random.random((9, 8, 8)),
+        "y_test": np.arange(9) % 3,
+    }
+    np.savez(path, **(arrays | changes))
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one sentence that a refusal prints."""
+    with pytest.raises(SystemExit) as caught:
+        train.main(arguments)
+    assert caught.value.code in (1, 2)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"x_train": np.zeros((30, 8))}, "x_train"),
+        ({"y_train": np.arange(29) % 3}, "y_train"),
+        ({"y_train": np.full(30, -1)}, "y_train"),
+        ({"x_test": np.full((9, 8, 8), 2.0)}, "x_test"),
+    ],
+)
+def test_bad_arrays_are_refused_and_leave_no_run(
+    store: MlflowClient, capsys: pytest.CaptureFixture[str], changes: Any, sentence: str
+) -> None:
+    save_npz(Path("mine.npz"), **changes)
+    assert sentence in refused(capsys, "--arch=mlp", "--dataset=npz:mine.npz")
+    assert not store.search_runs(["0"])
+
+
+def test_a_users_own_arrays_are_trained_on(store: MlflowClient) -> None:
+    save_npz(Path("mine.npz"))
+    train.main(words(dataset="npz:mine.npz", steps=20))
+    assert logged_model(only_run(store)).output.shape == (None, 3)
+
+
+def test_a_data_file_that_is_cut_short_is_refused(
+    store: MlflowClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_npz(Path("mine.npz"))
+    content = Path("mine.npz").read_bytes()
+    Path("mine.npz").write_bytes(content[: len(content) // 2])
+    assert "mine.npz" in refused(capsys, "--arch=mlp", "--dataset=npz:mine.npz")
+    assert not store.search_runs(["0"])
+
+
+def test_unknown_runs_and_other_architectures_are_not_resumed(
+    store: MlflowClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = "0123456789abcdef0123456789abcdef"
+    assert "no such run" in refused(capsys, "--arch=mlp", f"--resume={missing}")
+    stranger = store.create_run("0").info.run_id
+    assert "no training of resfool" in refused(capsys, "--arch=mlp", f"--resume={stranger}")
+    store.delete_run(stranger)
+
+    process = start(*words(steps=100_000))
+    wait_for_checkpoint(process, -1)
+    run = only_run(store)
+    resume = f"--resume={run.info.run_id}"
+    assert "another process" in refused(capsys, "--arch=mlp", resume)
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=30)
+    assert "has arch=mlp, not arch=resnet" in refused(capsys, "--arch=resnet", resume)
+    assert store.get_run(run.info.run_id).info.status == "KILLED"
+
+
+@pytest.mark.parametrize(
+    ("uri", "sentence"),
+    [
+        ("sqlite:////nowhere/at/all/mlflow.db", "can't be written"),
+        ("sqlite:///README.md", "can't be used"),
+        ("http://127.0.0.1:9", "can't be reached"),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_said_so_at_once(
+    store: MlflowClient, capsys: pytest.CaptureFixture[str], uri: str, sentence: str
+) -> None:
+    Path("README.md").write_text("This is no database. " * 100)
+    mlflow.set_tracking_uri(uri)
+    started = time.monotonic()
+    line = refused(capsys, *words())
+    assert sentence in line and uri.split("/")[-1] in line
+    assert time.monotonic() - started < 10, "MLflow's own retries were waited for"
+
+
+def test_points_of_a_curve_are_recorded_once(store: MlflowClient) -> None:
+    train.main(words(steps=500))
+    for points in curve(store, only_run(store)).values():
+        assert max(Counter(step for step, _ in points).values()) == 1

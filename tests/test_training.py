@@ -1,0 +1,296 @@
+"""Training: the same bits however it is cut, and the same numbers as a slow plain reference."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from resfool import architectures, checkpoints, datasets, experiments, parameters, training
+from resfool.errors import InputError, NonFiniteLossError
+from resfool.evaluation import Score
+from resfool.training import Trainer
+from tests.conftest import QUICK
+
+IMAGES = np.random.default_rng(0).random((50, 8, 8, 1), dtype=np.float32)
+LABELS = np.random.default_rng(1).integers(0, 10, 50)
+
+
+def model(arch: parameters.Arch = "mlp", *, fused: bool = True, **shape: Any) -> keras.Model:
+    network = parameters.network(arch, **{"depth": 5, "width": (4,)} | shape)
+    return architectures.build(
+        network, image_shape=(8, 8, 1), classes=10, mean=[0.5], std=[0.3], fused=fused
+    )
+
+
+def trainer(network: keras.Model, **options: Any) -> Trainer:
+    return Trainer(network, IMAGES, LABELS, **{"batch_size": 8} | options)
+
+
+def weights(network: keras.Model) -> list[np.ndarray]:
+    return [np.asarray(v) for v in network.variables]
+
+
+def assert_same_bits(one: keras.Model, other: keras.Model) -> None:
+    for a, b in zip(weights(one), weights(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# A slow plain reference
+
+
+def reference_steps(
+    network: keras.Model, batches: list[tuple[np.ndarray, np.ndarray]], rates: list[float]
+) -> list[float]:
+    """Gradient descent on a network without hidden layers, in NumPy; the losses of each step."""
+    kernel, bias = (w.astype(np.float64) for w in network.get_layer("logits").get_weights())
+    losses = []
+    for (images, labels), rate in zip(batches, rates, strict=True):
+        x = (images.reshape(len(images), -1).astype(np.float64) - 0.5) / 0.3
+        z = x @ kernel + bias
+        p = np.exp(z - z.max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        losses.append(float(-np.log(p[np.arange(len(labels)), labels]).mean()))
+        p[np.arange(len(labels)), labels] -= 1
+        kernel -= rate * x.T @ p / len(labels)
+        bias -= rate * p.mean(axis=0)
+    return losses
+
+
+def test_gradient_descent_and_lr_drop_agree_with_numpy() -> None:
+    images = keras.Input((8, 8, 1))
+    normalised = keras.layers.Normalization(mean=[0.5], variance=[0.09])(images)
+    flat = keras.layers.Flatten()(normalised)
+    linear = keras.Model(images, keras.layers.Dense(10, name="logits")(flat))
+    made = trainer(linear, optimizer="sgd", learning_rate=0.1, lr_drop=(3, 5))
+    batches = [tuple(map(np.asarray, made._batch(tf.constant(i)))) for i in range(8)]
+    rates = [0.1] * 3 + [0.01] * 2 + [0.001] * 3
+    expected = reference_steps(linear, batches, rates)  # type: ignore[arg-type]
+    made.advance(8)
+    np.testing.assert_allclose([loss for loss, _ in made._window], expected, rtol=1e-4)
+
+
+def test_weight_decay_shrinks_kernels_and_nothing_else() -> None:
+    free, decayed = model("resnet"), model("resnet")
+    for network, decay in ((free, 0.0), (decayed, 0.5)):
+        trainer(network, optimizer="sgd", learning_rate=0.1, weight_decay=decay).advance(1)
+    initial = model("resnet").trainable_variables
+    pairs = zip(initial, free.trainable_variables, decayed.trainable_variables, strict=True)
+    kernels = 0
+    for start, a, b in pairs:
+        is_kernel = len(start.shape) > 1
+        kernels += is_kernel
+        shrunk = 0.1 * 0.5 * np.asarray(start) if is_kernel else 0
+        np.testing.assert_allclose(np.asarray(a) - np.asarray(b), shrunk, atol=1e-6)
+    assert kernels == 7  # the stem, five convolutions and the logits
+
+
+# The same bits
+
+
+@pytest.mark.parametrize("augment", ["none", "crop_flip"])
+@pytest.mark.parametrize("arch", ["mlp", "resnet", "multiresnet"])
+def test_cut_into_pieces_and_restored_the_weights_are_the_same(
+    arch: parameters.Arch, augment: parameters.Augment, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"augment": augment, "seed": 3}
+    whole = model(arch, dropout=0.2)
+    trainer(whole, **options).advance(12)
+
+    first = trainer(model(arch, dropout=0.2), **options)
+    first.advance(1)
+    first.advance(4)
+    checkpoints.save(tmp_path / "c.npz", *first.state())
+    rest = model(arch, dropout=0.2)
+    second = trainer(rest, **options)
+    second.restore(*checkpoints.load(tmp_path / "c.npz"))
+    second.advance(7)
+
+    assert second.step == 12
+    assert_same_bits(whole, rest)
+
+
+def test_another_seed_gives_other_batches_and_the_same_seed_the_same() -> None:
+    makers = [trainer(model(), seed=seed) for seed in (1, 1, 2)]
+    one, same, other = (
+        np.concatenate([np.asarray(t._batch(tf.constant(i))[0]) for i in range(5)]) for t in makers
+    )
+    np.testing.assert_array_equal(one, same)
+    assert not np.array_equal(one, other)
+    assert not np.array_equal(one[:8], one[8:16])
+
+
+def test_a_batch_holds_training_images_with_their_own_labels() -> None:
+    images, labels = trainer(model(), batch_size=500)._batch(tf.constant(0))
+    same = (np.asarray(images)[:, None] == IMAGES).all(axis=(2, 3, 4))
+    rows = same.argmax(axis=1)
+    assert same.any(axis=1).all()
+    np.testing.assert_array_equal(LABELS[rows], labels)
+    assert len(set(rows.tolist())) == 50, "some images were never drawn"
+
+
+def test_crop_flip_shifts_by_up_to_four_pixels_and_mirrors_half() -> None:
+    count, size = 200, 6
+    images = np.random.default_rng(0).random((count, size, size, 2), dtype=np.float32)
+    result = np.asarray(training.crop_flip(images, (1, 2)))
+    seen = set()
+    for before, after in zip(images, result, strict=True):
+        padded = np.pad(before, [(4, 4), (4, 4), (0, 0)])
+        candidates = {
+            (down, right, mirrored): padded[down : down + size, right : right + size][
+                :, :: -1 if mirrored else 1
+            ]
+            for down in range(9)
+            for right in range(9)
+            for mirrored in (False, True)
+        }
+        matches = [key for key, crop in candidates.items() if np.array_equal(crop, after)]
+        assert matches
+        seen.add(matches[0])
+    assert {down for down, _, _ in seen} == {right for _, right, _ in seen} == set(range(9))
+    mirrored = sum(m for _, _, m in seen) / len(seen)
+    assert 0.3 < mirrored < 0.7
+
+
+# The curve
+
+
+def run(made: Trainer, steps: int, **options: Any) -> list[dict[str, float]]:
+    score = Score(accuracy=0.5, loss=1.0)
+    arguments: dict[str, Any] = {"eval_every": 100, "evaluate": lambda: score}
+    return training.train(made, steps, **arguments | options)
+
+
+def test_points_are_the_averages_of_100_steps() -> None:
+    made = trainer(model())
+    history = run(made, 250, eval_every=120)
+    losses, accuracies = trainer(model())._run(tf.constant(0), tf.constant(250))
+    train_rows = [row for row in history if "train_loss" in row]
+    assert [row["step"] for row in train_rows] == [100, 200, 250]
+    for row, span in zip(train_rows, [slice(100), slice(100, 200), slice(200, 250)], strict=True):
+        assert row["train_loss"] == pytest.approx(np.mean(losses[span]), rel=1e-6)
+        assert row["train_accuracy"] == pytest.approx(np.mean(accuracies[span]), rel=1e-6)
+    assert [row["step"] for row in history if "test_loss" in row] == [120, 240, 250]
+
+
+def test_each_point_is_reported_once_and_in_order() -> None:
+    rows: list[Any] = []
+    history = run(trainer(model()), 205, report=rows.append)
+    assert rows == history
+    assert [row["step"] for row in rows] == sorted(row["step"] for row in rows)
+
+
+def test_ctrl_c_saves_and_the_rest_is_as_if_nothing_had_happened() -> None:
+    whole = model()
+    expected = run(trainer(whole), 300)
+
+    interrupted = trainer(model())
+    saved: list[Any] = []
+
+    def save() -> None:
+        saved.append(interrupted.state())
+
+    def interrupt_in_evaluation() -> Score:
+        if interrupted.step == 200:
+            raise KeyboardInterrupt
+        return Score(accuracy=0.5, loss=1.0)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(interrupted, 300, evaluate=interrupt_in_evaluation, save=save)
+    rest = model()
+    resumed = trainer(rest)
+    resumed.restore(*saved[-1])
+    assert resumed.step == 200
+    assert run(resumed, 300) == expected
+    assert_same_bits(whole, rest)
+
+
+def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_curve() -> None:
+    made = trainer(model(), optimizer="sgd", learning_rate=1e-3)
+    rows: list[Any] = []
+    poisoned = IMAGES.copy()
+
+    def poison_after_100(row: Any) -> None:
+        rows.append(row)
+        made.model.get_layer("logits").bias.assign(np.full(10, np.nan))
+
+    with pytest.raises(NonFiniteLossError, match="step 101"):
+        run(made, 300, report=poison_after_100, eval_every=1000)
+    assert [row["step"] for row in rows] == [100]
+    assert np.array_equal(poisoned, IMAGES), "the caller's images were changed"
+
+
+# Whole experiments
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "momentum", "sgd"])
+def test_training_learns_digits(optimizer: parameters.Optimizer) -> None:
+    rate = {"adam": 0.003, "momentum": 0.05, "sgd": 0.3}[optimizer]
+    result = experiments.train(
+        arch="mlp", dataset="digits", steps=400, optimizer=optimizer, learning_rate=rate
+    )
+    assert result.test.accuracy > 0.85
+    assert result.history[-1]["test_accuracy"] == pytest.approx(result.test.accuracy, abs=0.01)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("arch", ["convnet", "resnet", "highway", "multiresnet"])
+def test_each_architecture_learns_in_both_precisions(
+    arch: parameters.Arch, precision: parameters.Precision
+) -> None:
+    result = experiments.train(
+        arch=arch,
+        depth=5,
+        width=(16,),
+        dataset="digits",
+        per_class=(60, 20),
+        steps=250,
+        precision=precision,
+        learning_rate=0.003,
+    )
+    assert result.train.accuracy > 0.5
+    assert result.test.accuracy > 0.7
+    # The plain float32 model says what the one in training said.
+    assert result.history[-1]["test_accuracy"] == pytest.approx(result.test.accuracy, abs=0.03)
+
+
+def test_a_plain_convnet_without_normalisation_trains() -> None:
+    result = experiments.train(
+        arch="convnet", depth=5, width=(8,), batch_norm=False, dataset="digits", steps=100
+    )
+    assert result.train.accuracy > 0.2
+    assert not any("bn" in layer.name for layer in result.model.layers)
+
+
+def test_resumed_settings_come_from_the_checkpoint_and_may_not_contradict_it(
+    tmp_path: Path,
+) -> None:
+    defaults = {"arch": "mlp", "steps": 10_000, "width": None, "data_dir": None}
+    stored = defaults | {"steps": 50, "width": (8,), "data_dir": "old"}
+    path = tmp_path / "checkpoint.npz"
+    checkpoints.save(path, {}, {"settings": stored})
+    resumed: Callable[..., Any] = experiments.resumed_settings
+    assert resumed(defaults, path) == stored
+    assert resumed(stored, path) == stored
+    assert resumed(defaults | {"data_dir": "new"}, path) == stored | {"data_dir": "new"}
+    for contradiction in ({"arch": "resnet"}, {"steps": 60}, {"width": (9,)}):
+        with pytest.raises(InputError, match=next(iter(contradiction))):
+            resumed(defaults | contradiction, path)
+
+
+def test_changed_data_is_not_trained_on(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.npz"
+
+    class Keeper(experiments.Monitor):
+        def begin(self, facts: Any, dataset: datasets.Dataset) -> Path:
+            return path
+
+    arguments: Any = QUICK | {"steps": 5}
+    experiments.train(Keeper(), **arguments)
+    arrays, facts = checkpoints.load(path)
+    checkpoints.save(path, arrays, facts | {"dataset_digest": "another"})
+    with pytest.raises(InputError, match="has changed since the checkpoint"):
+        experiments.train(Keeper(), **arguments)
