@@ -6,13 +6,12 @@ when everything that can be checked without it has been checked.
 """
 
 import inspect
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resfool import checkpoints, datasets, paper, parameters
+from resfool import checkpoints, datasets, devices, paper, parameters
 from resfool.errors import InputError
 from resfool.monitor import Monitor
 from resfool.parameters import (
@@ -147,11 +146,9 @@ def train(
         _check_same_training(stored_facts, settings, data.digest)
         stored = arrays, stored_facts
 
-    # TensorFlow's start-up notes would bury ours; a value set by the user stays.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    devices.start_tensorflow()
     from resfool import architectures, evaluation, training
 
-    training.prepare_devices()
     blueprint: dict[str, Any] = {
         "image_shape": data.image_shape,
         "classes": data.classes,

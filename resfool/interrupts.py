@@ -19,20 +19,15 @@ def deferred() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    held: list[tuple[int, FrameType | None]] = []
-    earlier = {s: signal.signal(s, lambda *caught: held.append(caught)) for s in _SIGNALS}
+    held: list[int] = []
+    earlier = {s: signal.signal(s, lambda caught, _: held.append(caught)) for s in _SIGNALS}
     try:
         yield
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
     if held:
-        number, frame = held[0]
-        handler = signal.getsignal(number)
-        if callable(handler):
-            handler(number, frame)
-        elif handler is signal.SIG_DFL:
-            signal.raise_signal(number)
+        signal.raise_signal(held[0])
 
 
 def raise_once() -> None:

@@ -1,5 +1,6 @@
 """The only file that talks to MLflow: runs, curves, figures, data sets and models."""
 
+import contextlib
 import logging
 import os
 import platform
@@ -19,11 +20,12 @@ from typing import IO, TYPE_CHECKING, Any, Literal, Self
 
 import mlflow
 from mlflow import MlflowClient
+from mlflow.data.numpy_dataset import from_numpy
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.utils.file_utils import local_file_uri_to_path
 
-from resfool import checkpoints
+from resfool import checkpoints, interrupts
 from resfool.datasets import Dataset
 from resfool.errors import InputError
 from resfool.monitor import Monitor
@@ -49,7 +51,6 @@ class Run(Monitor):
     whatever was recorded by then is kept.
 
     Attributes:
-        run_id: the run's id, once the experiment has begun.
         checkpoint: the checkpoint of the run that is resumed, else None.
         seconds: time spent on recording so far.
     """
@@ -63,7 +64,8 @@ class Run(Monitor):
     ) -> None:
         _quieten_mlflow()
         _check_store(mlflow.get_tracking_uri())
-        self.run_id = resume
+        _check_folder("checkpoint folder", checkpoint_dir)
+        self._run_id = resume
         self.checkpoint: Path | None = None
         self.seconds = 0.0
         self._progress = progress
@@ -74,6 +76,7 @@ class Run(Monitor):
         self._lock: IO[str] | None = None
         self._buffer: list[Metric] = []
         self._flushed = time.monotonic()
+        self._last_step = 0
         self._recorded: set[tuple[str, int]] = set()  # points that the store has already
         self._project_run = os.environ.get("MLFLOW_RUN_ID")
         if resume is not None:
@@ -94,16 +97,23 @@ class Run(Monitor):
         if self._open:
             if error is not None and status == "FAILED":
                 self._client.set_tag(self.run_id, f"{_TAG}error", str(error)[:5000])
-            self._client.log_metric(self.run_id, "tracking_seconds", self.seconds)
-            self._client.log_metric(self.run_id, "total_seconds", time.monotonic() - self._began)
+            total = time.monotonic() - self._began
+            times = {"tracking_seconds": self.seconds, "total_seconds": total}
+            self.point({"step": self._last_step, **times})
             self._flush()
             mlflow.end_run(status)
         if self._lock is not None:
             self._lock.close()
         if status == "FINISHED" and self.checkpoint is not None:
             checkpoints.remove(self.checkpoint)
-        if status == "KILLED" and self._project_run not in (None, self.run_id):
+        if status == "KILLED" and self._project_run not in (None, self._run_id):
             self._client.set_terminated(self._project_run, status)
+
+    @property
+    def run_id(self) -> str:
+        """The run's id, once the experiment has begun."""
+        assert self._run_id is not None, "the experiment hasn't begun"
+        return self._run_id
 
     @cached_property
     def _client(self) -> MlflowClient:
@@ -115,23 +125,11 @@ class Run(Monitor):
     def begin(self, facts: Mapping[str, Any], dataset: Dataset) -> Path:
         """Open the run, or open again the one to resume, and log what is known."""
         self._began = started = time.monotonic()
-        if self._resumes:
-            assert self.run_id is not None and self.checkpoint is not None
-            # Otherwise start_run would attach to the run that `mlflow run` opened for this command.
-            os.environ.pop("MLFLOW_RUN_ID", None)
-            self._lock = checkpoints.hold(self.checkpoint)
-            run = mlflow.start_run(run_id=self.run_id, log_system_metrics=True)
-            self._recorded = self._points(list(run.data.metrics))
-            self._point_to(run)
-        else:
-            run = mlflow.start_run(run_name=_name(facts), log_system_metrics=True)
-            self.run_id = run.info.run_id
-            self.checkpoint = (self._checkpoint_dir / self.run_id / "checkpoint.npz").resolve()
-            self._lock = checkpoints.hold(self.checkpoint)
-            if _GENERATED_NAME.fullmatch(run.info.run_name):
-                self._client.set_tag(self.run_id, "mlflow.runName", _name(facts))
-        self._open = True
-        self._log_params(run, facts | _origin())
+        # A signal between the opening and our note of it would leave a run RUNNING for ever.
+        with interrupts.deferred():
+            run, self.checkpoint = self._reopened() if self._resumes else self._opened(_name(facts))
+            self._open = True
+        self._log_params(run, {**facts, **_origin()})
         tags = {_CHECKPOINT_TAG: str(self.checkpoint), f"{_TAG}host": platform.node()}
         mlflow.set_tags(tags | {"network": _network(facts), "dataset": dataset.name})
         if not self._resumes:
@@ -142,18 +140,20 @@ class Run(Monitor):
 
     def fact(self, name: str, value: Any) -> None:
         """Log a parameter that became known late."""
-        assert self.run_id is not None
         self._log_params(self._client.get_run(self.run_id), {name: value})
 
     def point(self, row: Mapping[str, float]) -> None:
         """Log a point of a curve, unless the run has it already."""
         step, now = int(row["step"]), int(time.time() * 1000)
+        self._last_step = step
         for key, value in row.items():
             if key != "step" and (key, step) not in self._recorded:
                 self._recorded.add((key, step))
                 self._buffer.append(Metric(key, value, now, step))
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
-            self._flush()
+            # A store that is away for a while costs no training; the points wait for the next try.
+            with contextlib.suppress(MlflowException):
+                self._flush()
 
     def progress(self, done: int, total: int, text: str) -> None:
         """Pass progress on."""
@@ -200,6 +200,25 @@ class Run(Monitor):
         return f"models:/{info.model_id}"
 
     # Within
+
+    def _opened(self, name: str) -> tuple[Any, Path]:
+        run = mlflow.start_run(run_name=name, log_system_metrics=True)
+        self._run_id = run.info.run_id
+        if _GENERATED_NAME.fullmatch(run.info.run_name):
+            self._client.set_tag(self.run_id, "mlflow.runName", name)
+        checkpoint = (self._checkpoint_dir / self.run_id / "checkpoint.npz").resolve()
+        self._lock = checkpoints.hold(checkpoint)
+        return run, checkpoint
+
+    def _reopened(self) -> tuple[Any, Path]:
+        assert self.checkpoint is not None
+        self._lock = checkpoints.hold(self.checkpoint)
+        # Otherwise start_run would attach to the run that `mlflow run` opened for this command.
+        os.environ.pop("MLFLOW_RUN_ID", None)
+        run = mlflow.start_run(run_id=self.run_id, log_system_metrics=True)
+        self._recorded = self._points(list(run.data.metrics))
+        self._point_to(run)
+        return run, self.checkpoint
 
     def _flush(self) -> None:
         started = time.monotonic()
@@ -301,7 +320,7 @@ def _as_input(dataset: Dataset, part: Literal["train", "test"]) -> Any:
     with warnings.catch_warnings():
         # MLflow finds two source types, of the same name, for a path, and warns of it each time.
         warnings.simplefilter("ignore", UserWarning)
-        return mlflow.data.from_numpy(
+        return from_numpy(
             split.images,
             targets=split.labels,
             source=dataset.source,
@@ -344,7 +363,7 @@ def _check_store(uri: str) -> None:
     elif uri.startswith("sqlite:///"):
         _check_sqlite(Path(uri.removeprefix("sqlite:///")))
     elif uri.startswith("file:") or "://" not in uri:
-        _check_folder(Path(local_file_uri_to_path(uri)))
+        _check_folder("tracking store", Path(local_file_uri_to_path(uri)))  # type: ignore[no-untyped-call]
 
 
 def _check_server(uri: str) -> None:
@@ -373,11 +392,11 @@ def _check_sqlite(path: Path) -> None:
         raise InputError(f"the tracking store {path} can't be used: {error}") from None
 
 
-def _check_folder(path: Path) -> None:
+def _check_folder(what: str, path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".writable-{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise InputError(f"the tracking store {path} can't be written: {error}") from None
+        raise InputError(f"the {what} {path} can't be written: {error}") from None

@@ -20,12 +20,6 @@ _CALL_SECONDS = 0.5  # steps are run in calls of about this length, so that Ctrl
 _CROP_MARGIN = 4  # pixels that a random crop may shift an image by, as in He et al. 2015
 
 
-def prepare_devices() -> None:
-    """Let TensorFlow take a GPU's memory as it needs it, so that others can use the GPU too."""
-    for gpu in tf.config.list_physical_devices("GPU"):
-        tf.config.experimental.set_memory_growth(gpu, True)
-
-
 class Trainer:
     """A model in training: its optimizer, the step it has reached and its curve so far.
 

@@ -154,7 +154,7 @@ def test_a_highway_whose_gates_are_open_is_the_transform_alone() -> None:
 def _conv(x: np.ndarray, layer: Any, stride: int = 1) -> np.ndarray:
     """A 'same' convolution as TensorFlow does it: with stride 2 the even sizes pad at the end."""
     kernel, *bias = layer.get_weights()
-    full = np.stack(
+    full: np.ndarray = np.stack(
         [
             sum(correlate2d(x[..., i], kernel[..., i, o], "same") for i in range(kernel.shape[2]))
             for o in range(kernel.shape[3])

@@ -65,7 +65,7 @@ def _imports(path: Path) -> set[str]:
 
 # Each layer may import itself and those before it; the services stand beside them.
 LAYERS = [
-    {"errors", "paper", "interrupts"},
+    {"errors", "paper", "interrupts", "devices"},
     {"parameters", "layers", "checkpoints"},
     {"datasets", "architectures"},
     {"monitor", "evaluation"},

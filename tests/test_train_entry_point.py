@@ -78,6 +78,7 @@ def test_a_run_holds_what_the_ui_needs(
     steps = {key: [step for step, _ in points] for key, points in curve(store, run).items()}
     assert steps["train_loss"] == steps["train_accuracy"] == [100, 200, 250]
     assert steps["test_loss"] == steps["test_accuracy"] == [100, 200, 250]
+    assert run.inputs is not None and run.outputs is not None
     inputs = {i.tags[0].value: i.dataset for i in run.inputs.dataset_inputs}
     assert inputs.keys() == {"training", "testing"}
     assert inputs["training"].digest == params["dataset_digest"]

@@ -12,6 +12,7 @@ import tensorflow as tf
 from resfool import architectures, checkpoints, datasets, experiments, parameters, training
 from resfool.errors import InputError, NonFiniteLossError
 from resfool.evaluation import Score
+from resfool.monitor import Monitor
 from resfool.training import Trainer
 from tests.conftest import QUICK
 
@@ -20,7 +21,8 @@ LABELS = np.random.default_rng(1).integers(0, 10, 50)
 
 
 def model(arch: parameters.Arch = "mlp", *, fused: bool = True, **shape: Any) -> keras.Model:
-    network = parameters.network(arch, **{"depth": 5, "width": (4,)} | shape)
+    options: dict[str, Any] = {"depth": 5, "width": (4,)}
+    network = parameters.network(arch, **options | shape)
     return architectures.build(
         network, image_shape=(8, 8, 1), classes=10, mean=[0.5], std=[0.3], fused=fused
     )
@@ -284,7 +286,7 @@ def test_resumed_settings_come_from_the_checkpoint_and_may_not_contradict_it(
 def test_changed_data_is_not_trained_on(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.npz"
 
-    class Keeper(experiments.Monitor):
+    class Keeper(Monitor):
         def begin(self, facts: Any, dataset: datasets.Dataset) -> Path:
             return path
 

@@ -1,0 +1,204 @@
+"""A training step here and in PyTorch eager: the same network, batch and precision, in turn.
+
+    make benchmark                                    # all four rows, a few minutes
+    python -m benchmarks.training_step --archs resnet --precisions bfloat16
+
+A step is: draw a batch from the training set, forward, backward, Adam update. Each side lives in a
+process of its own and waits while the other is timed, so both get the same cores and the same
+noise. The figures are medians over all steps; the ratio is the median over blocks, pair by pair.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+Side = Literal["resfool", "pytorch"]
+Step = Callable[[], object]
+
+BATCH, WIDTH, DEPTH, IMAGES = 64, 64, 10, 2000
+STEPS_PER_BLOCK = 10
+
+
+def main() -> None:
+    """Time every combination asked for and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--archs", nargs="+", default=["resnet", "multiresnet"])
+    parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--blocks", type=int, default=8, help="blocks of ten steps on each side")
+    parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)  # side, arch, precision
+    options = parser.parse_args()
+    if options.serve:
+        serve(*options.serve)
+        return
+    print(f"{_processor()}, {len(os.sched_getaffinity(0))} cores")
+    print(f"batch {BATCH}, width {WIDTH}, depth {DEPTH}; median milliseconds per step\n")
+    print("| arch | precision | resfool | PyTorch eager | ratio | of the convolution peak |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for arch in options.archs:
+        for precision in options.precisions:
+            print(row(arch, precision, options.blocks), flush=True)
+
+
+def row(arch: str, precision: str, blocks: int) -> str:
+    """One line of the table."""
+    sides: tuple[Side, Side] = ("resfool", "pytorch")
+    servers = {side: Server(side, arch, precision) for side in sides}
+    times: dict[Side, list[list[float]]] = {side: [] for side in sides}
+    for _ in range(blocks):
+        for side in sides:
+            times[side].append(servers[side].ask("steps"))
+    peak = max(servers[side].ask("peak") for side in sides)
+    flops = 3 * BATCH * servers["resfool"].ask("flops")  # backward costs twice the forward pass
+    for server in servers.values():
+        server.close()
+    ours, theirs = (statistics.median(chain.from_iterable(times[side])) for side in sides)
+    ratios = [
+        statistics.median(a) / statistics.median(b)
+        for a, b in zip(times["resfool"], times["pytorch"], strict=True)
+    ]
+    cells = [
+        arch,
+        precision,
+        f"{1e3 * ours:.0f} ms",
+        f"{1e3 * theirs:.0f} ms",
+        f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+        f"{flops / ours / peak:.0%} of {peak / 1e9:.0f} GFLOP/s",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+class Server:
+    """One side, in a process that works only when it is asked."""
+
+    def __init__(self, side: Side, arch: str, precision: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.training_step", "--serve", side, arch, precision],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+        )
+
+    def ask(self, question: str) -> Any:
+        """Send a question and wait for its answer."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print(question, file=self._process.stdin, flush=True)
+        return json.loads(self._process.stdout.readline())
+
+    def close(self) -> None:
+        """Let the process end."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def serve(side: Side, arch: str, precision: str) -> None:
+    """Answer "steps", "peak" and "flops" on standard input, a line each."""
+    step, convolution, flops = (_resfool if side == "resfool" else _pytorch)(arch, precision)
+    for _ in range(5):
+        step()
+    for line in sys.stdin:
+        if line.strip() == "steps":
+            print(json.dumps([_seconds(step) for _ in range(STEPS_PER_BLOCK)]), flush=True)
+        elif line.strip() == "peak":
+            for _ in range(5):
+                convolution()
+            best = min(_seconds(convolution) for _ in range(30))
+            print(json.dumps(2 * BATCH * 32**2 * 9 * WIDTH**2 / best), flush=True)
+        else:
+            print(json.dumps(flops), flush=True)
+
+
+def _seconds(work: Step) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _data() -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(0)
+    images = random.random((IMAGES, 32, 32, 3), dtype=np.float32)
+    return images, random.integers(0, 10, IMAGES)
+
+
+def _resfool(arch: Any, precision: Any) -> tuple[Step, Step, int]:
+    """The project's own trainer, a step per call; its largest convolution; FLOPs per image."""
+    import tensorflow as tf
+
+    from resfool import architectures, parameters
+    from resfool.training import Trainer
+
+    network = parameters.network(arch, depth=DEPTH, width=(WIDTH,))
+    model = architectures.build(
+        network,
+        image_shape=(32, 32, 3),
+        classes=10,
+        mean=[0.5] * 3,
+        std=[0.3] * 3,
+        precision=precision,
+        fused=True,
+    )
+    trainer = Trainer(model, *_data(), batch_size=BATCH)
+    number = tf.bfloat16 if precision == "bfloat16" else tf.float32
+    maps = tf.cast(tf.random.normal((BATCH, 32, 32, WIDTH)), number)
+    kernel = tf.cast(tf.random.normal((3, 3, WIDTH, WIDTH)), number)
+    convolution = tf.function(lambda: tf.nn.conv2d(maps, kernel, 1, "SAME"))
+    return lambda: trainer.advance(1), convolution, architectures.count_flops(model)
+
+
+def _pytorch(arch: str, precision: str) -> tuple[Step, Step, int]:
+    """The same in PyTorch eager, channels last, with autocast for bfloat16."""
+    import torch
+    from torch.nn import functional
+
+    from benchmarks.torch_networks import NETWORKS
+
+    torch.manual_seed(0)
+    last: Any = torch.channels_last
+    model = NETWORKS[arch](DEPTH, WIDTH).to(memory_format=last)
+    adam = torch.optim.Adam(model.parameters(), lr=1e-3, eps=1e-7)
+    pixels, classes = _data()
+    images = torch.tensor(pixels.transpose(0, 3, 1, 2)).contiguous(memory_format=last)
+    labels = torch.tensor(classes)
+    lower = precision == "bfloat16"
+
+    def step() -> None:
+        rows = torch.randint(0, IMAGES, (BATCH,))
+        adam.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=lower):
+            logits = model((images[rows] - 0.5) / 0.3)
+        functional.cross_entropy(logits.float(), labels[rows]).backward()
+        adam.step()
+
+    number = torch.bfloat16 if lower else torch.float32
+    maps = torch.randn(BATCH, WIDTH, 32, 32).to(number, memory_format=last)
+    kernel = torch.randn(WIDTH, WIDTH, 3, 3).to(number, memory_format=last)
+
+    def convolution() -> None:
+        with torch.no_grad():
+            functional.conv2d(maps, kernel, padding=1)
+
+    return step, convolution, 0
+
+
+def _processor() -> str:
+    try:
+        with Path("/proc/cpuinfo").open() as lines:
+            return next(line.split(":")[1].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    main()
