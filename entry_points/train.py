@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if run.checkpoint is not None:
                 settings = experiments.resumed_settings(settings, run.checkpoint)
             result = experiments.train(run, **settings)
-            title = f"{settings['arch']} on {result.dataset.name}"
+            title = f"{result.network.name} on {result.dataset.name}"
             run.log_figure(figures.accuracy_curves(result.history, title), "accuracy_curves.png")
             metrics = {
                 "final_train_accuracy": result.train.accuracy,
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "final_test_loss": result.test.loss,
             }
             model_uri = run.log_model(result.model, result.dataset, metrics)
-    print(f"train accuracy  {result.train.accuracy:.4f}  (average of the last 100 steps)")
+    print(f"train accuracy  {result.train.accuracy:.4f}  (the curve's last point)")
     print(f"test accuracy   {result.test.accuracy:.4f}  (all {len(result.dataset.test)} images)")
     print(f"run             {run.run_id}")
     print(f"model           {model_uri}")

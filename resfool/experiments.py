@@ -49,6 +49,7 @@ class Training:
         train: the last point's training accuracy and loss.
         test: the finished model's accuracy and loss on the whole test set.
         dataset: what it was trained and tested on.
+        network: its shape, defaults filled in.
     """
 
     model: "keras.Model"
@@ -56,6 +57,7 @@ class Training:
     train: "Score"
     test: "Score"
     dataset: datasets.Dataset
+    network: parameters.Network
 
 
 def train(
@@ -133,6 +135,7 @@ def train(
     )
     data = datasets.load(dataset, data_dir=data_dir, per_class=per_class, seed=data_seed)
     facts = settings | {
+        "network": network.name,
         "layers": network.depth,
         "widths": network.widths,
         "dataset_digest": data.digest,
@@ -199,6 +202,7 @@ def train(
         train=evaluation.Score(last["train_accuracy"], last["train_loss"]),
         test=evaluation.evaluate(plain, data.test.images, data.test.labels),
         dataset=data,
+        network=network,
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter
 
 _COLOURS = {"train": "tab:blue", "test": "tab:orange"}
 
@@ -26,6 +27,8 @@ def accuracy_curves(history: Sequence[Mapping[str, float]], title: str) -> Figur
     accuracy.legend(loc="lower right")
     _draw(loss, history, "loss")
     loss.set(ylabel="cross-entropy loss (nats)", yscale="log")
+    for axis_ticks in (loss.yaxis.set_major_formatter, loss.yaxis.set_minor_formatter):
+        axis_ticks(FormatStrFormatter("%g"))
     loss.legend(loc="lower left")
     return figure
 

@@ -58,6 +58,11 @@ class Network:
     gate_bias: float = -1.0
     batch_norm: bool = True
 
+    @property
+    def name(self) -> str:
+        """Architecture and depth, such as resnet-10."""
+        return f"{self.arch}-{self.depth}"
+
 
 def network(
     arch: Arch,

@@ -131,7 +131,7 @@ class Run(Monitor):
             self._open = True
         self._log_params(run, {**facts, **_origin()})
         tags = {_CHECKPOINT_TAG: str(self.checkpoint), f"{_TAG}host": platform.node()}
-        mlflow.set_tags(tags | {"network": _network(facts), "dataset": dataset.name})
+        mlflow.set_tags(tags | {"network": facts["network"], "dataset": dataset.name})
         if not self._resumes:
             mlflow.log_input(_as_input(dataset, "train"), context="training")
             mlflow.log_input(_as_input(dataset, "test"), context="testing")
@@ -307,11 +307,7 @@ def _quieten_mlflow() -> None:
 
 
 def _name(facts: Mapping[str, Any]) -> str:
-    return f"{_network(facts)} {facts['dataset']} seed {facts['seed']}"
-
-
-def _network(facts: Mapping[str, Any]) -> str:
-    return f"{facts['arch']}-{facts['layers']}"
+    return f"{facts['network']} {facts['dataset']} seed {facts['seed']}"
 
 
 def _as_input(dataset: Dataset, part: Literal["train", "test"]) -> Any:
