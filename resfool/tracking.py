@@ -7,6 +7,7 @@ import platform
 import re
 import sqlite3
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -106,8 +107,8 @@ class Run(Monitor):
             self._lock.close()
         if status == "FINISHED" and self.checkpoint is not None:
             checkpoints.remove(self.checkpoint)
-        if status == "KILLED" and self._project_run not in (None, self._run_id):
-            self._client.set_terminated(self._project_run, status)
+        if status == "KILLED" and self._project_run is not None:
+            _start_keeping_killed(self._project_run)
 
     @property
     def run_id(self) -> str:
@@ -298,6 +299,40 @@ def open_run(
 def ui_command() -> str:
     """The command that opens the MLflow UI on the store in use."""
     return f"mlflow ui --backend-store-uri {mlflow.get_tracking_uri()}"
+
+
+def keep_killed(run_id: str, seconds: float = 15.0) -> None:
+    """Mark a run KILLED, and once more when `mlflow run` has written FAILED over it.
+
+    `mlflow run` means to leave a status alone that was set before its command ended, but compares
+    a text with numbers (mlflow.projects._maybe_set_run_terminated, MLflow 3.17), so it never does.
+
+    Args:
+        run_id: the run that `mlflow run` opened.
+        seconds: how long to wait for it to overwrite the status.
+    """
+    client = MlflowClient()
+    client.set_terminated(run_id, "KILLED")
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if client.get_run(run_id).info.status != "KILLED":
+            client.set_terminated(run_id, "KILLED")
+            return
+        time.sleep(0.2)
+
+
+def _start_keeping_killed(run_id: str) -> None:
+    """`keep_killed` in a process that outlives this one: `mlflow run` writes when we have ended."""
+    script = f"from resfool import tracking; tracking.keep_killed({run_id!r})"
+    subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).resolve().parent.parent,
+        env=os.environ | {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 def _quieten_mlflow() -> None:

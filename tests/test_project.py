@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,18 @@ def test_conda_pins_equal_pyprojects() -> None:
     assert conda[-1]["pip"] == project["dependencies"]
     assert "python=3.11" in conda and project["requires-python"].startswith(">=3.11")
     assert all("<" in pin and ">=" in pin for pin in project["dependencies"])
+
+
+def test_readme_lists_every_parameter_with_its_default() -> None:
+    table = re.findall(
+        r"^\| `(\w+)` \| (?:`(.+?)`|required) \|", (ROOT / "README.md").read_text(), re.M
+    )
+    expected = [
+        (name, "" if p.default is inspect.Parameter.empty else show(p.default))
+        for function in ENTRY_POINTS["train"]
+        for name, p in command_line.public_parameters(function).items()
+    ]
+    assert sorted(table) == sorted(expected)
 
 
 def _imports(path: Path) -> set[str]:

@@ -115,6 +115,37 @@ def wait_for_checkpoint(process: subprocess.Popen[str], past_step: int) -> Path:
     raise AssertionError(f"no checkpoint past step {past_step}: {process.communicate()}")
 
 
+def wait_for_status(store: MlflowClient, run_id: str, status: str) -> None:
+    deadline = time.monotonic() + 20
+    while store.get_run(run_id).info.status != status:
+        assert time.monotonic() < deadline, store.get_run(run_id).info.status
+        time.sleep(0.1)
+
+
+def test_ctrl_c_on_mlflow_run_leaves_the_run_killed(store: MlflowClient) -> None:
+    options = QUICK | {"steps": 100_000, "checkpoint_seconds": 0}
+    options["checkpoint_dir"] = str(Path("checkpoints").resolve())
+    parameters = [f"-P{name}={show(value)}" for name, value in options.items()]
+    command = [sys.executable, "-m", "mlflow", "run", str(ROOT), "-e", "train", *parameters]
+    process = subprocess.Popen(
+        [*command, "--env-manager=local"],
+        # The command in MLproject is `python`, which must be this one.
+        env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # a process group of its own, as a terminal gives it
+    )
+    wait_for_checkpoint(process, 100)
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=30)
+    run = only_run(store)
+    wait_for_status(store, run.info.run_id, "KILLED")
+    time.sleep(1)
+    assert store.get_run(run.info.run_id).info.status == "KILLED"
+    assert Path(run.data.tags["resfool.checkpoint"]).exists()
+
+
 def test_killed_twice_and_resumed_it_ends_as_if_never_killed(store: MlflowClient) -> None:
     options: Any = {"steps": 3000, "eval_every": 150, "checkpoint_seconds": 0}
     whole_words = words(**options)
@@ -167,8 +198,8 @@ def test_mlflow_run_of_a_resumption_becomes_a_pointer(store: MlflowClient) -> No
     process.send_signal(signal.SIGINT)
     process.wait(timeout=30)
 
+    wait_for_status(store, pointer, "KILLED")
     run = store.get_run(pointer)
-    assert run.info.status == "KILLED"
     assert run.data.tags["resfool.resumes"] == first.info.run_id
     assert run.info.run_name == "resumes mlp-2 digits seed 0"
     assert not run.data.metrics
