@@ -396,7 +396,7 @@ def _locate(official: _Official, data_dir: Path | None) -> Path:
     )
     instead = (
         "; name a folder that holds it with `-P data_dir=FOLDER`,"
-        " or run without a download: `mlflow run . -e train -P dataset=mnist5k`"
+        " or run without a download: `mlflow run . -e train -P arch=resnet -P dataset=mnist5k`"
     )
     if data_dir is not None:
         raise InputError(looked + instead)

@@ -1,6 +1,7 @@
 """The only file that talks to MLflow: runs, curves, figures, data sets and models."""
 
 import contextlib
+import http.client
 import logging
 import os
 import platform
@@ -8,6 +9,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -128,8 +130,11 @@ class Run(Monitor):
         self._began = started = time.monotonic()
         # A signal between the opening and our note of it would leave a run RUNNING for ever.
         with interrupts.deferred():
-            run, self.checkpoint = self._reopened() if self._resumes else self._opened(_name(facts))
-            self._open = True
+            try:
+                run = self._reopened() if self._resumes else self._opened(_name(facts))
+            except MlflowException as error:
+                uri = mlflow.get_tracking_uri()
+                raise InputError(f"{uri} can't be used for tracking: {error.message}") from error
         self._log_params(run, {**facts, **_origin()})
         tags = {_CHECKPOINT_TAG: str(self.checkpoint), f"{_TAG}host": platform.node()}
         mlflow.set_tags(tags | {"network": facts["network"], "dataset": dataset.name})
@@ -137,6 +142,7 @@ class Run(Monitor):
             mlflow.log_input(_as_input(dataset, "train"), context="training")
             mlflow.log_input(_as_input(dataset, "test"), context="testing")
         self.seconds += time.monotonic() - started
+        assert self.checkpoint is not None
         return self.checkpoint
 
     def fact(self, name: str, value: Any) -> None:
@@ -202,24 +208,26 @@ class Run(Monitor):
 
     # Within
 
-    def _opened(self, name: str) -> tuple[Any, Path]:
+    def _opened(self, name: str) -> Any:
         run = mlflow.start_run(run_name=name, log_system_metrics=True)
+        self._open = True
         self._run_id = run.info.run_id
         if _GENERATED_NAME.fullmatch(run.info.run_name):
             self._client.set_tag(self.run_id, "mlflow.runName", name)
-        checkpoint = (self._checkpoint_dir / self.run_id / "checkpoint.npz").resolve()
-        self._lock = checkpoints.hold(checkpoint)
-        return run, checkpoint
+        self.checkpoint = (self._checkpoint_dir / self.run_id / "checkpoint.npz").resolve()
+        self._lock = checkpoints.hold(self.checkpoint)
+        return run
 
-    def _reopened(self) -> tuple[Any, Path]:
+    def _reopened(self) -> Any:
         assert self.checkpoint is not None
         self._lock = checkpoints.hold(self.checkpoint)
         # Otherwise start_run would attach to the run that `mlflow run` opened for this command.
         os.environ.pop("MLFLOW_RUN_ID", None)
         run = mlflow.start_run(run_id=self.run_id, log_system_metrics=True)
+        self._open = True
         self._recorded = self._points(list(run.data.metrics))
         self._point_to(run)
-        return run, self.checkpoint
+        return run
 
     def _flush(self) -> None:
         started = time.monotonic()
@@ -245,10 +253,12 @@ class Run(Monitor):
         }
 
     def _find_checkpoint(self, run_id: str) -> Path:
+        uri = mlflow.get_tracking_uri()
         try:
+            if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+                raise MlflowException("a new store has no runs, and would be made by the question")
             run = self._client.get_run(run_id)
         except MlflowException:
-            uri = mlflow.get_tracking_uri()
             raise InputError(f"resume={run_id}: there is no such run in {uri}") from None
         if run.info.status == "FINISHED":
             raise InputError(f"resume={run_id}: this run has finished; there is nothing to resume")
@@ -403,11 +413,16 @@ def _check_server(uri: str) -> None:
             pass
     except urllib.error.HTTPError:
         pass  # it answers; whether it lets us in, MLflow will say
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise InputError(f"the tracking server {uri} can't be reached: {error}") from None
 
 
 def _check_sqlite(path: Path) -> None:
+    if not path.exists():
+        if not path.parent.is_dir():
+            raise InputError(f"the tracking store {path} can't be written: no folder {path.parent}")
+        _check_folder("tracking store's folder", path.parent)
+        return
     try:
         connection = sqlite3.connect(path, timeout=2)
         try:
@@ -424,10 +439,10 @@ def _check_sqlite(path: Path) -> None:
 
 
 def _check_folder(what: str, path: Path) -> None:
+    """Refuse a folder that can't be written, or made, without making it."""
+    nearest = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
     except OSError as error:
-        raise InputError(f"the {what} {path} can't be written: {error}") from None
+        raise InputError(f"the {what} {path} can't be written: {error.strerror}") from None

@@ -5,8 +5,10 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -307,23 +309,42 @@ def test_unknown_runs_and_other_architectures_are_not_resumed(
     assert store.get_run(run.info.run_id).info.status == "KILLED"
 
 
+class NotMLflow(BaseHTTPRequestHandler):
+    """A web server that knows none of MLflow's addresses."""
+
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+    do_POST = do_GET
+
+    def log_message(self, *words: Any) -> None:
+        pass
+
+
 @pytest.mark.parametrize(
     ("uri", "sentence"),
     [
         ("sqlite:////nowhere/at/all/mlflow.db", "can't be written"),
         ("sqlite:///README.md", "can't be used"),
         ("http://127.0.0.1:9", "can't be reached"),
+        ("http://127.0.0.1:{port}", "can't be used for tracking"),
     ],
 )
 def test_a_store_that_cannot_be_used_is_said_so_at_once(
     store: MlflowClient, capsys: pytest.CaptureFixture[str], uri: str, sentence: str
 ) -> None:
     Path("README.md").write_text("This is no database. " * 100)
+    stranger = HTTPServer(("127.0.0.1", 0), NotMLflow)
+    threading.Thread(target=stranger.serve_forever, daemon=True).start()
+    uri = uri.format(port=stranger.server_port)
     mlflow.set_tracking_uri(uri)
     started = time.monotonic()
     line = refused(capsys, *words())
     assert sentence in line and uri.split("/")[-1] in line
     assert time.monotonic() - started < 10, "MLflow's own retries were waited for"
+    stranger.shutdown()
+    stranger.server_close()
+    assert not Path("checkpoints").exists()
 
 
 def test_points_of_a_curve_are_recorded_once(store: MlflowClient) -> None:
