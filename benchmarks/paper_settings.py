@@ -12,8 +12,7 @@ import statistics
 import time
 from typing import get_args
 
-import numpy as np
-
+from benchmarks import common
 from resfool import paper, parameters
 from resfool.devices import start_tensorflow
 
@@ -37,21 +36,9 @@ def main() -> None:
 
 def row(arch: parameters.Arch, depth: int, precision: parameters.Precision, steps: int) -> str:
     """One line of the table."""
-    from resfool import architectures
-    from resfool.training import Trainer
+    from resfool.architectures import count_flops
 
-    model = architectures.build(
-        parameters.network(arch, depth=depth),
-        image_shape=(32, 32, 3),
-        classes=10,
-        mean=[0.5] * 3,
-        std=[0.3] * 3,
-        precision=precision,
-        fused=True,
-    )
-    random = np.random.default_rng(0)
-    images = random.random((1000, 32, 32, 3), dtype=np.float32)
-    trainer = Trainer(model, images, random.integers(0, 10, 1000))
+    trainer = common.trainer(arch, depth, precision)
     trainer.advance(1)
     seconds = []
     for _ in range(steps):
@@ -62,8 +49,8 @@ def row(arch: parameters.Arch, depth: int, precision: parameters.Precision, step
     cells = [
         arch,
         str(depth),
-        f"{model.count_params():,}",
-        f"{architectures.count_flops(model) / 1e6:.0f}",
+        f"{trainer.model.count_params():,}",
+        f"{count_flops(trainer.model) / 1e6:.0f}",
         f"{step:.2f}",
         f"{step * paper.STEPS / 3600:.1f} h",
     ]

@@ -1,0 +1,37 @@
+"""What the benchmarks share."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from resfool import paper
+from resfool.parameters import Arch, Precision, network
+
+if TYPE_CHECKING:
+    from resfool.training import Trainer
+
+IMAGES = 2000
+
+
+def random_data() -> tuple[np.ndarray, np.ndarray]:
+    """Images of CIFAR-10's shape and labels, both noise: time doesn't depend on what they show."""
+    random = np.random.default_rng(0)
+    images = random.random((IMAGES, 32, 32, 3), dtype=np.float32)
+    return images, random.integers(0, 10, IMAGES)
+
+
+def trainer(arch: Arch, depth: int, precision: Precision) -> "Trainer":
+    """The project's own trainer at the paper's settings (batch 64, width 64, Adam)."""
+    from resfool import architectures
+    from resfool.training import Trainer
+
+    model = architectures.build(
+        network(arch, depth=depth, width=(paper.WIDTH,)),
+        image_shape=(32, 32, 3),
+        classes=10,
+        mean=[0.5] * 3,
+        std=[0.3] * 3,
+        precision=precision,
+        fused=True,
+    )
+    return Trainer(model, *random_data())
