@@ -115,6 +115,16 @@ def test_cut_into_pieces_and_restored_the_weights_are_the_same(
     assert_same_bits(whole, rest)
 
 
+def test_xla_draws_the_same_batches_and_takes_the_same_step() -> None:
+    """What a GPU runs, compiled for this CPU."""
+    made = [trainer(model("resnet"), augment="crop_flip", seed=5) for _ in range(2)]
+    made[1]._learn = tf.function(made[1]._update, jit_compile=True)
+    for one in made:
+        one.advance(2)
+    plain, compiled = (np.array(one._window) for one in made)
+    np.testing.assert_allclose(compiled, plain, rtol=1e-3)
+
+
 def test_another_seed_gives_other_batches_and_the_same_seed_the_same() -> None:
     makers = [trainer(model(), seed=seed) for seed in (1, 1, 2)]
     one, same, other = (
