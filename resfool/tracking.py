@@ -308,7 +308,10 @@ def open_run(
 
 def ui_command() -> str:
     """The command that opens the MLflow UI on the store in use."""
-    return f"mlflow ui --backend-store-uri {mlflow.get_tracking_uri()}"
+    # In full, since this environment's commands needn't be on the path of the user's shell.
+    beside_python = Path(sys.executable).with_name("mlflow")
+    command = beside_python if beside_python.exists() else "mlflow"
+    return f"{command} ui --backend-store-uri {mlflow.get_tracking_uri()}"
 
 
 def keep_killed(run_id: str, seconds: float = 15.0) -> None:
