@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 # Put first on the path, so that `mlflow run` finds this environment's python.
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: train test test-slow format benchmark clean
+.PHONY: train test format benchmark clean
 
 train: $(INSTALLED)
 	$(RUN) mlflow run . -e train --env-manager local --experiment-name resfool \
@@ -16,10 +16,7 @@ test: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not slow"
-
-test-slow: $(INSTALLED)
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

@@ -143,11 +143,15 @@ def train(
         "test_images": len(data.test),
     }
     checkpoint = monitor.begin(facts, data)
-    stored = None
+    identity = {"settings": settings, "dataset_digest": data.digest}
+    arrays: dict[str, Any] = {}
+    stored: dict[str, Any] = {}
     if checkpoint is not None and checkpoint.exists():
-        arrays, stored_facts = checkpoints.load(checkpoint)
-        _check_same_training(stored_facts, settings, data.digest)
-        stored = arrays, stored_facts
+        arrays, stored = checkpoints.load(checkpoint)
+        _check_same_training(stored, settings, data.digest)
+    elif checkpoint is not None:
+        # Without a state yet, so that a run killed before its first step can be resumed too.
+        checkpoints.save(checkpoint, {}, identity)
 
     devices.start_tensorflow()
     from resfool import architectures, evaluation, training
@@ -175,14 +179,13 @@ def train(
         augment=augment,
         seed=seed,
     )
-    if stored is not None:
-        trainer.restore(*stored)
+    if arrays:
+        trainer.restore(arrays, stored)
 
     def save() -> None:
         if checkpoint is not None:
             arrays, state = trainer.state()
-            state |= {"settings": settings, "dataset_digest": data.digest}
-            checkpoints.save(checkpoint, arrays, state)
+            checkpoints.save(checkpoint, arrays, identity | state)
 
     history = training.train(
         trainer,

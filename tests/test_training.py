@@ -293,6 +293,30 @@ def test_resumed_settings_come_from_the_checkpoint_and_may_not_contradict_it(
             resumed(defaults | contradiction, path)
 
 
+def test_a_training_killed_before_its_first_step_can_be_resumed(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.npz"
+
+    class Killed(Monitor):
+        """Stops the training when the network is known, before any step."""
+
+        def begin(self, facts: Any, dataset: datasets.Dataset) -> Path:
+            return path
+
+        def fact(self, name: str, value: Any) -> None:
+            raise SystemExit
+
+    class Resumed(Monitor):
+        def begin(self, facts: Any, dataset: datasets.Dataset) -> Path:
+            return path
+
+    arguments: Any = QUICK | {"steps": 20}
+    with pytest.raises(SystemExit):
+        experiments.train(Killed(), **arguments)
+    settings = experiments.resumed_settings({"arch": "mlp", "data_dir": None}, path)
+    resumed = experiments.train(Resumed(), **settings)
+    assert_same_bits(resumed.model, experiments.train(**arguments).model)
+
+
 def test_changed_data_is_not_trained_on(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.npz"
 
