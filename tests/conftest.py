@@ -1,5 +1,6 @@
 """What the tests share: a tracking store of their own each, and quick settings."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -22,7 +23,9 @@ QUICK: dict[str, Any] = {"arch": "mlp", "dataset": "digits", "width": (8,), "dep
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh SQLite store; making its tables takes seconds, so it is made once and copied."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
+    # The folder for artifacts is made out of the working directory, which must not be the checkout.
+    with contextlib.chdir(path.parent):
+        MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
 
 
