@@ -1,5 +1,6 @@
 """The types of the public parameters, and every check of them that needs no TensorFlow."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -12,6 +13,7 @@ from resfool.errors import InputError
 Arch = Literal["convnet", "resnet", "highway", "multiresnet", "mlp"]
 Optimizer = Literal["adam", "momentum", "sgd"]
 Augment = Literal["none", "crop_flip"]
+Adversarial = Literal["none", "fgsm"]
 Precision = Literal["float32", "bfloat16"]
 
 
@@ -23,12 +25,38 @@ def _single(value: Any) -> Any:
     return (value,) if isinstance(value, int) else value
 
 
+def parse_epsilon(text: str) -> float:
+    """Read the size of a perturbation, where pixels go from 0 to 1.
+
+    Args:
+        text: a number or a quotient of two, such as 0.03 or 8/255.
+
+    Returns:
+        The number, in [0, 1].
+
+    Raises:
+        ValueError: it is none, or out of range; the message lacks its subject, as pydantic's do.
+    """
+    above, slash, below = text.partition("/")
+    try:
+        numerator, denominator = float(above), float(below) if slash else 1.0
+    except ValueError:
+        raise ValueError("must be a number such as 0.03 or 8/255") from None
+    if denominator == 0:
+        raise ValueError("divides by zero")
+    if not 0 <= numerator <= denominator < math.inf:
+        raise ValueError("must be from 0 to 1, the range of a pixel, such as 0.03 or 8/255")
+    return numerator / denominator
+
+
 Count = Annotated[int, Field(ge=0)]
 PositiveCount = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Epsilon = Annotated[float, BeforeValidator(lambda value: parse_epsilon(str(value)))]
 Counts = Annotated[
     tuple[PositiveCount, ...], BeforeValidator(_split_commas), BeforeValidator(_single)
 ]
@@ -141,11 +169,15 @@ def _check_convs_per_unit(arch: Arch, depth: int, convs_per_unit: int) -> None:
 
 
 def show(value: Any) -> str:
-    """A value as the command line and MLproject spell it: `none`, `true`, `1,2`."""
+    """A value as the command line and MLproject spell it: `none`, `true`, `1,2`, `8/255`."""
     if value is None:
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
         return ",".join(map(show, value))
+    if isinstance(value, float) and 0 < value < 1 and len(repr(value)) > 8:
+        levels = round(value * 255)
+        if value == levels / 255:
+            return f"{levels}/255"
     return str(value)

@@ -3,9 +3,11 @@
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
 from resfool import parameters
 from resfool.errors import InputError
+from resfool.parameters import Epsilon, show
 
 
 def test_defaults_are_the_papers() -> None:
@@ -40,3 +42,76 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=sentence):
         parameters.network(arch, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("8/255", 8 / 255),
+        (" 8 / 255 ", 8 / 255),
+        ("0.5/255", 0.5 / 255),
+        ("0.03", 0.03),
+        ("3e-2", 0.03),
+        ("0", 0.0),
+        ("0/255", 0.0),
+        ("1", 1.0),
+        ("255/255", 1.0),
+    ],
+)
+def test_an_epsilon_is_a_number_or_a_quotient(text: str, value: float) -> None:
+    assert parameters.parse_epsilon(text) == value
+    assert TypeAdapter(Epsilon).validate_python(text) == value
+    assert TypeAdapter(Epsilon).validate_python(value) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "must be a number"),
+        ("eight", "must be a number"),
+        ("8/", "must be a number"),
+        ("/255", "must be a number"),
+        ("8/255/2", "must be a number"),
+        ("0.03,0.06", "must be a number"),
+        ("1/0", "divides by zero"),
+        ("0/0", "divides by zero"),
+        ("-0.1", "must be from 0 to 1"),
+        ("-8/255", "must be from 0 to 1"),
+        ("-8/-255", "must be from 0 to 1"),
+        ("8", "must be from 0 to 1"),
+        ("256/255", "must be from 0 to 1"),
+        ("nan", "must be from 0 to 1"),
+        ("nan/255", "must be from 0 to 1"),
+        ("1/nan", "must be from 0 to 1"),
+        ("inf", "must be from 0 to 1"),
+        ("1/inf", "must be from 0 to 1"),
+    ],
+)
+def test_what_is_no_epsilon_is_refused(text: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        parameters.parse_epsilon(text)
+    with pytest.raises(ValidationError, match=sentence):
+        TypeAdapter(Epsilon).validate_python(text)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (8 / 255, "8/255"),
+        (1 / 255, "1/255"),
+        (0.2, "0.2"),  # 51/255, but short
+        (0.001, "0.001"),
+        (0.123456789, "0.123456789"),
+        (8.0, "8.0"),
+        (1234567890.0, "1234567890.0"),
+        (float("nan"), "nan"),
+        ((8 / 255, 0.1), "8/255,0.1"),
+    ],
+)
+def test_numbers_are_shown_as_they_are_typed(value: object, text: str) -> None:
+    assert show(value) == text
+
+
+def test_every_pixel_level_is_read_back_as_it_is_shown() -> None:
+    for level in range(256):
+        assert parameters.parse_epsilon(show(level / 255)) == level / 255
