@@ -15,9 +15,11 @@ from resfool import checkpoints, datasets, devices, paper, parameters
 from resfool.errors import InputError
 from resfool.monitor import Monitor
 from resfool.parameters import (
+    Adversarial,
     Arch,
     Augment,
     Counts,
+    Epsilon,
     FiniteFloat,
     Fraction,
     NonNegativeFloat,
@@ -26,6 +28,8 @@ from resfool.parameters import (
     PositiveFloat,
     Precision,
     Seed,
+    Share,
+    show,
 )
 
 if TYPE_CHECKING:
@@ -82,6 +86,9 @@ def train(
     optimizer: Optimizer = "adam",
     lr_drop: Counts | None = None,
     augment: Augment = "none",
+    adversarial: Adversarial = "none",
+    adversarial_epsilon: Epsilon = 8 / 255,
+    adversarial_weight: Share = 0.5,
     precision: Precision = "float32",
     seed: Seed = 0,
     eval_every: PositiveCount = 1000,
@@ -109,6 +116,9 @@ def train(
         optimizer: adam, momentum or sgd.
         lr_drop: steps after which the rate is divided by 10, comma separated.
         augment: none, or crop_flip for random shifts and mirror images.
+        adversarial: none, or fgsm to train on fast-gradient examples of each batch as well.
+        adversarial_epsilon: their largest change of a pixel, where pixels go from 0 to 1.
+        adversarial_weight: share of the loss on them in the loss that is minimised, 0 to 1.
         precision: float32, or bfloat16 for activations and gradients.
         seed: seed of the initial weights, the batches, dropout and augmentation.
         eval_every: steps between two evaluations on the test set.
@@ -124,6 +134,7 @@ def train(
     """
     settings = {name: value for name, value in locals().items() if name != "monitor"}
     monitor = monitor or Monitor()
+    _check_adversarial(settings)
     network = parameters.network(
         arch,
         depth=depth,
@@ -177,6 +188,9 @@ def train(
         lr_drop=lr_drop or (),
         weight_decay=weight_decay,
         augment=augment,
+        adversarial=adversarial,
+        adversarial_epsilon=adversarial_epsilon,
+        adversarial_weight=adversarial_weight,
         seed=seed,
     )
     if arrays:
@@ -233,14 +247,20 @@ def resumed_settings(given: Settings, checkpoint: Path) -> Settings:
         if name in _MAY_CHANGE:
             stored[name] = given[name]
         else:
-            _check_agrees(name, given[name], stored[name])
+            _check_agrees(name, given[name], stored)
     return stored
+
+
+def _check_adversarial(settings: Settings) -> None:
+    for name in ("adversarial_epsilon", "adversarial_weight"):
+        if settings["adversarial"] == "none" and settings[name] != _default(name):
+            raise InputError(f"{name}={show(settings[name])} needs adversarial=fgsm")
 
 
 def _check_same_training(stored: Mapping[str, Any], settings: Settings, digest: str) -> None:
     for name, value in settings.items():
         if name not in _MAY_CHANGE:
-            _check_agrees(name, value, stored["settings"][name])
+            _check_agrees(name, value, stored["settings"])
     if stored["dataset_digest"] != digest:
         raise InputError(
             f"the data set {settings['dataset']} has changed since the checkpoint: its digest was "
@@ -248,7 +268,13 @@ def _check_same_training(stored: Mapping[str, Any], settings: Settings, digest: 
         )
 
 
-def _check_agrees(name: str, given: Any, stored: Any) -> None:
-    as_stored = list(given) if isinstance(given, tuple) else given
-    if as_stored != (list(stored) if isinstance(stored, tuple) else stored):
-        raise InputError(f"the run to resume has {name}={stored}, not {name}={given}")
+def _check_agrees(name: str, given: Any, settings: Settings) -> None:
+    # A checkpoint from before there was this parameter was trained as its default does.
+    stored = settings.get(name, _default(name))
+    given, stored = (tuple(v) if isinstance(v, list) else v for v in (given, stored))
+    if given != stored:
+        raise InputError(f"the run to resume has {name}={show(stored)}, not {name}={show(given)}")
+
+
+def _default(name: str) -> Any:
+    return inspect.signature(train).parameters[name].default

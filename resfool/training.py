@@ -12,7 +12,7 @@ import tensorflow as tf
 from resfool import interrupts, paper
 from resfool.errors import NonFiniteLossError
 from resfool.evaluation import Score
-from resfool.parameters import Augment, Optimizer
+from resfool.parameters import Adversarial, Augment, Optimizer
 
 Row = dict[str, float]  # one point of a curve: "step" and the figures measured there
 
@@ -37,6 +37,9 @@ class Trainer:
         lr_drop: numbers of steps after which the rate is divided by 10.
         weight_decay: decoupled, for the kernels of convolutions and dense layers only.
         augment: "crop_flip" shifts each image by up to 4 pixels and mirrors half of them.
+        adversarial: "fgsm" minimises the loss on each batch's fast-gradient examples too.
+        adversarial_epsilon: the most that they change a pixel by, in [0, 1].
+        adversarial_weight: share of their loss in the one that is minimised, in [0, 1].
         seed: of the batches and their augmentation.
     """
 
@@ -52,16 +55,25 @@ class Trainer:
         lr_drop: Sequence[int] = (),
         weight_decay: float = 0.0,
         augment: Augment = "none",
+        adversarial: Adversarial = "none",
+        adversarial_epsilon: float = 8 / 255,
+        adversarial_weight: float = 0.5,
         seed: int = 0,
     ) -> None:
         self.model = model
         self.step = 0
         self.history: list[Row] = []
-        self._window: list[tuple[float, float]] = []  # loss and accuracy since the last point
+        self._figures = ["train_loss", "train_accuracy"]  # what is measured in each step
+        if adversarial == "fgsm":
+            self._figures += ["train_adversarial_loss", "train_adversarial_accuracy"]
+        self._window: list[tuple[float, ...]] = []  # those of the steps since the last point
         self._images = tf.constant(images)
         self._labels = tf.constant(labels, tf.int32)
         self._batch_size = batch_size
         self._augment = augment
+        self._adversarial = adversarial
+        self._epsilon = adversarial_epsilon
+        self._adversarial_weight = adversarial_weight
         self._seed = seed
         self._optimizer = _optimizer(optimizer, learning_rate, lr_drop, weight_decay)
         self._optimizer.exclude_from_weight_decay(
@@ -81,24 +93,25 @@ class Trainer:
         """
         # Were a signal to cut in between, the weights would be ahead of the step.
         with interrupts.deferred():
-            losses, accuracies = self._run(tf.constant(self.step), tf.constant(steps))
-            pairs = zip(losses.numpy().tolist(), accuracies.numpy().tolist(), strict=True)
-            for loss, accuracy in pairs:
+            measured = self._run(tf.constant(self.step), tf.constant(steps))
+            for figures in measured.numpy().tolist():
                 self.step += 1
-                if not math.isfinite(loss):
-                    raise NonFiniteLossError(
-                        f"the training loss became {loss} at step {self.step}; "
-                        "a lower learning_rate usually helps"
-                    )
-                self._window.append((loss, accuracy))
+                for figure in figures:
+                    if not math.isfinite(figure):
+                        raise NonFiniteLossError(
+                            f"the training loss became {figure} at step {self.step}; "
+                            "a lower learning_rate usually helps"
+                        )
+                self._window.append(tuple(figures))
                 if self.step % paper.AVERAGED_STEPS == 0:
                     self.close_window()
 
     def close_window(self) -> None:
-        """Record the average loss and accuracy since the last point, if there are any steps."""
+        """Record the averages of the figures since the last point, if there are any steps."""
         if self._window:
-            loss, accuracy = np.mean(self._window, axis=0).tolist()
-            self.history.append({"step": self.step, "train_loss": loss, "train_accuracy": accuracy})
+            averages = np.mean(self._window, axis=0).tolist()
+            row = dict(zip(self._figures, averages, strict=True))
+            self.history.append({"step": self.step} | row)
             self._window.clear()
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -113,34 +126,61 @@ class Trainer:
             variable.assign(arrays[f"variable{i}"])
         self.step = facts["step"]
         self.history = list(facts["history"])
-        self._window = [tuple(pair) for pair in facts["window"]]
+        self._window = [tuple(figures) for figures in facts["window"]]
 
     def _variables(self) -> list[Any]:
         # `variables`, unlike `weights`, has the seed states of dropout too.
         return [*self.model.variables, *self._optimizer.variables]
 
-    def _steps(self, first: Any, count: Any) -> tuple[Any, Any]:
-        """Steps `first` to `first + count`, as one graph: losses and accuracies, (count,) each."""
-        losses = tf.TensorArray(tf.float32, size=count)
-        accuracies = tf.TensorArray(tf.float32, size=count)
+    def _steps(self, first: Any, count: Any) -> Any:
+        """Steps `first` to `first + count`, as one graph: their figures, (count, figures)."""
+        measured = tf.TensorArray(tf.float32, size=count)
         for i in tf.range(count):
             # Drawn outside of what XLA compiles: it has random numbers of its own.
             images, labels = self._batch(first + i)
-            loss, accuracy = self._learn(images, labels)
-            losses = losses.write(i, loss)
-            accuracies = accuracies.write(i, accuracy)
-        return losses.stack(), accuracies.stack()
+            measured = measured.write(i, self._learn(images, labels))
+        return measured.stack()
 
-    def _update(self, images: Any, labels: Any) -> tuple[Any, Any]:
-        """One step on a batch: its loss and accuracy before the update."""
+    def _update(self, images: Any, labels: Any) -> Any:
+        """One step on a batch: its figures before the update.
+
+        With fast-gradient examples, the weights w go down the gradient of
+
+            (1 - a) J(w, x, y) + a J(w, x + e sign(grad_x J(w, x, y)), y)
+
+        in which the examples count as constants. Source: Goodfellow et al. 2015, arXiv:1412.6572,
+        section 6 (whose alpha is 1 - a).
+        """
+        figures, gradients, image_gradient = self._gradients(images, labels)
+        if self._adversarial == "fgsm":
+            share = self._adversarial_weight
+            moved = images + self._epsilon * tf.sign(image_gradient)
+            # Each pass normalises by its own batch and moves the averages: the finished model,
+            # which normalises by them, is to meet images of both kinds.
+            more_figures, more_gradients, _ = self._gradients(
+                tf.clip_by_value(moved, 0.0, 1.0), labels
+            )
+            figures += more_figures
+            gradients = [
+                (1 - share) * clean + share * adversarial
+                for clean, adversarial in zip(gradients, more_gradients, strict=True)
+            ]
+        self._optimizer.apply(gradients, self.model.trainable_variables)
+        return tf.stack(figures)
+
+    def _gradients(self, images: Any, labels: Any) -> tuple[list[Any], list[Any], Any]:
+        """Loss and accuracy on a batch, and the loss's gradients: of the weights, of the images."""
+        variables = self.model.trainable_variables
         with tf.GradientTape() as tape:
+            # One backward pass gives both kinds; where the images' is not used, it isn't computed.
+            tape.watch(images)
             logits = self.model(images, training=True)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
             loss = tf.reduce_mean(losses)
-        variables = self.model.trainable_variables
-        self._optimizer.apply(tape.gradient(loss, variables), variables)
+        *gradients, image_gradient = tape.gradient(loss, [*variables, images])
         hits = tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), labels)
-        return loss, tf.reduce_mean(tf.cast(hits, tf.float32))
+        accuracy = tf.reduce_mean(tf.cast(hits, tf.float32))
+        return [loss, accuracy], gradients, image_gradient
 
     def _batch(self, step: Any) -> tuple[Any, Any]:
         """Batch number `step`: a function of the seed and the step alone."""

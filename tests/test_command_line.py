@@ -118,6 +118,13 @@ def test_help_describes_every_parameter(capsys: pytest.CaptureFixture[str]) -> N
         (["--arch=resnet", "--width=0"], 2, "width=0"),
         (["--arch=resnet", "--steps", "-1"], 2, "steps=-1"),
         (["--arch=resnet", "--learning_rate=abc"], 2, "learning_rate=abc"),
+        (["--arch=resnet", "--adversarial=fgms"], 2, "did you mean 'fgsm'?"),
+        (["--arch=resnet", "--adversarial_epsilon=8"], 2, "adversarial_epsilon must be from 0 to"),
+        (["--arch=resnet", "--adversarial_epsilon=8/0"], 2, "adversarial_epsilon divides by zero"),
+        (["--arch=resnet", "--adversarial_weight=1.1"], 2, "adversarial_weight=1.1"),
+        (["--arch=resnet", "--adversarial_weight=nan"], 2, "adversarial_weight=nan"),
+        (["--arch=resnet", "--adversarial_epsilon=4/255"], 1, "=4/255 needs adversarial=fgsm"),
+        (["--arch=resnet", "--adversarial_weight=1"], 1, "=1.0 needs adversarial=fgsm"),
     ],
 )
 def test_bad_input_is_refused_before_tensorflow_is_imported(

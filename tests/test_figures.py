@@ -25,6 +25,16 @@ def test_accuracy_curves_show_every_point() -> None:
     assert figure.get_suptitle() == "resnet-10 on cifar10"
 
 
+def test_adversarial_training_is_a_line_of_its_own() -> None:
+    extra = {"train_adversarial_loss": 3.0, "train_adversarial_accuracy": 0.1}
+    history = [HISTORY[0] | extra, HISTORY[1] | extra, HISTORY[2]]
+    for axes, value in zip(figures.accuracy_curves(history, "x").axes, (0.1, 3.0), strict=True):
+        clean, adversarial, _ = axes.get_lines()
+        assert adversarial.get_label() == "training, adversarial"
+        np.testing.assert_allclose(np.asarray(adversarial.get_ydata(), float), [value, value])
+        assert adversarial.get_color() != clean.get_color()
+
+
 def test_a_curve_without_evaluations_is_drawn_too() -> None:
     accuracy, _ = figures.accuracy_curves(HISTORY[:2], "x").axes
     assert len(accuracy.get_lines()) == 1

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import keras
 import numpy as np
@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from resfool import architectures, checkpoints, datasets, experiments, parameters, training
 from resfool.errors import InputError, NonFiniteLossError
-from resfool.evaluation import Score
+from resfool.evaluation import Score, evaluate
 from resfool.monitor import Monitor
 from resfool.training import Trainer
 from tests.conftest import QUICK
@@ -20,11 +20,18 @@ IMAGES = np.random.default_rng(0).random((50, 8, 8, 1), dtype=np.float32)
 LABELS = np.random.default_rng(1).integers(0, 10, 50)
 
 
-def model(arch: parameters.Arch = "mlp", *, fused: bool = True, **shape: Any) -> keras.Model:
+def model(
+    arch: parameters.Arch = "mlp", *, precision: parameters.Precision = "float32", **shape: Any
+) -> keras.Model:
     options: dict[str, Any] = {"depth": 5, "width": (4,)}
-    network = parameters.network(arch, **options | shape)
     return architectures.build(
-        network, image_shape=(8, 8, 1), classes=10, mean=[0.5], std=[0.3], fused=fused
+        parameters.network(arch, **options | shape),
+        image_shape=(8, 8, 1),
+        classes=10,
+        mean=[0.5],
+        std=[0.3],
+        fused=True,
+        precision=precision,
     )
 
 
@@ -93,12 +100,12 @@ def test_weight_decay_shrinks_kernels_and_nothing_else() -> None:
 # The same bits
 
 
-@pytest.mark.parametrize("augment", ["none", "crop_flip"])
+@pytest.mark.parametrize("choice", [{}, {"augment": "crop_flip"}, {"adversarial": "fgsm"}])
 @pytest.mark.parametrize("arch", ["mlp", "resnet", "multiresnet"])
 def test_cut_into_pieces_and_restored_the_weights_are_the_same(
-    arch: parameters.Arch, augment: parameters.Augment, tmp_path: Path
+    arch: parameters.Arch, choice: dict[str, Any], tmp_path: Path
 ) -> None:
-    options: dict[str, Any] = {"augment": augment, "seed": 3}
+    options: dict[str, Any] = {"seed": 3} | choice
     whole = model(arch, dropout=0.2)
     trainer(whole, **options).advance(12)
 
@@ -115,9 +122,13 @@ def test_cut_into_pieces_and_restored_the_weights_are_the_same(
     assert_same_bits(whole, rest)
 
 
-def test_xla_draws_the_same_batches_and_takes_the_same_step() -> None:
+@pytest.mark.parametrize("adversarial", ["none", "fgsm"])
+def test_xla_draws_the_same_batches_and_takes_the_same_step(
+    adversarial: parameters.Adversarial,
+) -> None:
     """What a GPU runs, compiled for this CPU."""
-    made = [trainer(model("resnet"), augment="crop_flip", seed=5) for _ in range(2)]
+    options: dict[str, Any] = {"augment": "crop_flip", "seed": 5, "adversarial": adversarial}
+    made = [trainer(model("resnet"), **options) for _ in range(2)]
     made[1]._learn = tf.function(made[1]._update, jit_compile=True)
     for one in made:
         one.advance(2)
@@ -179,7 +190,7 @@ def run(made: Trainer, steps: int, **options: Any) -> list[dict[str, float]]:
 def test_points_are_the_averages_of_100_steps() -> None:
     made = trainer(model())
     history = run(made, 250, eval_every=120)
-    losses, accuracies = trainer(model())._run(tf.constant(0), tf.constant(250))
+    losses, accuracies = trainer(model())._run(tf.constant(0), tf.constant(250)).numpy().T
     train_rows = [row for row in history if "train_loss" in row]
     assert [row["step"] for row in train_rows] == [100, 200, 250]
     for row, span in zip(train_rows, [slice(100), slice(100, 200), slice(200, 250)], strict=True):
@@ -233,6 +244,140 @@ def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_curve() -> None:
         run(made, 300, report=poison_after_100, eval_every=1000)
     assert [row["step"] for row in rows] == [100]
     assert np.array_equal(poisoned, IMAGES), "the caller's images were changed"
+
+
+# Adversarial training
+
+
+def binary_logistic_regression() -> keras.Model:
+    images = keras.Input((8, 8, 1))
+    flat = keras.layers.Flatten()(images)
+    return keras.Model(images, keras.layers.Dense(2, name="logits")(flat))
+
+
+def test_adversarial_steps_agree_with_the_closed_form_for_logistic_regression() -> None:
+    """Goodfellow et al. 2015, section 5: softplus(e |w|_1 - y (w.x + b)) for labels of 1 and -1."""
+    epsilon, share, rate = 0.1, 0.3, 0.05
+    linear = binary_logistic_regression()
+    made = Trainer(
+        linear,
+        0.3 + 0.4 * IMAGES,  # so that no pixel leaves [0, 1]
+        LABELS % 2,
+        batch_size=8,
+        optimizer="sgd",
+        learning_rate=rate,
+        adversarial="fgsm",
+        adversarial_epsilon=epsilon,
+        adversarial_weight=share,
+    )
+    kernel, bias = (v.astype(np.float64) for v in linear.get_layer("logits").get_weights())
+    w, b = kernel[:, 1] - kernel[:, 0], bias[1] - bias[0]
+    expected = []
+    for step in range(20):
+        images, labels = (np.asarray(t) for t in made._batch(tf.constant(step)))
+        x, y = images.reshape(8, -1).astype(np.float64), 2.0 * labels - 1
+        losses, slopes = [], []
+        for e in (0, epsilon):
+            deficit = e * np.abs(w).sum() - y * (x @ w + b)
+            sigmoid = 1 / (1 + np.exp(-deficit))
+            losses.append(np.log1p(np.exp(deficit)).mean())
+            down = e * np.sign(w) - y[:, None] * x
+            slopes.append((sigmoid @ down / 8, -(sigmoid @ y) / 8))
+        expected.append(losses)
+        (clean_w, clean_b), (moved_w, moved_b) = slopes
+        # Both columns of the kernel go down, in opposite directions.
+        w -= 2 * rate * ((1 - share) * clean_w + share * moved_w)
+        b -= 2 * rate * ((1 - share) * clean_b + share * moved_b)
+    made.advance(20)
+    kernel, bias = linear.get_layer("logits").get_weights()
+    np.testing.assert_allclose(kernel[:, 1] - kernel[:, 0], w, atol=1e-5)
+    np.testing.assert_allclose(bias[1] - bias[0], b, atol=1e-5)
+    np.testing.assert_allclose([(f[0], f[2]) for f in made._window], expected, rtol=1e-4)
+
+
+def test_adversarial_images_stay_between_0_and_1() -> None:
+    """At epsilon 1 every pixel that has a gradient goes to 0 or 1, and nowhere beyond."""
+    linear = binary_logistic_regression()
+    made = Trainer(linear, IMAGES, LABELS % 2, adversarial="fgsm", adversarial_epsilon=1.0)
+    kernel, bias = linear.get_layer("logits").get_weights()
+    labels = np.asarray(made._batch(tf.constant(0))[1])
+    made.advance(1)
+    y, w, b = 2 * labels - 1, kernel[:, 1] - kernel[:, 0], bias[1] - bias[0]
+    worst = np.where(y[:, None] * w > 0, 0, 1)
+    expected = np.log1p(np.exp(-y * (worst @ w + b))).mean()
+    assert made._window[0][2] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arch", "options"),
+    [
+        ("mlp", {"adversarial_weight": 0.0}),
+        ("resnet", {"adversarial_weight": 0.0}),
+        ("mlp", {"adversarial_epsilon": 0.0}),
+    ],
+)
+def test_without_weight_or_epsilon_it_is_plain_training(
+    arch: parameters.Arch, options: dict[str, Any]
+) -> None:
+    plain, adversarial = model(arch), model(arch)
+    trainer(plain).advance(5)
+    trainer(adversarial, adversarial="fgsm", **options).advance(5)
+    # The moving averages of a batch normalisation meet the adversarial batches all the same.
+    for a, b in zip(plain.trainable_variables, adversarial.trainable_variables, strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-6)
+
+
+def test_the_moving_averages_meet_both_batches_of_a_step() -> None:
+    """Two batches that are the same move them twice as one batch would."""
+    networks = [model("resnet") for _ in range(2)]
+    trainer(networks[0]).advance(1)
+    trainer(networks[1], adversarial="fgsm", adversarial_epsilon=0.0).advance(1)
+    for layer in networks[0].layers:
+        if hasattr(layer, "moving_mean"):
+            once = np.asarray(layer.moving_mean)
+            twice = np.asarray(networks[1].get_layer(layer.name).moving_mean)
+            np.testing.assert_allclose(twice, (1 + layer.momentum) * once, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("arch", get_args(parameters.Arch))
+def test_every_network_trains_adversarially(
+    arch: parameters.Arch, precision: parameters.Precision
+) -> None:
+    network = model(arch, precision=precision)
+    made = trainer(network, adversarial="fgsm", adversarial_epsilon=0.1)
+    made.advance(2)
+    for loss, _, adversarial_loss, _ in made._window:
+        assert adversarial_loss > loss
+
+
+def test_an_adversarial_loss_that_is_not_finite_stops_training() -> None:
+    made = trainer(model(), adversarial="fgsm")
+    made._run = lambda first, count: tf.constant([[1.0, 0.5, np.inf, 0.5]])
+    with pytest.raises(NonFiniteLossError, match="became inf at step 1"):
+        made.advance(1)
+
+
+def test_trained_against_it_a_network_withstands_fgsm_better() -> None:
+    epsilon = 0.15
+    test = datasets.load("digits").test
+    survivals, accuracies = [], []
+    choices: list[Any] = [{}, {"adversarial": "fgsm", "adversarial_epsilon": epsilon}]
+    for choice in choices:
+        result = experiments.train(
+            arch="mlp", width=(64,), depth=2, dataset="digits", steps=600, **choice
+        )
+        x = tf.constant(test.images)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            losses = keras.losses.sparse_categorical_crossentropy(
+                test.labels, result.model(x), from_logits=True
+            )
+        moved = np.clip(test.images + epsilon * np.sign(tape.gradient(losses, x)), 0, 1)
+        survivals.append(evaluate(result.model, moved, test.labels).accuracy)
+        accuracies.append(result.test.accuracy)
+    assert survivals[1] > survivals[0] + 0.3
+    assert accuracies[1] > accuracies[0] - 0.05
 
 
 # Whole experiments
@@ -314,6 +459,37 @@ def test_a_training_killed_before_its_first_step_can_be_resumed(tmp_path: Path) 
         experiments.train(Killed(), **arguments)
     settings = experiments.resumed_settings({"arch": "mlp", "data_dir": None}, path)
     resumed = experiments.train(Resumed(), **settings)
+    assert_same_bits(resumed.model, experiments.train(**arguments).model)
+
+
+def test_a_checkpoint_from_before_a_parameter_was_made_with_its_default(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.npz"
+
+    class Keeper(Monitor):
+        def begin(self, facts: Any, dataset: datasets.Dataset) -> Path:
+            return path
+
+        def progress(self, done: int, total: int, text: str) -> None:
+            if done == 30 and not resuming:
+                raise KeyboardInterrupt
+
+    arguments: Any = QUICK | {"steps": 60, "eval_every": 30}
+    resuming = False
+    with pytest.raises(KeyboardInterrupt):
+        experiments.train(Keeper(), **arguments)
+    arrays, facts = checkpoints.load(path)
+    assert facts["step"] == 30 and len(facts["window"][0]) == 2
+    for name in ("adversarial", "adversarial_epsilon", "adversarial_weight"):
+        del facts["settings"][name]
+    checkpoints.save(path, arrays, facts)
+
+    given: Any = {"arch": "mlp", "adversarial": "none"}
+    with pytest.raises(InputError, match="has adversarial=none, not adversarial=fgsm"):
+        experiments.resumed_settings(given | {"adversarial": "fgsm"}, path)
+    with pytest.raises(InputError, match="has adversarial=none, not adversarial=fgsm"):
+        experiments.train(Keeper(), **arguments, adversarial="fgsm")
+    resuming = True
+    resumed = experiments.train(Keeper(), **experiments.resumed_settings(given, path))
     assert_same_bits(resumed.model, experiments.train(**arguments).model)
 
 
