@@ -1,0 +1,775 @@
+"""A stranger's Keras classifier: loaded without running its code, and made ready for attacks.
+
+A model is data from outside. MLflow's own loaders run whatever code an artifact names, so its
+files are read here instead, and Keras is given only a copy that has been checked.
+"""
+
+import contextlib
+import json
+import math
+import re
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+
+from resfool import devices
+from resfool.errors import InputError
+
+if TYPE_CHECKING:
+    import keras
+
+Tensor = Any
+Array = npt.NDArray[Any]
+
+_MAX_PARAMETERS = 500_000_000
+_TRUST = "; trust=yes loads it with MLflow's own loader, which may run the model's code"
+
+
+def load(path: Path, *, max_parameters: int = _MAX_PARAMETERS) -> "keras.Model":
+    """Load a Keras model that nobody vouches for, without running code that it names.
+
+    Args:
+        path: a `.keras` file, or an MLflow model folder that holds one.
+        max_parameters: the most weights that the model may have, counted before memory is taken.
+
+    Returns:
+        The model, not compiled: its optimizer, loss and metrics aren't looked at.
+
+    Raises:
+        InputError: if the file is missing, damaged, too large or names code outside Keras.
+    """
+    file = find_keras_file(Path(path))
+    # Keras reads the copy that was checked, so that nobody can exchange the file in between.
+    with _checked_copy(file, max_parameters) as folder:
+        devices.start_tensorflow()
+        import keras
+
+        with _keras_at_work(f"cannot load {file}"):
+            _check_parameters(file, folder, max_parameters)
+            model = keras.saving.load_model(folder, compile=False, safe_mode=True)
+            if not model.built:
+                raise InputError(f"{file}: the model was saved before it had weights")
+            return model
+
+
+def find_keras_file(path: Path) -> Path:
+    """The `.keras` file of a model.
+
+    Args:
+        path: the file itself, or an MLflow model folder, whose MLmodel says where it is.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        InputError: if there is none, or only MLflow's own loader could load the model.
+    """
+    path = Path(path).expanduser()
+    if path.is_file() and path.suffix == ".keras":
+        return path
+    if not path.is_dir():
+        state = "is not one" if path.exists() else "does not exist"
+        raise InputError(f"a model is a .keras file or an MLflow model folder; {path} {state}")
+    flavors = _read_flavors(path / "MLmodel")
+    _check_python_function(path, flavors.get("python_function"))
+    if "keras" not in flavors:
+        raise InputError(
+            f"{path} has the flavours {', '.join(map(str, flavors)) or 'none'}, not keras;"
+            f" log it with mlflow.keras.log_model or give the .keras file itself{_TRUST}"
+        )
+    return _file_of_flavor(path, flavors["keras"])
+
+
+def check_keras_file(path: Path) -> None:
+    """Refuse a `.keras` file that isn't what it should be, or that names code outside Keras.
+
+    Neither TensorFlow nor Keras is imported, and nothing in the file is run.
+
+    Args:
+        path: the file.
+
+    Raises:
+        InputError: if the file is missing, damaged, too large or names code outside Keras.
+    """
+    with _checked_copy(Path(path), _MAX_PARAMETERS):
+        pass
+
+
+# MLflow's model folder.
+
+_LARGEST_MLMODEL = 1 << 20  # bytes; they have some thousand
+
+
+def _read_flavors(path: Path) -> dict[Any, Any]:
+    if not path.is_file():
+        raise InputError(f"{path.parent} is not an MLflow model folder: it has no file MLmodel")
+    with _reading(path), path.open("rb") as file:
+        content = file.read(_LARGEST_MLMODEL + 1)
+        if len(content) > _LARGEST_MLMODEL:
+            raise ValueError(f"over {_LARGEST_MLMODEL} bytes")
+        described = yaml.safe_load(content)
+        if not isinstance(described, dict) or not isinstance(described.get("flavors"), dict):
+            raise ValueError("it has no mapping of flavours")
+    return dict(described["flavors"])
+
+
+def _check_python_function(path: Path, flavor: Any) -> None:
+    """Refuse what MLflow would import from the folder or from elsewhere."""
+    if flavor is None:
+        return
+    if not isinstance(flavor, dict):
+        raise InputError(f"{path}: its python_function flavour is not a mapping{_TRUST}")
+    if flavor.get("code") is not None:
+        raise InputError(f"{path} brings code of its own in {flavor['code']!r}{_TRUST}")
+    loader = flavor.get("loader_module")
+    if loader not in (None, "mlflow.keras"):
+        raise InputError(f"{path} names the loader {loader!r}, not 'mlflow.keras'{_TRUST}")
+
+
+def _file_of_flavor(path: Path, flavor: Any) -> Path:
+    """The file that the keras flavour names, found as `mlflow.keras.load_model` finds it."""
+    if not isinstance(flavor, dict) or not isinstance(flavor.get("data", "model"), str):
+        raise InputError(f"{path}: its keras flavour is not a mapping that names its data{_TRUST}")
+    if flavor.get("save_exported_model") not in (None, False):
+        raise InputError(
+            f"{path} holds an exported graph (save_exported_model), not a .keras file{_TRUST}"
+        )
+    name = flavor.get("data", "model")
+    data = _inside(path, name, name)
+    if data.is_dir():
+        _check_module_name(path, _inside(path, f"{name}/keras_module.txt", name))
+        name = f"{name}/model"
+    file = _inside(path, f"{name}.keras", name)
+    if not file.is_file():
+        raise InputError(f"{path}: its keras flavour names {name}.keras, and there is no such file")
+    return file
+
+
+def _inside(folder: Path, name: str, shown: str) -> Path:
+    """A path below the folder, wherever symbolic links lead."""
+    with _reading(folder / "MLmodel"):
+        target = (folder / name).resolve()
+        if Path(name).is_absolute() or not target.is_relative_to(folder.resolve()):
+            raise InputError(f"{folder}: its data {shown!r} lies outside of its folder{_TRUST}")
+    return target
+
+
+def _check_module_name(path: Path, file: Path) -> None:
+    if not file.is_file():
+        return
+    with file.open("rb") as opened:
+        module = opened.read(100).decode(errors="replace").strip()
+    if module != "keras":
+        raise InputError(f"{path}: keras_module.txt names the module {module!r}, not keras{_TRUST}")
+
+
+# The .keras file: a zip with the architecture and the weights.
+
+_CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
+_LARGEST_CONFIG, _LARGEST_METADATA = 64 << 20, 1 << 20  # bytes
+_BYTES_PER_PARAMETER = 16  # float64, or float32 with two moments of Adam
+# Keras stores its members as they are; one that was recompressed shrinks by far less than this.
+_LARGEST_EXPANSION, _SMALL = 100, 64 << 20
+
+
+@contextlib.contextmanager
+def _checked_copy(path: Path, max_parameters: int) -> Iterator[Path]:
+    """A private folder with the members of a `.keras` file, all checked, as Keras reads them."""
+    if not path.is_file():
+        raise InputError(f"there is no file {path}")
+    with tempfile.TemporaryDirectory(prefix="resfool-model-") as name:
+        folder = Path(name)
+        with _reading(path):
+            _unpack(path, folder, max_parameters)
+            config = json.loads((folder / _CONFIG).read_bytes())
+            _forget_compilation(config)
+            _check_config(path, config)
+            (folder / _CONFIG).write_text(json.dumps(config))
+            _check_weights(folder / _WEIGHTS, max_parameters)
+        yield folder
+
+
+def _unpack(path: Path, folder: Path, max_parameters: int) -> None:
+    largest = {
+        _CONFIG: _LARGEST_CONFIG,
+        _METADATA: _LARGEST_METADATA,
+        _WEIGHTS: max(_SMALL, _BYTES_PER_PARAMETER * max_parameters),
+    }
+    with zipfile.ZipFile(path) as archive:
+        # Keras makes the folder of assets for layers of text only; when empty, it is harmless.
+        members = [m for m in archive.infolist() if m.filename != "assets/"]
+        for member in members:
+            if member.filename.startswith("assets/"):
+                raise ValueError(
+                    f"it has the asset {member.filename!r}, which only layers of text use"
+                )
+            if member.filename not in largest:
+                raise ValueError(f"it has a member {member.filename!r}, which Keras doesn't write")
+        if sorted(m.filename for m in members) != sorted(largest):
+            raise ValueError(f"it must have {', '.join(sorted(largest))}, each once")
+        for member in members:
+            _extract(archive, member, folder / member.filename, largest[member.filename])
+
+
+def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, largest: int) -> None:
+    if member.flag_bits & 1:
+        raise ValueError(f"its member {member.filename} is encrypted")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"its member {member.filename} is compressed in an unusual way")
+    bound = min(largest, max(_SMALL, _LARGEST_EXPANSION * member.compress_size))
+    if member.file_size > bound:
+        raise ValueError(
+            f"its member {member.filename} would have {member.file_size} bytes; {bound} are allowed"
+        )
+    with archive.open(member) as source, target.open("wb") as copy:
+        _copy_bounded(source, copy, bound)
+
+
+def _copy_bounded(source: IO[bytes], copy: IO[bytes], bound: int) -> None:
+    """Copy no more than was declared: what a member declares and what it holds may differ."""
+    left = bound
+    while chunk := source.read(1 << 20):
+        left -= len(chunk)
+        if left < 0:
+            raise ValueError(f"a member has more than {bound} bytes")
+        copy.write(chunk)
+
+
+@contextlib.contextmanager
+def _reading(path: object) -> Iterator[None]:
+    """Turn whatever a damaged or hostile file raises, nearly anything, into one InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"cannot read {path}, which is missing, damaged or not what it should be"
+            f" ({_short(error)})"
+        ) from error
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:200]}"
+
+
+# config.json: nested dicts that name classes and functions, which Keras looks up and calls.
+
+_DEEPEST = 200  # containers; a model in a model in a model has about 20
+# The parts of Keras whose classes make up models. Others read files or fetch from the network.
+_PARTS = {
+    *("constraints", "dtype_policies", "initializers", "layers", "mixed_precision", "models"),
+    *("ops", "quantizers", "random", "regularizers"),
+}
+_TOP_LEVEL = {
+    *("DTypePolicy", "FloatDTypePolicy", "Functional", "Initializer", "Layer", "Model"),
+    *("Quantizer", "Regularizer", "Sequential"),
+}
+# Those whose functions compute, and no more: keras.models has load_model among its own.
+_FUNCTION_PARTS = {"activations", "initializers", "ops", "regularizers"}
+# A function given by its name alone; Keras writes a user's own in the same way.
+_ACTIVATIONS = {
+    *("celu", "elu", "exponential", "gelu", "glu", "hard_shrink", "hard_sigmoid", "hard_silu"),
+    *("hard_swish", "hard_tanh", "leaky_relu", "linear", "log_sigmoid", "log_softmax", "mish"),
+    *("relu", "relu6", "selu", "sigmoid", "silu", "soft_shrink", "softmax", "softplus"),
+    *("softsign", "sparse_plus", "sparse_sigmoid", "sparsemax", "squareplus", "swish", "tanh"),
+    *("tanh_shrink", "threshold"),
+}
+# Keras's layers whose content is somebody's code: Python bytecode, a saved graph, a pickle.
+_CODE = {"Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer"}
+# Plain values that JSON lacks. "__lambda__" and "__typespec__" are left out on purpose.
+_VALUES = {"__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__"}
+
+
+def _forget_compilation(config: Any) -> None:
+    """Drop optimizers, losses and metrics, which attacks don't need.
+
+    Keras leaves only the outermost out when told not to compile; it would still make those of a
+    model inside the model, where a custom loss is as common.
+    """
+    for node in _nodes(config):
+        if "class_name" in node:
+            node.pop("compile_config", None)
+
+
+def _check_config(path: Path, config: Any) -> None:
+    if not isinstance(config, dict) or "class_name" not in config:
+        raise ValueError(f"{_CONFIG} doesn't describe a model")
+    for node in _nodes(config):
+        if "class_name" in node:
+            _check_named(path, node)
+
+
+def _nodes(config: Any) -> Iterator[dict[str, Any]]:
+    """All dicts in a JSON value, however deep it is; without recursion, which has its limits."""
+    waiting = [(config, 1)]
+    while waiting:
+        value, depth = waiting.pop()
+        if depth > _DEEPEST:
+            raise ValueError(f"{_CONFIG} is nested deeper than {_DEEPEST} levels")
+        if isinstance(value, dict):
+            yield value
+            waiting.extend((inner, depth + 1) for inner in value.values())
+        elif isinstance(value, list):
+            waiting.extend((inner, depth + 1) for inner in value)
+
+
+def _check_named(path: Path, node: dict[str, Any]) -> None:
+    """Refuse a dict that names anything but a value or a part that Keras itself has."""
+    kind, module, content = node["class_name"], node.get("module"), node.get("config")
+    if isinstance(kind, str) and kind in _VALUES:
+        return
+    name = content if kind == "function" else kind
+    registered = node.get("registered_name")
+    label = content.get("name") if isinstance(content, dict) else None
+    described = f"its {'function' if kind == 'function' else 'layer or object'} {label or name!r}"
+    if isinstance(registered, str) and registered != name:
+        described += f" ({registered})"
+    elif label is not None:
+        described += f" ({name})"
+    if name in _CODE or kind == "__lambda__":
+        raise InputError(f"{path}: {described} holds code of its own{_TRUST}")
+    if not _is_keras(module, kind, name) or registered not in (None, kind, name):
+        raise InputError(
+            f"{path}: {described} is code outside Keras's layers and functions,"
+            f" of {module!r}{_TRUST}"
+        )
+
+
+def _is_keras(module: Any, kind: Any, name: Any) -> bool:
+    if not isinstance(module, str) or not isinstance(name, str):
+        return False
+    if module == "builtins":
+        return kind == "function" and name in _ACTIVATIONS
+    package, *parts = module.split(".")
+    if package != "keras":
+        return False
+    public = parts[1:] if parts[:1] == ["src"] else parts
+    # Keras also looks functions up where a class is named, and gives them out uncalled.
+    if kind == "function" or not name[:1].isupper():
+        return bool(public) and public[0] in _FUNCTION_PARTS
+    if parts[:2] == ["src", "applications"]:  # ConvNeXt's layers; keras.applications has functions
+        return True
+    return public[0] in _PARTS if public else name in _TOP_LEVEL
+
+
+# model.weights.h5: groups and arrays, but HDF5 can also point out of the file.
+
+
+def _check_weights(path: Path, max_parameters: int) -> None:
+    import h5py  # type: ignore[import-untyped]
+
+    with h5py.File(path, "r") as file:
+        elements, seen, waiting = 0, set(), [file]
+        while waiting:
+            group = waiting.pop()
+            address = h5py.h5o.get_info(group.id).addr
+            if address in seen:  # hard links may form a ring
+                continue
+            seen.add(address)
+            for key in group:
+                if not isinstance(group.get(key, getlink=True), h5py.HardLink):
+                    raise ValueError(f"{_WEIGHTS} has a link at {key!r} that may leave the file")
+                member = group[key]
+                if isinstance(member, h5py.Group):
+                    waiting.append(member)
+                else:
+                    elements += _elements(key, member)
+                if elements > 4 * max_parameters:  # Adam saves two more for each
+                    raise ValueError(
+                        f"{_WEIGHTS} declares {elements} numbers or more;"
+                        f" {max_parameters} parameters are allowed"
+                    )
+
+
+def _elements(key: str, member: Any) -> int:
+    """How many numbers an array declares, or reads at once."""
+    import h5py
+
+    if not isinstance(member, h5py.Dataset):
+        raise ValueError(f"{_WEIGHTS} has {key!r}, which is not an array")
+    if member.external or member.is_virtual:
+        raise ValueError(f"{_WEIGHTS} has an array {key!r} whose content is in other files")
+    # V: two raw bytes are how bfloat16 is stored.
+    if member.dtype.kind not in "biufV" or member.dtype.itemsize > 8 or member.dtype.hasobject:
+        raise ValueError(f"{_WEIGHTS} has an array {key!r} of {member.dtype}, not of numbers")
+    if member.shape is None:
+        return 0
+    return max(math.prod(member.shape), math.prod(member.chunks or ()))
+
+
+# Keras at work.
+
+
+@contextlib.contextmanager
+def _keras_at_work(what: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{what}: Keras refuses it ({_short(error)})") from error
+
+
+def _check_parameters(file: Path, folder: Path, max_parameters: int) -> None:
+    """Build the model without giving its weights memory, and count them."""
+    import keras
+    from keras.src.backend.common import global_state
+
+    config = json.loads((folder / _CONFIG).read_bytes())
+    waiting = "uninitialized_variables"
+    before = list(global_state.get_global_attribute(waiting) or [])
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            model = keras.saving.deserialize_keras_object(config, safe_mode=True)
+            if not isinstance(model, keras.Model):
+                raise InputError(f"{file} holds a {type(model).__name__}, not a model")
+            count = sum(math.prod(variable.shape) for variable in model.variables)
+    finally:
+        # Else the next scope's end would allocate them all.
+        global_state.set_global_attribute(waiting, before)
+    if count > max_parameters:
+        raise InputError(
+            f"{file}: the model has {count:,} parameters; {max_parameters:,} are allowed"
+        )
+
+
+# From any classifier to one from images in [0, 1] to logits.
+
+
+def as_classifier(
+    model: "keras.Model",
+    *,
+    image_shape: Sequence[int],
+    classes: int | None,
+    input_range: tuple[float, float] = (0.0, 1.0),
+    name: str,
+) -> "keras.Model":
+    """Make a classifier what attacks want: from images in [0, 1] to logits, with a gradient.
+
+    A softmax at the end is taken off, also inside a nested model, so that the logits are exact; if
+    it can't be seen, they are log(max(p, tiny)). A sigmoid of several units is taken off too: it
+    doesn't change which one is largest. A sigmoid of a single unit becomes the logits (0, z).
+    Anything else counts as logits as it is.
+
+    Args:
+        model: a classifier; it is not changed, and the result shares its weights.
+        image_shape: (H, W, C) of the data set's images. The model may also take (H, W) if C is 1,
+            or H*W*C pixels in a row.
+        classes: the data set's number of classes; None takes the model's.
+        input_range: the values that the model wants for black and for white.
+        name: what to call the result; characters that Keras has no use for become "_".
+
+    Returns:
+        A Keras model from float32 (N, H, W, C) in [0, 1] to float32 (N, classes), which acts as in
+        inference when called with training=False.
+
+    Raises:
+        InputError: if the model's inputs or outputs don't fit, or no gradient reaches its input.
+    """
+    import keras
+
+    shape = tuple(int(size) for size in image_shape)
+    low, high = _check_range(input_range)
+    if not model.built:
+        raise InputError("the model has no weights yet; call it on an image before it is given")
+    taken, dtype = _check_input(model, shape)
+    title = re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII).strip("_.-") or "classifier"
+
+    def adapted(part: _Part) -> "keras.Model":
+        images = keras.Input(shape, dtype="float32", name="images")
+        x = images
+        if (low, high) != (0.0, 1.0):
+            x = keras.layers.Rescaling(high - low, low, dtype="float32", name="to_range")(x)
+        if taken != shape:
+            x = keras.layers.Reshape(taken, dtype="float32", name="to_shape")(x)
+        if dtype != "float32":
+            x = keras.ops.cast(x, dtype)
+        y = _run(model, part, x)
+        if keras.backend.standardize_dtype(y.dtype) != "float32":
+            y = keras.ops.cast(y, "float32")
+        return keras.Model(images, part.finish(y), name=title)
+
+    with _keras_at_work("the model can't be made into a classifier"):
+        whole = adapted(_whole(model))
+        units = _check_output(whole, classes)
+        probes = _probe_images(shape)
+        part = _logits_part(model, whole, adapted, units, probes)
+        logits = whole if part is None else adapted(part)
+        _check_attackable(logits, probes)
+    return logits
+
+
+def _check_range(input_range: tuple[float, float]) -> tuple[float, float]:
+    low, high = (float(end) for end in input_range)
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise InputError(
+            f"input_range must be two finite numbers, the lower one first, not {low}, {high}"
+        )
+    return low, high
+
+
+def _check_input(model: "keras.Model", image_shape: tuple[int, ...]) -> tuple[tuple[int, ...], str]:
+    """The shape and type in which the model takes an image.
+
+    Raises:
+        InputError: if it takes something else.
+    """
+    import keras
+
+    inputs = getattr(model, "inputs", None)
+    if inputs is None:
+        return image_shape, "float32"  # a class of its own, which says no more before it is called
+    if len(inputs) != 1:
+        raise InputError(f"the model takes {len(inputs)} inputs; one, the image, is allowed")
+    dtype = keras.backend.standardize_dtype(inputs[0].dtype)
+    if "float" not in dtype:
+        raise InputError(
+            f"the model takes {dtype} images, and no gradient reaches whole numbers;"
+            " save it with a floating-point input"
+        )
+    given = tuple(inputs[0].shape)
+    pixels = math.prod(image_shape)
+    choices = [image_shape, (pixels,)]
+    if image_shape[-1] == 1:
+        choices.append(image_shape[:-1])
+    for choice in choices:
+        if _fits(given[1:], choice) and given[1:] != (None,):
+            return choice, dtype
+    hint = ""
+    if _fits(given[1:], (image_shape[-1], *image_shape[:-1])):
+        hint = "; it seems to want the channels first, and they must come last"
+    allowed = " or ".join(str((None, *choice)) for choice in choices)
+    raise InputError(
+        f"the model takes inputs of shape {given}, but the images are {image_shape}, which need"
+        f" {allowed}{hint}"
+    )
+
+
+def _fits(given: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:
+    return len(given) == len(shape) and all(
+        size in (None, wanted) for size, wanted in zip(given, shape, strict=True)
+    )
+
+
+def _check_output(whole: "keras.Model", classes: int | None) -> int:
+    """The number of output units."""
+    shape = tuple(whole.outputs[0].shape)
+    if len(shape) != 2 or shape[1] is None:
+        raise InputError(f"the model's output has the shape {shape}; (None, classes) is allowed")
+    units = int(shape[1])
+    has = 2 if units == 1 else units  # whether a single unit will do is seen later
+    if classes is not None and has != classes:
+        raise InputError(f"the model has {has} classes, and the data set has {classes}")
+    return units
+
+
+# What comes before the last activation.
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A beginning of a model: up to `tensor` of its graph, then `head`.
+
+    Attributes:
+        tensor: in the model's own graph; None stands for a model without one, called as it is.
+        head: what to call after it, nothing of which belongs to the model.
+        activation: the name of the activation that was left out, if any.
+        finish: from the float32 outputs to logits.
+    """
+
+    tensor: Tensor
+    head: tuple[Callable[[Tensor], Tensor], ...] = ()
+    activation: str | None = None
+    finish: Callable[[Tensor], Tensor] = lambda outputs: outputs
+
+
+def _whole(model: "keras.Model") -> _Part:
+    outputs = getattr(model, "outputs", None)
+    if outputs is not None and len(outputs) != 1:
+        raise InputError(f"the model has {len(outputs)} outputs; one, the classes, is allowed")
+    return _Part(outputs[0] if outputs else None)
+
+
+def _run(model: "keras.Model", part: _Part, x: Tensor) -> Tensor:
+    """Add a part of a model to another graph, leaving no trace in its own."""
+    import keras
+
+    if part.tensor is None:
+        x = model(x)
+    elif part.tensor is not model.inputs[0]:
+        x = keras.Model(model.inputs[0], part.tensor, name=f"{model.name}_features")(x)
+    for step in part.head:
+        x = step(x)
+    return x
+
+
+def _logits_part(
+    model: "keras.Model",
+    whole: "keras.Model",
+    adapted: Callable[[_Part], "keras.Model"],
+    units: int,
+    probes: Array,
+) -> _Part | None:
+    """The part of the model that gives logits; None if its outputs are logits already."""
+    import keras
+
+    outputs = _call(whole, probes)
+    complete = _whole(model)
+    part = None if complete.tensor is None else _before_activation(complete.tensor)
+    # A layer may have an activation and more after it: that the part is right is seen by trying.
+    if part is not None and not _agrees(part, _call(adapted(part), probes), outputs, complete):
+        part = None
+    if units == 1:
+        if part is None or part.activation != "sigmoid":
+            raise InputError(
+                "the model has one output unit, which is allowed after a sigmoid only; a classifier"
+                " has a unit for each class"
+            )
+        return _Part(part.tensor, part.head, part.activation, _two_classes)
+    if part is None and outputs.min() >= 0 and np.abs(outputs.sum(axis=1) - 1).max() < 1e-3:
+        tiny = float(np.finfo(np.float32).tiny)
+        return _Part(complete.tensor, finish=lambda p: keras.ops.log(keras.ops.maximum(p, tiny)))
+    return part
+
+
+def _two_classes(z: Tensor) -> Tensor:
+    """Logits (0, z), whose softmax is (1 - sigmoid(z), sigmoid(z))."""
+    import keras
+
+    return keras.ops.concatenate([keras.ops.zeros_like(z), z], axis=-1)
+
+
+def _before_activation(tensor: Tensor) -> _Part | None:
+    """What gives `tensor` without its last softmax or sigmoid; None if it has none."""
+    import keras
+
+    operation, node_index, _ = tensor._keras_history
+    before = operation._inbound_nodes[node_index].input_tensors
+    if len(before) != 1:
+        return None
+    if _changes_nothing(operation):
+        return _before_activation(before[0])
+    if isinstance(operation, (keras.layers.Flatten, keras.layers.Reshape)):
+        part = _before_activation(before[0]) if before[0].shape[-1] == tensor.shape[-1] else None
+        return part and _Part(part.tensor, (*part.head, _twin(operation)), part.activation)
+    if isinstance(operation, keras.Model):
+        if len(getattr(operation, "outputs", None) or ()) != 1 or len(operation.inputs) != 1:
+            return None
+        part = _before_activation(operation.outputs[0])
+        return part and _Part(before[0], (_cut(operation, part),), part.activation)
+    activation = _activation(operation)
+    if activation is None:
+        return None
+    pure = not isinstance(operation, keras.Layer) or isinstance(
+        operation, (keras.layers.Activation, keras.layers.Softmax)
+    )
+    if pure:
+        return _Part(before[0], (), activation)
+    linear = _twin(operation, activation=keras.activations.linear)
+    return _Part(before[0], (linear,), activation)
+
+
+def _changes_nothing(operation: Any) -> bool:
+    """Whether an operation passes on its input, in inference."""
+    import keras
+
+    layers = keras.layers
+    idle = (layers.Dropout, layers.GaussianNoise, layers.Identity, layers.ActivityRegularization)
+    if isinstance(operation, layers.Activation):
+        return operation.activation is keras.activations.linear
+    return isinstance(operation, idle)
+
+
+def _activation(operation: Any) -> str | None:
+    """The softmax or sigmoid with which an operation ends, as far as can be told from outside."""
+    import keras
+
+    last = getattr(operation, "activation", operation)
+    if isinstance(last, keras.layers.Activation):
+        last = last.activation
+    if isinstance(last, keras.layers.Softmax):
+        return "softmax"
+    # keras.ops are operations of a class, activations are functions; TensorFlow's has a number.
+    found = getattr(last, "__name__", type(last).__name__).lower().removesuffix("_v2")
+    return found if found in ("softmax", "sigmoid") else None
+
+
+def _cut(model: "keras.Model", part: _Part) -> "keras.Model":
+    """A nested model without its last activation."""
+    import keras
+
+    given = model.inputs[0]
+    inputs = keras.Input(batch_shape=given.shape, dtype=given.dtype)
+    return keras.Model(inputs, _run(model, part, inputs), name=f"{model.name}_logits")
+
+
+def _twin(layer: "keras.Layer", **changes: Any) -> "keras.Layer":
+    """The same layer with the same weights, other attributes, and no place in a graph.
+
+    Keras copies a layer by saving and loading it, which would give it weights of its own; and its
+    attributes are set past Keras, which would note them in lists that both layers have.
+    """
+    twin = object.__new__(type(layer))
+    twin.__dict__.update(layer.__dict__, _inbound_nodes=[], _outbound_nodes=[], **changes)
+    return twin
+
+
+def _agrees(part: _Part, logits: Array, outputs: Array, complete: _Part) -> bool:
+    """Whether the activation that was left out makes the model's outputs of these logits."""
+    import keras
+
+    function = getattr(keras.ops, str(part.activation))
+    again = keras.ops.convert_to_numpy(function(logits))
+    half = keras.backend.standardize_dtype(complete.tensor.dtype) in ("float16", "bfloat16")
+    return bool(np.allclose(again, outputs, rtol=0, atol=2e-2 if half else 1e-4))
+
+
+# Whether attacks have something to hold on to.
+
+
+def _probe_images(image_shape: tuple[int, ...]) -> Array:
+    """Two images of noise, one of all grey levels and one around the middle."""
+    noise = np.random.default_rng(0).random((2, *image_shape), dtype=np.float32)
+    noise[1] = 0.4 + 0.2 * noise[1]
+    return noise
+
+
+def _call(model: "keras.Model", images: Array) -> Array:
+    import keras
+
+    return np.asarray(keras.ops.convert_to_numpy(model(images, training=False)))
+
+
+def _check_attackable(model: "keras.Model", probes: Array) -> None:
+    """Refuse a model whose logits have no gradient by the image: nothing would move them."""
+    import tensorflow as tf
+
+    rng = np.random.default_rng(0)
+    # One image is nearly always enough, and its gradient is the dearest part of all checks.
+    for image in probes:
+        images = tf.constant(image[np.newaxis])
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(images)
+            logits = model(images, training=False)
+            # A random mix of differences between logits: what all have in common drops out.
+            mix = rng.standard_normal(logits.shape).astype(np.float32)
+            mixed = tf.reduce_sum(logits * (mix - mix.mean()))
+        if not np.isfinite(logits.numpy()).all():
+            raise InputError("the model can't be attacked: its outputs are infinite or not numbers")
+        gradient = tape.gradient(mixed, images)
+        if gradient is None:
+            break
+        gradient = tf.convert_to_tensor(gradient).numpy()
+        if not np.isfinite(gradient).all():
+            raise InputError("the model can't be attacked: its gradient is infinite or no number")
+        if gradient.any():
+            return
+    raise InputError("the model can't be attacked: no gradient reaches its input")
