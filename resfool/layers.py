@@ -1,5 +1,8 @@
-"""What Keras lacks: batch normalisation and ReLU on TensorFlow's fused kernel."""
+"""What Keras lacks: batch normalisation on TensorFlow's fused kernel."""
 
+import contextlib
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -63,15 +66,8 @@ class BatchNormReLU(keras.layers.Layer):
         return tf.nn.relu(y)
 
     def _normalise(self, x: Any, mean: Any, variance: Any, is_training: bool) -> Any:
-        return tf.raw_ops.FusedBatchNormV3(
-            x=x,
-            scale=self.gamma.value,
-            offset=self.beta.value,
-            mean=mean,
-            variance=variance,
-            epsilon=self.epsilon,
-            is_training=is_training,
-        )
+        gamma, beta = self.gamma.value, self.beta.value
+        return _fused(x, gamma, beta, mean, variance, self.epsilon, is_training)
 
     def _move(self, average: Any, batch_value: Any) -> None:
         average.assign(average * self.momentum + batch_value * (1 - self.momentum))
@@ -83,3 +79,54 @@ class BatchNormReLU(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """The arguments that make the layer again."""
         return super().get_config() | {"momentum": self.momentum, "epsilon": self.epsilon}
+
+
+_switching = threading.RLock()
+
+
+@contextlib.contextmanager
+def fused_inference() -> Iterator[None]:
+    """Run keras.layers.BatchNormalization on the fused kernel while a graph is traced inside.
+
+    That is for anybody's model: nothing of it is changed, and what the graph computes differs by
+    rounding only. Where the kernel doesn't fit (in training, channels first, float64, other than
+    4 dimensions) Keras's own operations are traced.
+    """
+    layer = keras.layers.BatchNormalization
+    # The class is everyone's: without the lock, two threads could put back each other's method.
+    with _switching:
+        plain = layer.call
+
+        def call(self: Any, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+            fits = len(inputs.shape) == 4 and self.axis in (-1, 3) and inputs.dtype != tf.float64
+            if training or not fits:
+                return plain(self, inputs, training=training, mask=mask)
+            mean, variance = self.moving_mean, self.moving_variance
+            gamma = self.gamma if self.scale else tf.ones_like(mean)
+            beta = self.beta if self.center else tf.zeros_like(mean)
+            # The kernel wants these in float32, whatever the layer's policy.
+            gamma, beta, mean, variance = (
+                tf.cast(part, tf.float32) for part in (gamma, beta, mean, variance)
+            )
+            y, *_ = _fused(inputs, gamma, beta, mean, variance, self.epsilon, False)
+            return tf.cast(y, self.compute_dtype)
+
+        layer.call = call
+        try:
+            yield
+        finally:
+            layer.call = plain
+
+
+def _fused(
+    x: Any, gamma: Any, beta: Any, mean: Any, variance: Any, epsilon: float, is_training: bool
+) -> Any:
+    return tf.raw_ops.FusedBatchNormV3(
+        x=x,
+        scale=gamma,
+        offset=beta,
+        mean=mean,
+        variance=variance,
+        epsilon=epsilon,
+        is_training=is_training,
+    )
