@@ -18,6 +18,8 @@ def start_tensorflow() -> None:
     with _held_back_stderr():
         import tensorflow as tf
 
+        # It warns of "retracing" where several models are compiled, each once.
+        tf.get_logger().setLevel("ERROR")
         for gpu in tf.config.list_physical_devices("GPU"):
             tf.config.experimental.set_memory_growth(gpu, True)
         tf.config.list_logical_devices()

@@ -1,11 +1,12 @@
 """The types of the public parameters, and every check of them that needs no TensorFlow."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from resfool import paper
 from resfool.errors import InputError
@@ -15,6 +16,9 @@ Optimizer = Literal["adam", "momentum", "sgd"]
 Augment = Literal["none", "crop_flip"]
 Adversarial = Literal["none", "fgsm"]
 Precision = Literal["float32", "bfloat16"]
+Method = Literal["fgsm", "smallest_epsilon", "pgd"]
+LabelSource = Literal["true", "prediction"]
+Part = Literal["train", "validation", "test"]  # of a data set
 
 
 def _split_commas(value: Any) -> Any:
@@ -49,6 +53,64 @@ def parse_epsilon(text: str) -> float:
     return numerator / denominator
 
 
+def parse_epsilons(value: Any) -> tuple[float, ...]:
+    """Read the sizes of perturbations to try, where pixels go from 0 to 1.
+
+    Args:
+        value: comma separated text such as "0,1/255,0.1", a number, or a sequence of either.
+
+    Returns:
+        The numbers, rising.
+
+    Raises:
+        ValueError: one of them can't be used, or two can't be told apart; the message lacks its
+            subject, as pydantic's do.
+    """
+    if isinstance(value, str):
+        parts = [part.strip() for part in value.split(",")]
+    else:
+        parts = [str(part) for part in ([value] if isinstance(value, int | float) else value)]
+    if not any(parts):
+        raise ValueError("must not be empty; give numbers such as 0,4/255,8/255")
+    epsilons = sorted(map(parse_epsilon, parts))
+    if not epsilons[-1]:
+        raise ValueError("must have one above 0, such as 8/255")
+    for one, next_one in itertools.pairwise(epsilons):
+        if epsilon_step(one) == epsilon_step(next_one):
+            raise ValueError(
+                f"has {show(one)} and {show(next_one)}, which are the same to 1/25500; "
+                "each must be there once"
+            )
+    return tuple(epsilons)
+
+
+def epsilon_step(epsilon: float) -> int:
+    """The step of an epsilon's metrics, the same in every run: in hundredths of 1/255."""
+    return round(epsilon * 25500)
+
+
+def epsilon_name(epsilon: float) -> str:
+    """An epsilon as a part of a metric's name: 8_255 for 8/255, else the number, such as 0.1."""
+    return show(epsilon).replace("/", "_")
+
+
+def _parse_range(value: Any) -> Any:
+    parts = value.split(",") if isinstance(value, str) else value
+    try:
+        low, high = map(float, parts)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not -math.inf < low < high < math.inf:
+        raise ValueError("must be two rising numbers, such as 0,255 or -1,1")
+    return low, high
+
+
+def _check_image_shape(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    if len(sizes) != 3:
+        raise ValueError("must be height, width and channels, such as 28,28,1")
+    return sizes
+
+
 Count = Annotated[int, Field(ge=0)]
 PositiveCount = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -57,9 +119,13 @@ FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Epsilon = Annotated[float, BeforeValidator(lambda value: parse_epsilon(str(value)))]
+Epsilons = Annotated[tuple[float, ...], BeforeValidator(parse_epsilons)]
+PixelRange = Annotated[tuple[float, float], BeforeValidator(_parse_range)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
 Counts = Annotated[
     tuple[PositiveCount, ...], BeforeValidator(_split_commas), BeforeValidator(_single)
 ]
+ImageShape = Annotated[Counts, AfterValidator(_check_image_shape)]
 # Seeds go into TensorFlow's stateless generators as 32-bit integers.
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 

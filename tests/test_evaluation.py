@@ -4,7 +4,9 @@ import keras
 import numpy as np
 import pytest
 
-from resfool import evaluation
+from resfool import evaluation, inference
+from resfool.attacks.gradient import Outcome
+from resfool.parameters import Method
 
 
 def pixels_are_logits() -> keras.Model:
@@ -24,7 +26,7 @@ def test_accuracy_and_loss_of_known_logits() -> None:
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 50])
 def test_batches_of_any_size_give_the_same_logits(batch_size: int) -> None:
     images = np.random.default_rng(0).random((9, 1, 3, 1), dtype=np.float32)
-    result = evaluation.logits(pixels_are_logits(), images, batch_size)
+    result = inference.logits(pixels_are_logits(), images, batch_size)
     np.testing.assert_array_equal(result, images.reshape(9, 3))
 
 
@@ -42,4 +44,126 @@ def test_weights_that_change_change_the_result() -> None:
     batch = np.ones((2, 1, 3, 1), np.float32)
     for value in (1.0, 2.0):
         dense.set_weights([np.full((3, 3), value), np.zeros(3)])
-        np.testing.assert_allclose(evaluation.logits(model, batch), 3 * value)
+        np.testing.assert_allclose(inference.logits(model, batch), 3 * value)
+
+
+def pixels_in_a_row(values: list[list[float]]) -> np.ndarray:
+    return np.array(values, np.float32).reshape(-1, 1, 3, 1)
+
+
+def test_rates_of_known_predictions() -> None:
+    labels = np.array([0, 0, 1, 1])
+    clean = np.array([0, 1, 1, 0])
+    outcome = Outcome(
+        classes=np.array([[0, 1, 1, 0], [1, 0, 1, 1]]),
+        confidences=np.array([[0.5, 0.7, 0.9, 0.9], [1, 1, 1, 1]], np.float32),
+        norms=np.array([[0, 0, 0, 0], [1, 2, 3, 4]], np.float32),
+    )
+    unmoved, moved = evaluation.rates(outcome, clean, labels)
+    assert unmoved["fooling_rate"] == 0 and unmoved["error_rate"] == 0.5
+    assert unmoved["confidence"] == pytest.approx(0.75) and unmoved["l2_norm"] == 0
+    # Three of four changed their class; two of those became right by it.
+    assert moved["fooling_rate"] == 0.75 and moved["error_rate"] == 0.25
+    assert moved["accuracy"] == 0.75 and moved["l2_norm"] == 2.5
+    # Wilson's interval of 0 of n ends at z^2 / (n + z^2).
+    z2 = 1.959964**2
+    assert unmoved["fooling_rate_low"] == 0
+    assert unmoved["fooling_rate_high"] == pytest.approx(z2 / (4 + z2), rel=1e-5)
+    assert moved["fooling_rate_low"] < 0.75 < moved["fooling_rate_high"]
+
+
+@pytest.mark.parametrize("method", ["fgsm", "smallest_epsilon", "pgd"])
+def test_a_sweep_of_a_model_whose_logits_are_pixels(method: Method) -> None:
+    # Mid-grey with one pixel ahead by 0.1, 0.2 and 0.3: the gradient raises the others and
+    # lowers it, so that the lead is gone at 0.05, 0.10 and 0.15.
+    images = pixels_in_a_row([[0.6, 0.5, 0.4], [0.5, 0.7, 0.4], [0.4, 0.5, 0.8]])
+    labels = np.array([0, 1, 0])  # the last one is wrong to begin with
+    epsilons = (0.12, 0.0, 0.04, 0.07, 0.2)
+    swept = evaluation.sweep(
+        pixels_are_logits(),
+        images,
+        labels,
+        epsilons,
+        method=method,
+        label_source="prediction",
+        pgd_steps=15,
+    )
+    assert swept.epsilons == tuple(sorted(epsilons))
+    rates = [row["fooling_rate"] for row in swept.rows]
+    np.testing.assert_allclose(rates, [0, 0, 1 / 3, 2 / 3, 1])
+    assert swept.rows[0]["random_fooling_rate"] == 0
+    assert swept.rows[0]["error_rate"] == pytest.approx(1 / 3)
+    assert swept.rows[0]["l2_norm"] == 0
+    assert swept.zero_gradient_share == 0
+    if method == "smallest_epsilon":
+        assert swept.smallest is not None
+        np.testing.assert_allclose(swept.smallest, [0.05, 0.10, 0.15], atol=2e-4)
+        assert [row["cumulative_fooling_rate"] for row in swept.rows] == pytest.approx(rates)
+
+
+def test_with_true_labels_a_wrong_prediction_is_pushed_further() -> None:
+    images = pixels_in_a_row([[0.4, 0.5, 0.8]])
+    swept = evaluation.sweep(pixels_are_logits(), images, np.array([0]), (0.1,))
+    assert swept.rows[0]["fooling_rate"] == 0  # pixel 2 gains on pixel 0
+    assert swept.rows[0]["confidence"] > swept.clean.confidences[0, 0]
+
+
+def test_progress_ends_at_its_total() -> None:
+    images = np.full((5, 1, 3, 1), 0.5, np.float32)
+    methods: tuple[Method, ...] = ("fgsm", "pgd", "smallest_epsilon")
+    for method in methods:
+        told: list[tuple[int, int]] = []
+
+        def tell(done: int, total: int, told: list[tuple[int, int]] = told) -> None:
+            told.append((done, total))
+
+        evaluation.sweep(
+            pixels_are_logits(),
+            images,
+            np.zeros(5, int),
+            (0.1, 0.2),
+            method=method,
+            pgd_steps=3,
+            progress=tell,
+        )
+        done = [d for d, _ in told]
+        assert done == sorted(done)
+        assert done[-1] == told[-1][1]
+
+
+def test_examples_show_what_was_corrected_what_was_fooled_and_what_held_out() -> None:
+    # With the labels of the model's own predictions a wrong one can be corrected.
+    leads = [0.02, 0.06, 0.1, 0.14, 0.18, 0.3, 0.5]
+    images = pixels_in_a_row([[0.4 + lead, 0.4, 0.2] for lead in leads])
+    labels = np.zeros(len(leads), int)
+    labels[1] = 1  # classified as 0, and as 1 when perturbed by more than 0.03
+    swept = evaluation.sweep(
+        pixels_are_logits(), images, labels, (0.02, 0.05, 0.1, 0.3), label_source="prediction"
+    )
+    found = evaluation.examples(swept, most=4)
+    leads_shown = [float(e.shown[0].image[0, 0, 0] - 0.4) for e in found]
+    np.testing.assert_allclose(leads_shown, [0.06, 0.02, 0.1, 0.5], atol=1e-6)
+    corrected = found[0]
+    assert [s.predicted for s in corrected.shown] == [0, 0, 1, 1, 1]
+    assert [s.epsilon for s in corrected.shown] == [0, 0.02, 0.05, 0.1, 0.3]
+    for example in found:
+        for shown in example.shown:
+            row = shown.image.reshape(-1)
+            moved = example.shown[0].image.reshape(-1) + shown.epsilon * example.direction.reshape(
+                -1
+            )
+            np.testing.assert_allclose(row, np.clip(moved, 0, 1), atol=1e-6)
+            assert shown.predicted == row.argmax()
+
+
+def test_with_true_labels_the_corrected_ones_are_moved_away_from_their_prediction() -> None:
+    images = pixels_in_a_row([[0.5, 0.45, 0.2], [0.6, 0.3, 0.2], [0.5, 0.2, 0.47]])
+    swept = evaluation.sweep(
+        pixels_are_logits(), images, np.array([1, 0, 2]), (0.01, 0.02, 0.05, 0.3)
+    )
+    corrected, also, fooled = evaluation.examples(swept)
+    assert corrected.from_prediction and also.from_prediction and not fooled.from_prediction
+    # Leads of 0.03 and 0.05: gone at 0.015 and 0.025.
+    assert [s.predicted for s in corrected.shown] == [0, 0, 2, 2, 2]
+    assert [s.predicted for s in also.shown] == [0, 0, 0, 1, 1]
+    assert fooled.label == 0 and fooled.shown[-1].predicted == 1

@@ -1,0 +1,435 @@
+"""The fast gradient sign (equation 5), its iterated form, and the smallest epsilon along it.
+
+An attack moves each image along the sign of the gradient of its loss. The gradient is taken once
+per image and serves every epsilon. Source: paper section VI; Goodfellow, Shlens, Szegedy,
+"Explaining and harnessing adversarial examples", arXiv:1412.6572.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from resfool import inference
+from resfool.inference import BATCH_SIZE
+
+Progress = Callable[[int], None]  # is told how many more images are done
+
+# Where 1 - p has lost half of float32's digits, the loss gradient is mostly rounding error.
+_SATURATED = float(np.finfo(np.float32).eps) ** 0.5
+
+
+def _quiet(images: int) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class SignGradients:
+    """The sign of the loss gradient of each image, with what the model makes of the image.
+
+    Attributes:
+        signs: int8 (N, H, W, C): -1, 0 or 1.
+        logits: float32 (N, classes), of the clean images.
+        labels: int64 (N,), the labels of the loss.
+    """
+
+    signs: np.ndarray
+    logits: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a model makes of perturbed images, for E epsilons and N images.
+
+    Attributes:
+        classes: int64 (E, N), predicted.
+        confidences: float32 (E, N), probability of the predicted class.
+        norms: float32 (E, N), l2 norm of the perturbation as applied, after clipping.
+    """
+
+    classes: np.ndarray
+    confidences: np.ndarray
+    norms: np.ndarray
+
+    @classmethod
+    def joined(cls, outcomes: Sequence["Outcome"]) -> "Outcome":
+        """Outcomes of the same images at different epsilons, as one."""
+        return cls(
+            *(
+                np.concatenate([getattr(outcome, field) for outcome in outcomes])
+                for field in ("classes", "confidences", "norms")
+            )
+        )
+
+
+def sign_gradients(
+    model: keras.Model,
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    *,
+    batch_size: int = BATCH_SIZE,
+    progress: Progress = _quiet,
+) -> SignGradients:
+    """The sign of the gradient of the cross-entropy loss with respect to each image.
+
+    Args:
+        model: from images to logits.
+        images: float32 (N, H, W, C) in [0, 1].
+        labels: int (N,), or None for the model's own predictions.
+        batch_size: images per pass.
+        progress: is told the images done.
+
+    Returns:
+        Signs, clean logits and the labels that were used.
+    """
+    gradient = inference.compiled(model, _sign_gradient)
+    signs = np.empty(images.shape, np.int8)
+    parts = []
+    # -1 asks the compiled function for the model's own prediction.
+    wanted = np.full(len(images), -1) if labels is None else np.asarray(labels)
+    for rows in inference.batches(len(images), batch_size):
+        batch = inference.filled(images[rows], batch_size)
+        of_batch = inference.filled(wanted[rows].astype(np.int32), batch_size)
+        directions, logits = gradient(batch, of_batch)
+        count = rows.stop - rows.start
+        signs[rows] = directions.numpy()[:count]
+        parts.append(logits.numpy()[:count])
+        progress(count)
+    logits = np.concatenate(parts)
+    used = logits.argmax(axis=1) if labels is None else wanted.astype(np.int64)
+    return SignGradients(signs, logits, used)
+
+
+def perturbed(
+    images: np.ndarray, directions: np.ndarray, epsilon: float, *, clip: bool = True
+) -> np.ndarray:
+    """Equation 5: x + epsilon * sign(gradient).
+
+    Args:
+        images: float32 (N, H, W, C) in [0, 1].
+        directions: (N, H, W, C), such as the signs of gradients.
+        epsilon: length of the step in every pixel, in pixel units.
+        clip: keep the result in [0, 1].
+
+    Returns:
+        float32 (N, H, W, C).
+    """
+    moved = images + np.float32(epsilon) * directions.astype(np.float32)
+    return np.clip(moved, 0.0, 1.0) if clip else moved
+
+
+def along(
+    model: keras.Model,
+    images: np.ndarray,
+    directions: np.ndarray,
+    epsilons: Sequence[float],
+    *,
+    clip: bool = True,
+    batch_size: int = BATCH_SIZE,
+    progress: Progress = _quiet,
+) -> Outcome:
+    """Move every image along its direction by each of several epsilons, and classify it there.
+
+    Args:
+        model: from images to logits.
+        images: float32 (N, H, W, C) in [0, 1].
+        directions: int8 (N, H, W, C).
+        epsilons: E lengths, in pixel units.
+        clip: keep the moved images in [0, 1].
+        batch_size: images per pass; a batch meets all epsilons before the next is looked at.
+        progress: is told the images done.
+
+    Returns:
+        Predictions, confidences and norms, (E, N) each.
+    """
+    classify = inference.compiled(model, _along)
+    outcome = _empty_outcome(len(epsilons), len(images))
+    lengths = tf.constant(np.asarray(epsilons, np.float32))
+    for rows in inference.batches(len(images), batch_size):
+        batch = inference.filled(images[rows], batch_size)
+        found = classify(batch, inference.filled(directions[rows], batch_size), lengths, clip)
+        count = rows.stop - rows.start
+        _fill(outcome, rows, [part.numpy()[:, :count] for part in found])
+        progress(count)
+    return outcome
+
+
+def smallest_epsilons(
+    model: keras.Model,
+    images: np.ndarray,
+    directions: np.ndarray,
+    clean_classes: np.ndarray,
+    on_grid: np.ndarray,
+    grid: Sequence[float],
+    *,
+    tolerance: float = 1e-4,
+    clip: bool = True,
+    batch_size: int = BATCH_SIZE,
+    progress: Progress = _quiet,
+) -> np.ndarray:
+    """The smallest epsilon along each image's own direction that changes its predicted class.
+
+    That is the inner problem of Algorithm 4. The first point of the grid where the class differs
+    bounds it from above, the point before from below, and bisection narrows the two down. A class
+    that changes and changes back between two neighbouring points of the grid goes unseen.
+
+    Args:
+        model: from images to logits.
+        images: float32 (N, H, W, C) in [0, 1].
+        directions: int8 (N, H, W, C), signs of the loss gradients.
+        clean_classes: int (N,), predictions for the images as they are.
+        on_grid: int (E, N), predictions on the grid, `along(...).classes`.
+        grid: E rising epsilons, the first above 0.
+        tolerance: how far above the smallest one the answer may lie, in pixel units.
+        clip: keep the moved images in [0, 1].
+        batch_size: images per pass.
+        progress: is told the images done.
+
+    Returns:
+        float32 (N,): an epsilon at which the class was seen to differ; inf where the grid shows
+        no other class.
+    """
+    changed = on_grid != clean_classes
+    smallest = np.full(len(images), np.inf, np.float32)
+    movable = np.flatnonzero(changed.any(axis=0))
+    first = changed[:, movable].argmax(axis=0)
+    edges = np.concatenate([[0.0], grid]).astype(np.float32)
+    low, high = edges[first], edges[first + 1]
+    rounds = math.ceil(math.log2(max(1.0, float((high - low).max(initial=0.0)) / tolerance)))
+    narrow = inference.compiled(model, _narrow)
+    for rows in inference.batches(len(movable), batch_size):
+        chosen = movable[rows]
+        arrays = (
+            images[chosen],
+            directions[chosen],
+            clean_classes[chosen].astype(np.int64),
+            low[rows],
+            high[rows],
+        )
+        found = narrow(
+            *(inference.filled(a, batch_size) for a in arrays), tf.constant(rounds), clip
+        )
+        smallest[chosen] = found.numpy()[: len(chosen)]
+        progress(len(chosen))
+    return smallest
+
+
+def projected_gradient_descent(
+    model: keras.Model,
+    images: np.ndarray,
+    labels: np.ndarray,
+    epsilon: float,
+    *,
+    steps: int = 20,
+    step_size: float | None = None,
+    seed: int = 0,
+    clip: bool = True,
+    places: np.ndarray | None = None,
+    batch_size: int = BATCH_SIZE,
+    progress: Progress = _quiet,
+) -> np.ndarray:
+    """The iterated fast gradient sign with a random start, within an l-infinity ball.
+
+    Source: Madry et al., "Towards deep learning models resistant to adversarial attacks",
+    arXiv:1706.06083.
+
+    Args:
+        model: from images to logits.
+        images: float32 (N, H, W, C) in [0, 1].
+        labels: int (N,), whose loss is raised.
+        epsilon: radius of the ball, in pixel units.
+        steps: gradient steps.
+        step_size: length of one; None is 2.5 * epsilon / steps, enough to cross the ball.
+        seed: of the random starts; an image's start depends on the seed and its place only.
+        clip: keep the images in [0, 1].
+        places: int (N,), the images' numbers in a larger set; None counts from 0.
+        batch_size: images per pass.
+        progress: is told the images done.
+
+    Returns:
+        float32 (N, H, W, C), the images after the last step.
+    """
+    descend = inference.compiled(model, _descend)
+    length = 2.5 * epsilon / steps if step_size is None else step_size
+    settings = [tf.constant(v, tf.float32) for v in (epsilon, length)]
+    result = np.empty_like(images)
+    numbers = np.arange(len(images)) if places is None else np.asarray(places)
+    for rows in inference.batches(len(images), batch_size):
+        starts = [_random_start(images.shape[1:], seed, i) for i in numbers[rows]]
+        arrays = images[rows], np.stack(starts), np.asarray(labels)[rows].astype(np.int32)
+        found = descend(
+            *(inference.filled(a, batch_size) for a in arrays), *settings, tf.constant(steps), clip
+        )
+        result[rows] = found.numpy()[: rows.stop - rows.start]
+        progress(rows.stop - rows.start)
+    return result
+
+
+def judged(
+    model: keras.Model,
+    images: np.ndarray,
+    moved: np.ndarray,
+    *,
+    batch_size: int = BATCH_SIZE,
+    progress: Progress = _quiet,
+) -> Outcome:
+    """Classify images that were perturbed before.
+
+    Args:
+        model: from images to logits.
+        images: float32 (N, H, W, C), as they were.
+        moved: float32 (N, H, W, C), perturbed.
+        batch_size: images per pass.
+        progress: is told the images done.
+
+    Returns:
+        Predictions, confidences and norms, (1, N) each.
+    """
+    judge = inference.compiled(model, _judged)
+    outcome = _empty_outcome(1, len(images))
+    for rows in inference.batches(len(images), batch_size):
+        found = judge(*(inference.filled(a[rows], batch_size) for a in (images, moved)))
+        count = rows.stop - rows.start
+        _fill(outcome, rows, [part.numpy()[np.newaxis, :count] for part in found])
+        progress(count)
+    return outcome
+
+
+def random_signs(shape: Sequence[int], seed: int) -> np.ndarray:
+    """Directions of -1 and 1 at random: the benchmark beside the signs of gradients.
+
+    Args:
+        shape: (N, ...).
+        seed: decides them all; the first rows are the same for any N.
+
+    Returns:
+        int8 of that shape.
+    """
+    bits = np.random.default_rng(seed).integers(0, 2, shape, np.int8)
+    return 2 * bits - 1
+
+
+def _random_start(shape: Sequence[int], seed: int, index: int) -> np.ndarray:
+    """Uniform in [-1, 1] for every pixel."""
+    unit = np.random.default_rng([seed, index]).random(shape, np.float32)
+    return 2 * unit - 1
+
+
+def _empty_outcome(epsilons: int, images: int) -> Outcome:
+    shape = epsilons, images
+    return Outcome(
+        np.empty(shape, np.int64), np.empty(shape, np.float32), np.empty(shape, np.float32)
+    )
+
+
+def _fill(outcome: Outcome, rows: slice, found: Sequence[np.ndarray]) -> None:
+    for whole, part in zip(
+        (outcome.classes, outcome.confidences, outcome.norms), found, strict=True
+    ):
+        whole[:, rows] = part
+
+
+# What is compiled: a model and tensors in, tensors out. `clip` is settled when it is traced.
+
+
+def _sign_gradient(model: keras.Model, images: Any, labels: Any) -> tuple[Any, Any]:
+    gradient, logits = _loss_gradient(model, images, labels)
+    return tf.cast(tf.sign(gradient), tf.int8), logits
+
+
+def _loss_gradient(model: keras.Model, images: Any, labels: Any) -> tuple[Any, Any]:
+    """The loss gradient with respect to the images, up to a positive factor each; the logits."""
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(images)
+        logits = model(images, training=False)
+    own = tf.argmax(logits, axis=1, output_type=labels.dtype)
+    slope = _loss_slope(logits, tf.where(labels < 0, own, labels))
+    return tape.gradient(logits, images, output_gradients=slope), logits
+
+
+def _loss_slope(logits: Any, labels: Any) -> Any:
+    """The cross-entropy's gradient with respect to the logits, p - onehot(label).
+
+    Where the model is so sure of the label that this vanishes by rounding, though not in truth,
+    it is computed from the other classes' probabilities and scaled up: the sign stays right.
+    """
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+    plain = tape.gradient(loss, logits)
+    is_label = tf.one_hot(labels, tf.shape(logits)[1], on_value=True, off_value=False)
+    others = tf.where(is_label, -np.inf, logits)
+    # Relative to one another the others' probabilities are exact, however small they are.
+    shares = tf.nn.softmax(others)
+    scaled = tf.where(is_label, -1.0, shares)
+    saturated = tf.reduce_sum(tf.where(is_label, 0.0, plain), axis=1, keepdims=True) < _SATURATED
+    return tf.where(saturated, scaled, plain)
+
+
+def _moved(images: Any, directions: Any, epsilon: Any, clip: bool) -> Any:
+    moved = images + epsilon * tf.cast(directions, images.dtype)
+    return tf.clip_by_value(moved, 0.0, 1.0) if clip else moved
+
+
+def _along(model: keras.Model, images: Any, directions: Any, epsilons: Any, clip: bool) -> Any:
+    def at(epsilon: Any) -> tuple[Any, Any, Any]:
+        moved = _moved(images, directions, epsilon, clip)
+        return _judged(model, images, moved)
+
+    return tf.map_fn(
+        at, epsilons, fn_output_signature=(tf.int64, tf.float32, tf.float32), parallel_iterations=1
+    )
+
+
+def _judged(model: keras.Model, images: Any, moved: Any) -> tuple[Any, Any, Any]:
+    logits = model(moved, training=False)
+    confidences = tf.reduce_max(tf.nn.softmax(logits), axis=1)
+    return tf.argmax(logits, axis=1), confidences, _norms(moved - images)
+
+
+def _norms(perturbations: Any) -> Any:
+    return tf.norm(tf.reshape(perturbations, (tf.shape(perturbations)[0], -1)), axis=1)
+
+
+def _narrow(
+    model: keras.Model,
+    images: Any,
+    directions: Any,
+    clean_classes: Any,
+    low: Any,
+    high: Any,
+    rounds: Any,
+    clip: bool,
+) -> Any:
+    for _ in tf.range(rounds):
+        middle = (low + high) / 2
+        moved = _moved(images, directions, tf.reshape(middle, (-1, 1, 1, 1)), clip)
+        changed = tf.argmax(model(moved, training=False), axis=1) != clean_classes
+        low = tf.where(changed, low, middle)
+        high = tf.where(changed, middle, high)
+    return high
+
+
+def _descend(
+    model: keras.Model,
+    images: Any,
+    starts: Any,
+    labels: Any,
+    epsilon: Any,
+    step_size: Any,
+    steps: Any,
+    clip: bool,
+) -> Any:
+    moved = _moved(images, starts, epsilon, clip)
+    for _ in tf.range(steps):
+        gradient, _ = _loss_gradient(model, moved, labels)
+        moved += step_size * tf.sign(gradient)
+        moved = images + tf.clip_by_value(moved - images, -epsilon, epsilon)
+        if clip:
+            moved = tf.clip_by_value(moved, 0.0, 1.0)
+    return moved
