@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from resfool.errors import InputError, unknown
+from resfool.parameters import Part
 
 Array = npt.NDArray[Any]
 PerClass = tuple[int, int, int]
@@ -76,6 +77,10 @@ class Dataset:
     def classes(self) -> int:
         """How many classes there are."""
         return len(self.class_names)
+
+    def split(self, part: Part) -> Split:
+        """One part by its name."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}[part]
 
     @cached_property
     def digest(self) -> str:

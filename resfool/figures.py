@@ -1,11 +1,15 @@
 """Every figure: rows in, a matplotlib Figure out. Nothing here computes or logs."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter
+
+from resfool.parameters import show
 
 _LINES: dict[str, dict[str, Any]] = {
     "train": {"color": "tab:blue", "label": "training (average of 100 steps)"},
@@ -37,6 +41,160 @@ def accuracy_curves(history: Sequence[Mapping[str, float]], title: str) -> Figur
         axis_ticks(FormatStrFormatter("%g"))
     loss.legend()
     return figure
+
+
+@dataclass(frozen=True)
+class FoolingCurve:
+    """What the figure of a model under attack shows.
+
+    Attributes:
+        name: of the model.
+        rows: points with "epsilon", "fooling_rate" and "random_fooling_rate", each rate with its
+            interval (_low, _high), in order.
+        singular_values: of the perturbations, largest first.
+        random_singular_values: of a random matrix whose rows have the same norms.
+    """
+
+    name: str
+    rows: Sequence[Mapping[str, float]]
+    singular_values: Sequence[float]
+    random_singular_values: Sequence[float]
+
+
+def fooling_rates(curves: Sequence[FoolingCurve], title: str) -> Figure:
+    """Fooling rate against epsilon and the spectrum of the perturbations, as in Figure 11.
+
+    Args:
+        curves: one for each model.
+        title: says which attack and images.
+
+    Returns:
+        A figure of two panels.
+    """
+    figure = Figure(figsize=(11.5, 4.6), layout="constrained")
+    figure.suptitle(title)
+    rates, spectrum = figure.subplots(1, 2)
+    for number, curve in enumerate(curves):
+        colour = f"C{number}"
+        _draw_rate(rates, curve.rows, "fooling_rate", color=colour, label=curve.name)
+        _draw_rate(
+            rates, curve.rows, "random_fooling_rate", color=colour, ls=":", marker="", alpha=0.9
+        )
+        if "cumulative_fooling_rate" in curve.rows[0]:
+            points = [(row["epsilon"], row["cumulative_fooling_rate"]) for row in curve.rows]
+            rates.plot(*zip(*points, strict=True), color=colour, ls="-.", lw=1)
+        for values, style in (
+            (curve.singular_values, {"label": curve.name}),
+            (curve.random_singular_values, {"ls": ":"}),
+        ):
+            spectrum.plot(range(1, len(values) + 1), values, color=colour, **style)
+    rates.plot([], [], color="grey", ls=":", label="random signs, same epsilon")
+    if any("cumulative_fooling_rate" in curve.rows[0] for curve in curves):
+        rates.plot([], [], color="grey", ls="-.", label="at this epsilon or a smaller one")
+    spectrum.plot([], [], color="grey", ls=":", label="random matrix, same row norms")
+    rates.set(xlabel="epsilon (pixels from 0 to 1)", ylabel="fooling rate", ylim=(-0.02, 1.02))
+    _spread_small_epsilons(rates, max(row["epsilon"] for curve in curves for row in curve.rows))
+    spectrum.set(xlabel="index", ylabel="singular value", xscale="log")
+    spectrum.set_title("gradient signs as rows of norm 1", fontsize="medium")
+    spectrum.set_ylim(bottom=0)
+    for axes in (rates, spectrum):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure
+
+
+def _spread_small_epsilons(axes: Axes, largest: float) -> None:
+    """Axes that grow with the square root, since most happens at small epsilons."""
+    levels = axes.twiny()
+    levels.set_xlabel("epsilon in levels of 255")
+    marks = (0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1), (0, 1, 4, 8, 16, 32, 64, 128, 255)
+    for scaled, top, ticks in zip((axes, levels), (largest, largest * 255), marks, strict=True):
+        scaled.set_xscale("function", functions=(_root, np.square))
+        scaled.set_xlim(0, top)
+        scaled.set_xticks(
+            [tick for tick in ticks if tick <= top], labels=[f"{t:g}" for t in ticks if t <= top]
+        )
+
+
+def _root(epsilon: Any) -> Any:
+    return np.sqrt(np.maximum(epsilon, 0))
+
+
+def _draw_rate(
+    axes: Axes, rows: Sequence[Mapping[str, float]], name: str, *, color: str, **style: Any
+) -> None:
+    epsilons = [row["epsilon"] for row in rows]
+    low, high = ([row[f"{name}_{end}"] for row in rows] for end in ("low", "high"))
+    axes.plot(epsilons, [row[name] for row in rows], **{"marker": ".", "color": color} | style)
+    axes.fill_between(epsilons, low, high, color=color, alpha=0.15, lw=0)
+
+
+@dataclass(frozen=True)
+class ExampleView:
+    """A perturbed image with what is written under it."""
+
+    image: np.ndarray
+    caption: str
+    correct: bool
+
+
+@dataclass(frozen=True)
+class ExampleRow:
+    """One image under attack: how it was, the perturbation's direction, what became of it.
+
+    Attributes:
+        label: name of its true class.
+        direction: (H, W, C), from -1 to 1.
+        views: the clean image, then one for each epsilon, in order.
+    """
+
+    label: str
+    direction: np.ndarray
+    views: Sequence[ExampleView]
+
+
+def examples(rows: Sequence[ExampleRow], epsilons: Sequence[float], title: str) -> Figure:
+    """Clean image, perturbation and perturbed images side by side, as in Table III.
+
+    Args:
+        rows: one for each image.
+        epsilons: of the views after the clean one.
+        title: says which model and attack.
+
+    Returns:
+        A figure of one row for each image.
+    """
+    columns = ["clean", "perturbation,\nscaled for viewing"]
+    columns += [f"epsilon {show(epsilon)}" for epsilon in epsilons]
+    size = 1.75
+    figure = Figure(
+        figsize=(size * len(columns), size * 1.15 * len(rows) + 0.9), layout="constrained"
+    )
+    figure.suptitle(f"{title}\ncaptions: predicted class and confidence, green where it is right")
+    grid = figure.subplots(len(rows), len(columns), squeeze=False)
+    for axes, name in zip(grid[0], columns, strict=True):
+        axes.set_title(name, fontsize="medium")
+    for row, line in zip(rows, grid, strict=True):
+        line[0].set_ylabel(row.label)
+        clean, *perturbed = row.views
+        _draw_view(line[0], clean)
+        _draw_image(line[1], 0.5 + 0.5 * row.direction)
+        for axes, view in zip(line[2:], perturbed, strict=True):
+            _draw_view(axes, view)
+    return figure
+
+
+def _draw_view(axes: Axes, view: ExampleView) -> None:
+    _draw_image(axes, view.image)
+    mark, colour = ("\N{CHECK MARK}", "tab:green") if view.correct else ("\N{BALLOT X}", "tab:red")
+    axes.set_xlabel(f"{mark} {view.caption}", color=colour, fontsize="small")
+
+
+def _draw_image(axes: Axes, image: np.ndarray) -> None:
+    # Without three channels, the first is shown in grey; what is out of range, at the range's end.
+    shown = np.clip(image[..., :3] if image.shape[-1] >= 3 else image[..., 0], 0, 1)
+    axes.imshow(shown, cmap="gray", vmin=0, vmax=1)
+    axes.set(xticks=[], yticks=[])
 
 
 def _draw(axes: Axes, history: Sequence[Mapping[str, float]], quantity: str) -> None:

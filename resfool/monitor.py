@@ -1,21 +1,52 @@
-"""What an experiment tells its surroundings while it runs."""
+"""What an experiment tells its surroundings while it runs, and what it asks of them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from resfool.datasets import Dataset
+from resfool.errors import InputError
+from resfool.parameters import Part
+
+if TYPE_CHECKING:
+    import keras
+
+Use = tuple[Dataset, Part, str]  # a data set, the part of it, and what for: "training"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that somebody named, not loaded yet.
+
+    Attributes:
+        uri: as it was given.
+        name: short, for tables and legends.
+        path: its `.keras` file, or the folder with its MLmodel.
+        load_trusted: loads it without any check, and may run code that comes with it.
+        model_id: MLflow's id of it, if it has one.
+        training: the parameters of the run that trained it, if this project did.
+    """
+
+    uri: str
+    name: str
+    path: Path
+    load_trusted: "Callable[[], keras.Model]"
+    model_id: str | None = None
+    training: Mapping[str, str] = field(default_factory=dict)
 
 
 class Monitor:
     """Listens to an experiment. This one does nothing; MLflow, a progress bar or a test do more."""
 
-    def begin(self, facts: Mapping[str, Any], dataset: Dataset) -> Path | None:
+    def begin(self, name: str, facts: Mapping[str, Any], uses: Sequence[Use]) -> Path | None:
         """The arguments are checked and the data is read; the expensive part begins.
 
         Args:
-            facts: what is known of the experiment by now, as plain values.
-            dataset: its data.
+            name: of this experiment, for people.
+            facts: what is known of it by now, as plain values.
+            uses: its data.
 
         Returns:
             The file to keep a checkpoint in, or None. If it exists, it is resumed from.
@@ -30,3 +61,31 @@ class Monitor:
 
     def progress(self, done: int, total: int, text: str) -> None:
         """`done` of `total` steps are done; `text` says how it goes."""
+
+    @contextmanager
+    def part(self, name: str, facts: Mapping[str, Any]) -> Iterator[Self]:
+        """A part of the experiment, such as one of several models, with curves of its own."""
+        yield self
+
+    def find_model(self, uri: str) -> ModelSource:
+        """Find a model that a user named; here only files can be found.
+
+        Args:
+            uri: of the model.
+
+        Returns:
+            Where it is and what is known of it.
+
+        Raises:
+            InputError: there is no such model.
+        """
+        path = Path(uri).expanduser()
+        if not path.is_file():
+            raise InputError(f"model={uri}: there is no such file")
+
+        def load_trusted() -> "keras.Model":
+            import keras
+
+            return keras.saving.load_model(path, compile=False, safe_mode=False)
+
+        return ModelSource(uri, path.stem, path, load_trusted)

@@ -1,49 +1,54 @@
-"""The only file that talks to MLflow: runs, curves, figures, data sets and models."""
+"""All that our own runs tell MLflow: curves, figures, data sets and models."""
 
 import contextlib
-import http.client
+import functools
+import importlib
 import logging
 import os
 import platform
 import re
-import sqlite3
 import subprocess
 import sys
-import tempfile
 import time
-import urllib.error
-import urllib.request
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Literal, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.data.numpy_dataset import from_numpy
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
-from mlflow.utils.file_utils import local_file_uri_to_path
 
-from resfool import checkpoints, interrupts
+from resfool import checkpoints, interrupts, stores
 from resfool.datasets import Dataset
 from resfool.errors import InputError
-from resfool.monitor import Monitor
-from resfool.parameters import show
+from resfool.monitor import ModelSource, Monitor, Use
+from resfool.parameters import Part, show
 
 if TYPE_CHECKING:
     import keras
     from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 _FLUSH_SECONDS = 5.0
 _TAG = "resfool."
 _CHECKPOINT_TAG = f"{_TAG}checkpoint"
 _RECORDED_VERSIONS = ("resfool", "tensorflow", "keras", "mlflow", "numpy")
 # MLflow's own names for runs that were given none: "adjective-noun-123".
+_MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
 _GENERATED_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
+
+
+Progress = Callable[[int, int, str], None]
+
+
+def _no_progress(done: int, total: int, text: str) -> None:
+    pass
 
 
 class Run(Monitor):
@@ -53,37 +58,29 @@ class Run(Monitor):
     context manager it ends the run: FINISHED, FAILED on an error, KILLED on Ctrl-C or SIGTERM;
     whatever was recorded by then is kept.
 
+    Args:
+        progress: is told the steps done, their total and a short text.
+        nested: whether it is a part of the run that is open.
+
     Attributes:
-        checkpoint: the checkpoint of the run that is resumed, else None.
         seconds: time spent on recording so far.
     """
 
-    def __init__(
-        self,
-        progress: Callable[[int, int, str], None],
-        *,
-        resume: str | None,
-        checkpoint_dir: Path,
-    ) -> None:
-        _quieten_mlflow()
-        _check_store(mlflow.get_tracking_uri())
-        _check_folder("checkpoint folder", checkpoint_dir)
-        self._run_id = resume
-        self.checkpoint: Path | None = None
+    def __init__(self, progress: Progress = _no_progress, *, nested: bool = False) -> None:
+        if not nested:
+            _quieten_mlflow()
+            stores.check(mlflow.get_tracking_uri())
         self.seconds = 0.0
         self._progress = progress
-        self._checkpoint_dir = checkpoint_dir
-        self._resumes = resume is not None
+        self._nested = nested
+        self._run_id: str | None = None
         self._began = 0.0
         self._open = False
-        self._lock: IO[str] | None = None
         self._buffer: list[Metric] = []
         self._flushed = time.monotonic()
         self._last_step = 0
         self._recorded: set[tuple[str, int]] = set()  # points that the store has already
         self._project_run = os.environ.get("MLFLOW_RUN_ID")
-        if resume is not None:
-            self.checkpoint = self._find_checkpoint(resume)
 
     def __enter__(self) -> Self:
         return self
@@ -94,9 +91,7 @@ class Run(Monitor):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        status = "FINISHED"
-        if kind is not None:
-            status = "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
+        status = _status(kind)
         if self._open:
             if error is not None and status == "FAILED":
                 self._client.set_tag(self.run_id, f"{_TAG}error", str(error)[:5000])
@@ -105,11 +100,7 @@ class Run(Monitor):
             self.point({"step": self._last_step, **times})
             self._flush()
             mlflow.end_run(status)
-        if self._lock is not None:
-            self._lock.close()
-        if status == "FINISHED" and self.checkpoint is not None:
-            checkpoints.remove(self.checkpoint)
-        if status == "KILLED" and self._project_run is not None:
+        if status == "KILLED" and self._project_run is not None and not self._nested:
             _start_keeping_killed(self._project_run)
 
     @property
@@ -125,25 +116,22 @@ class Run(Monitor):
 
     # What an experiment tells
 
-    def begin(self, facts: Mapping[str, Any], dataset: Dataset) -> Path:
-        """Open the run, or open again the one to resume, and log what is known."""
+    def begin(self, name: str, facts: Mapping[str, Any], uses: Sequence[Use]) -> Path | None:
+        """Open the run and log what is known."""
         self._began = started = time.monotonic()
         # A signal between the opening and our note of it would leave a run RUNNING for ever.
         with interrupts.deferred():
             try:
-                run = self._reopened() if self._resumes else self._opened(_name(facts))
+                run = self._start(name)
             except MlflowException as error:
                 uri = mlflow.get_tracking_uri()
                 raise InputError(f"{uri} can't be used for tracking: {error.message}") from error
         self._log_params(run, {**facts, **_origin()})
-        tags = {_CHECKPOINT_TAG: str(self.checkpoint), f"{_TAG}host": platform.node()}
-        mlflow.set_tags(tags | {"network": facts["network"], "dataset": dataset.name})
-        if not self._resumes:
-            mlflow.log_input(_as_input(dataset, "train"), context="training")
-            mlflow.log_input(_as_input(dataset, "test"), context="testing")
+        for dataset, part, context in uses:
+            mlflow.set_tag("dataset", dataset.name)
+            mlflow.log_input(_as_input(dataset, part), context=context)
         self.seconds += time.monotonic() - started
-        assert self.checkpoint is not None
-        return self.checkpoint
+        return None
 
     def fact(self, name: str, value: Any) -> None:
         """Log a parameter that became known late."""
@@ -166,11 +154,122 @@ class Run(Monitor):
         """Pass progress on."""
         self._progress(done, total, text)
 
+    @contextlib.contextmanager
+    def part(self, name: str, facts: Mapping[str, Any]) -> Iterator["Run"]:
+        """A run of its own under this one."""
+        with Run(self._progress, nested=True) as child:
+            child.begin(name, facts, [])
+            yield child
+
+    def find_model(self, uri: str) -> ModelSource:
+        """Find a model in MLflow or among the files, without loading it."""
+        if not uri.startswith(("runs:/", "models:/")):
+            return super().find_model(uri)
+        store = mlflow.get_tracking_uri()
+        try:
+            if not stores.exists(store):
+                raise MlflowException("a new store has no models, and the question would make it")
+            return _find_logged_model(self._client, uri)
+        except MlflowException as error:
+            reason = error.message.splitlines()[0]
+            raise InputError(f"model={uri}: there is no such model in {store} ({reason})") from None
+
     # What an entry point logs at the end
 
     def log_figure(self, figure: "Figure", name: str) -> None:
         """Log a figure as a PNG artifact."""
-        mlflow.log_figure(figure, name, save_kwargs={"dpi": 120})
+        self._client.log_figure(self.run_id, figure, name, save_kwargs={"dpi": 120})
+
+    def log_table(self, table: "DataFrame", name: str) -> None:
+        """Log a table as JSON, which the UI shows, and as CSV."""
+        self._client.log_table(self.run_id, table, f"{name}.json")
+        self._client.log_text(self.run_id, table.to_csv(index=False), f"{name}.csv")
+
+    def log_model_metrics(
+        self, model_id: str, metrics: Mapping[str, float], dataset: Dataset, part: Part
+    ) -> None:
+        """Log a model's figures where MLflow's Models page shows them.
+
+        Args:
+            model_id: of a logged model in this store.
+            metrics: its figures.
+            dataset: what they were measured on.
+            part: which part of it.
+        """
+        started = time.monotonic()
+        mlflow.log_metrics(
+            dict(metrics), run_id=self.run_id, model_id=model_id, dataset=_as_input(dataset, part)
+        )
+        self.seconds += time.monotonic() - started
+
+    # Within
+
+    def _start(self, name: str) -> Any:
+        run = mlflow.start_run(run_name=name, nested=self._nested, log_system_metrics=True)
+        self._open = True
+        self._run_id = run.info.run_id
+        if _GENERATED_NAME.fullmatch(run.info.run_name):
+            self._client.set_tag(self.run_id, "mlflow.runName", name)
+        return run
+
+    def _flush(self) -> None:
+        started = time.monotonic()
+        while self._buffer:
+            batch = self._buffer[:1000]  # the most that one call takes
+            self._client.log_batch(self.run_id, metrics=batch)
+            del self._buffer[: len(batch)]
+        self._flushed = time.monotonic()
+        self.seconds += self._flushed - started
+
+    def _log_params(self, run: Any, facts: Mapping[str, Any]) -> None:
+        # `mlflow run` has logged the raw parameters, and a second, other text would be an error.
+        known = run.data.params
+        new = [Param(name, show(value)) for name, value in facts.items() if name not in known]
+        self._client.log_batch(self.run_id, params=new)
+
+
+class TrainingRun(Run):
+    """The run of a training: it has a checkpoint, and can be resumed.
+
+    Args:
+        progress: is told the steps done, their total and a short text.
+        resume: id of the run to go on with, or None for a new one.
+        checkpoint_dir: folder for the checkpoints, one folder a run.
+
+    Attributes:
+        checkpoint: the checkpoint of the run that is resumed, else None until it begins.
+    """
+
+    def __init__(self, progress: Progress, *, resume: str | None, checkpoint_dir: Path) -> None:
+        super().__init__(progress)
+        stores.check_folder("checkpoint folder", checkpoint_dir)
+        self.checkpoint: Path | None = None
+        self._checkpoint_dir = checkpoint_dir
+        self._resumes = resume is not None
+        self._lock: IO[str] | None = None
+        if resume is not None:
+            self._run_id = resume
+            self.checkpoint = self._find_checkpoint(resume)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        if self._lock is not None:
+            self._lock.close()
+        if kind is None and self.checkpoint is not None:
+            checkpoints.remove(self.checkpoint)
+
+    def begin(self, name: str, facts: Mapping[str, Any], uses: Sequence[Use]) -> Path:
+        """Open the run, or open again the one to resume, and log what is known."""
+        super().begin(name, facts, [] if self._resumes else uses)
+        assert self.checkpoint is not None
+        tags = {_CHECKPOINT_TAG: str(self.checkpoint), f"{_TAG}host": platform.node()}
+        mlflow.set_tags(tags | {"network": facts["network"]})
+        return self.checkpoint
 
     def log_model(
         self, model: "keras.Model", dataset: Dataset, metrics: Mapping[str, float]
@@ -201,19 +300,16 @@ class Run(Monitor):
         info = mlflow.keras.log_model(
             model, name="model", signature=signature, pip_requirements=requirements
         )
-        judged_on = _as_input(dataset, "test")
-        mlflow.log_metrics(dict(metrics), model_id=info.model_id, dataset=judged_on)
         self.seconds += time.monotonic() - started
+        self.log_model_metrics(info.model_id, metrics, dataset, "test")
         return f"models:/{info.model_id}"
 
     # Within
 
-    def _opened(self, name: str) -> Any:
-        run = mlflow.start_run(run_name=name, log_system_metrics=True)
-        self._open = True
-        self._run_id = run.info.run_id
-        if _GENERATED_NAME.fullmatch(run.info.run_name):
-            self._client.set_tag(self.run_id, "mlflow.runName", name)
+    def _start(self, name: str) -> Any:
+        if self._resumes:
+            return self._reopened()
+        run = super()._start(name)
         self.checkpoint = (self._checkpoint_dir / self.run_id / "checkpoint.npz").resolve()
         self._lock = checkpoints.hold(self.checkpoint)
         return run
@@ -229,21 +325,6 @@ class Run(Monitor):
         self._point_to(run)
         return run
 
-    def _flush(self) -> None:
-        started = time.monotonic()
-        while self._buffer:
-            batch = self._buffer[:1000]  # the most that one call takes
-            self._client.log_batch(self.run_id, metrics=batch)
-            del self._buffer[: len(batch)]
-        self._flushed = time.monotonic()
-        self.seconds += self._flushed - started
-
-    def _log_params(self, run: Any, facts: Mapping[str, Any]) -> None:
-        # `mlflow run` has logged the raw parameters, and a second, other text would be an error.
-        known = run.data.params
-        new = [Param(name, show(value)) for name, value in facts.items() if name not in known]
-        self._client.log_batch(self.run_id, params=new)
-
     def _points(self, keys: list[str]) -> set[tuple[str, int]]:
         return {
             (key, metric.step)
@@ -255,7 +336,7 @@ class Run(Monitor):
     def _find_checkpoint(self, run_id: str) -> Path:
         uri = mlflow.get_tracking_uri()
         try:
-            if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+            if not stores.exists(uri):
                 raise MlflowException("a new store has no runs, and would be made by the question")
             run = self._client.get_run(run_id)
         except MlflowException:
@@ -284,13 +365,13 @@ class Run(Monitor):
 
 
 def open_run(
-    progress: Callable[[int, int, str], None] = lambda done, total, text: None,
+    progress: Progress = _no_progress,
     /,
     *,
     resume: str | None = None,
     checkpoint_dir: str = "checkpoints",
-) -> Run:
-    """Prepare a run, new or resumed; `Run.begin` opens it.
+) -> TrainingRun:
+    """Prepare a training's run, new or resumed; `begin` opens it.
 
     Args:
         progress: is told the steps done, their total and a short text.
@@ -303,7 +384,7 @@ def open_run(
     Raises:
         InputError: the tracking store can't be used, or there is no such run to resume.
     """
-    return Run(progress, resume=resume, checkpoint_dir=Path(checkpoint_dir))
+    return TrainingRun(progress, resume=resume, checkpoint_dir=Path(checkpoint_dir))
 
 
 def ui_command() -> str:
@@ -350,17 +431,87 @@ def _start_keeping_killed(run_id: str) -> None:
 
 def _quieten_mlflow() -> None:
     """Keep MLflow's notes on tables and threads out of our output, unless they are asked for."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     if "MLFLOW_LOGGING_LEVEL" not in os.environ:
         logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 
-def _name(facts: Mapping[str, Any]) -> str:
-    return f"{facts['network']} {facts['dataset']} seed {facts['seed']}"
+def _status(kind: type[BaseException] | None) -> str:
+    if kind is None:
+        return "FINISHED"
+    return "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
 
 
-def _as_input(dataset: Dataset, part: Literal["train", "test"]) -> Any:
+def _find_logged_model(client: MlflowClient, uri: str) -> ModelSource:
+    """What the store knows of a model; nothing that the model itself says is believed."""
+    scheme, _, rest = uri.partition(":/")
+    name, version = "", ""
+    run_id: str | None
+    if scheme == "runs":
+        run_id, _, folder = rest.partition("/")
+        outputs = client.get_run(run_id).outputs
+        logged = (
+            [client.get_logged_model(o.model_id) for o in outputs.model_outputs] if outputs else []
+        )
+        model_id = next((model.model_id for model in logged if model.name == folder), None)
+    elif _MODEL_ID.fullmatch(rest):
+        model_id, run_id = rest, client.get_logged_model(rest).source_run_id
+    else:
+        name, version, found = _registered(client, rest)
+        model_id, run_id = found.model_id, found.run_id
+    # The version that an alias means now.
+    exact = f"models:/{name}/{version}" if name else uri
+    path = Path(mlflow.artifacts.download_artifacts(exact))
+    source = functools.partial(
+        ModelSource,
+        uri=uri,
+        path=path,
+        load_trusted=lambda: _load_with_mlflow(path),
+        model_id=model_id,
+    )
+    if run_id is None:
+        return source(name=f"{name} {version}" if name else rest)
+    run = client.get_run(run_id)
+    if _CHECKPOINT_TAG in run.data.tags and "network" in run.data.tags:
+        training = run.data.params
+        label = _network_label(training, run.data.tags["network"])
+        return source(name=label, training=training)
+    return source(name=f"{name} {version}" if name else run.info.run_name)
+
+
+def _registered(client: MlflowClient, rest: str) -> tuple[str, str, Any]:
+    """Name, version and entry of NAME/VERSION, NAME/latest, NAME/ALIAS or NAME@ALIAS."""
+    name, separator, which = rest.rpartition("@" if "@" in rest else "/")
+    if not separator or not name or not which:
+        raise MlflowException("it must be models:/NAME/VERSION, models:/NAME@ALIAS or models:/m-ID")
+    if which == "latest" and "@" not in rest:
+        versions = client.search_model_versions(f"name='{name}'")
+        if not versions:
+            raise MlflowException(f"no model {name} is registered")
+        found = max(versions, key=lambda version: int(version.version))
+    elif which.isdecimal() and "@" not in rest:
+        found = client.get_model_version(name, which)
+    else:
+        found = client.get_model_version_by_alias(name, which)
+    return name, str(found.version), found
+
+
+def _network_label(training: Mapping[str, str], network: str) -> str:
+    if training.get("adversarial", "none") == "none":
+        return network
+    return f"{network} {training['adversarial']} {training['adversarial_epsilon']}"
+
+
+def _load_with_mlflow(path: Path) -> "keras.Model":
+    """A model by MLflow's own loader of its flavour, which may run what the model brings."""
+    flavors = mlflow.models.get_model_info(str(path)).flavors
+    flavor = "keras" if "keras" in flavors else "tensorflow"
+    return importlib.import_module(f"mlflow.{flavor}").load_model(str(path))
+
+
+def _as_input(dataset: Dataset, part: Part) -> Any:
     """A split as MLflow's data set; two of one name and digest would be taken for the same."""
-    split = dataset.train if part == "train" else dataset.test
+    split = dataset.split(part)
     with warnings.catch_warnings():
         # MLflow finds two source types, of the same name, for a path, and warns of it each time.
         warnings.simplefilter("ignore", UserWarning)
@@ -398,54 +549,3 @@ def _git_commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return commit + ("-dirty" if changes else "")
-
-
-def _check_store(uri: str) -> None:
-    """Refuse a store that can't be used, before MLflow spends minutes on retries."""
-    if uri.startswith(("http://", "https://")):
-        _check_server(uri)
-    elif uri.startswith("sqlite:///"):
-        _check_sqlite(Path(uri.removeprefix("sqlite:///")))
-    elif uri.startswith("file:") or "://" not in uri:
-        _check_folder("tracking store", Path(local_file_uri_to_path(uri)))  # type: ignore[no-untyped-call]
-
-
-def _check_server(uri: str) -> None:
-    try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=2):
-            pass
-    except urllib.error.HTTPError:
-        pass  # it answers; whether it lets us in, MLflow will say
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise InputError(f"the tracking server {uri} can't be reached: {error}") from None
-
-
-def _check_sqlite(path: Path) -> None:
-    if not path.exists():
-        if not path.parent.is_dir():
-            raise InputError(f"the tracking store {path} can't be written: no folder {path.parent}")
-        _check_folder("tracking store's folder", path.parent)
-        return
-    try:
-        connection = sqlite3.connect(path, timeout=2)
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-            connection.rollback()
-        finally:
-            connection.close()
-    except sqlite3.OperationalError as error:
-        if "locked" in str(error):
-            return  # somebody is writing, so it can be written
-        raise InputError(f"the tracking store {path} can't be written: {error}") from None
-    except sqlite3.DatabaseError as error:
-        raise InputError(f"the tracking store {path} can't be used: {error}") from None
-
-
-def _check_folder(what: str, path: Path) -> None:
-    """Refuse a folder that can't be written, or made, without making it."""
-    nearest = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
-    try:
-        with tempfile.TemporaryFile(dir=nearest):
-            pass
-    except OSError as error:
-        raise InputError(f"the {what} {path} can't be written: {error.strerror}") from None

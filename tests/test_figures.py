@@ -1,8 +1,13 @@
 """What the figures show is what they were given."""
 
+import io
+
 import numpy as np
+import pytest
+from matplotlib.axes import Axes
 
 from resfool import figures
+from resfool.figures import ExampleRow, ExampleView, FoolingCurve
 
 HISTORY: list[dict[str, float]] = [
     {"step": 100, "train_loss": 2.0, "train_accuracy": 0.3},
@@ -38,3 +43,45 @@ def test_adversarial_training_is_a_line_of_its_own() -> None:
 def test_a_curve_without_evaluations_is_drawn_too() -> None:
     accuracy, _ = figures.accuracy_curves(HISTORY[:2], "x").axes
     assert len(accuracy.get_lines()) == 1
+
+
+def fooling_curve(name: str, **extra: float) -> FoolingCurve:
+    rates = {"fooling_rate": 0.5, "random_fooling_rate": 0.1} | extra
+    rows = [
+        {"epsilon": epsilon}
+        | {f"{key}{end}": value for key, value in rates.items() for end in ("", "_low", "_high")}
+        for epsilon in (0.0, 0.02, 0.1)
+    ]
+    return FoolingCurve(name, rows, [3.0, 2.0, 1.0], [2.0, 2.0, 2.0])
+
+
+def first_heights(axes: Axes) -> list[float]:
+    """The first point of every line that has any, which those of the legend have not."""
+    lines = [np.asarray(line.get_ydata()) for line in axes.lines]
+    return sorted(float(line[0]) for line in lines if line.size)
+
+
+def test_fooling_rates_draws_a_curve_and_its_benchmark_for_each_model() -> None:
+    curves = [fooling_curve("one"), fooling_curve("two", cumulative_fooling_rate=0.6)]
+    figure = figures.fooling_rates(curves, "a title")
+    rates, spectrum, *_ = figure.axes
+    drawn = {line.get_label(): line for line in rates.lines}
+    np.testing.assert_allclose(np.asarray(drawn["one"].get_ydata()), 0.5)
+    np.testing.assert_allclose(np.asarray(drawn["two"].get_xdata()), [0, 0.02, 0.1])
+    assert first_heights(rates) == [0.1, 0.1, 0.5, 0.5, 0.6]
+    assert first_heights(spectrum) == [2.0, 2.0, 3.0, 3.0]
+    figure.savefig(io.BytesIO())
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_examples_puts_image_perturbation_and_views_in_a_row(channels: int) -> None:
+    image = np.full((4, 4, channels), 0.25)
+    direction = np.ones((4, 4, channels))
+    views = [ExampleView(image, "cat 90%", True), ExampleView(image, "dog 60%", False)]
+    figure = figures.examples([ExampleRow("cat", direction, views)], [8 / 255], "a title")
+    clean, perturbation, moved = figure.axes
+    assert clean.get_xlabel().endswith("cat 90%") and clean.get_ylabel() == "cat"
+    assert moved.get_xlabel().endswith("dog 60%") and moved.get_title() == "epsilon 8/255"
+    np.testing.assert_allclose(np.asarray(clean.images[0].get_array()), 0.25)
+    np.testing.assert_allclose(np.asarray(perturbation.images[0].get_array()), 1.0)
+    figure.savefig(io.BytesIO())

@@ -444,14 +444,14 @@ def test_a_training_killed_before_its_first_step_can_be_resumed(tmp_path: Path) 
     class Killed(Monitor):
         """Stops the training when the network is known, before any step."""
 
-        def begin(self, facts: Any, dataset: datasets.Dataset) -> Path:
+        def begin(self, name: str, facts: Any, uses: Any) -> Path:
             return path
 
         def fact(self, name: str, value: Any) -> None:
             raise SystemExit
 
     class Resumed(Monitor):
-        def begin(self, facts: Any, dataset: datasets.Dataset) -> Path:
+        def begin(self, name: str, facts: Any, uses: Any) -> Path:
             return path
 
     arguments: Any = QUICK | {"steps": 20}
@@ -466,7 +466,7 @@ def test_a_checkpoint_from_before_a_parameter_was_made_with_its_default(tmp_path
     path = tmp_path / "checkpoint.npz"
 
     class Keeper(Monitor):
-        def begin(self, facts: Any, dataset: datasets.Dataset) -> Path:
+        def begin(self, name: str, facts: Any, uses: Any) -> Path:
             return path
 
         def progress(self, done: int, total: int, text: str) -> None:
@@ -497,7 +497,7 @@ def test_changed_data_is_not_trained_on(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.npz"
 
     class Keeper(Monitor):
-        def begin(self, facts: Any, dataset: datasets.Dataset) -> Path:
+        def begin(self, name: str, facts: Any, uses: Any) -> Path:
             return path
 
     arguments: Any = QUICK | {"steps": 5}

@@ -1,9 +1,4 @@
-"""Whole experiments as plain functions. Their keyword-only parameters ARE the public parameters.
-
-The command line is derived from these signatures, and MLproject repeats them; the one positional
-parameter is the monitor, which an entry point connects to MLflow. TensorFlow is imported only
-when everything that can be checked without it has been checked.
-"""
+"""Training one network (sections III to V)."""
 
 import inspect
 from collections.abc import Mapping
@@ -13,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from resfool import checkpoints, datasets, devices, paper, parameters
 from resfool.errors import InputError
-from resfool.monitor import Monitor
+from resfool.monitor import Monitor, Use
 from resfool.parameters import (
     Adversarial,
     Arch,
@@ -153,7 +148,10 @@ def train(
         "train_images": len(data.train),
         "test_images": len(data.test),
     }
-    checkpoint = monitor.begin(facts, data)
+    against = "" if adversarial == "none" else f" {adversarial} {show(adversarial_epsilon)}"
+    name = f"{network.name}{against} {dataset} seed {seed}"
+    uses: list[Use] = [(data, "train", "training"), (data, "test", "testing")]
+    checkpoint = monitor.begin(name, facts, uses)
     identity = {"settings": settings, "dataset_digest": data.digest}
     arrays: dict[str, Any] = {}
     stored: dict[str, Any] = {}

@@ -1,0 +1,11 @@
+"""Whole experiments as plain functions. Their keyword-only parameters ARE the public parameters.
+
+The command line is derived from these signatures, and MLproject repeats them; the positional
+parameters are services, which an entry point connects to MLflow. TensorFlow is imported only
+when everything that can be checked without it has been checked.
+"""
+
+from resfool.experiments.attacking import attack
+from resfool.experiments.training import Training, resumed_settings, train
+
+__all__ = ["Training", "attack", "resumed_settings", "train"]

@@ -1,0 +1,271 @@
+"""Attacking classifiers along the sign of their loss gradient (sections VI.A, VII)."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from resfool import classifiers, datasets, devices
+from resfool.errors import InputError
+from resfool.monitor import ModelSource, Monitor
+from resfool.parameters import (
+    Counts,
+    Epsilon,
+    Epsilons,
+    LabelSource,
+    Method,
+    Names,
+    Part,
+    PixelRange,
+    PositiveCount,
+    PositiveFloat,
+    Seed,
+    epsilon_step,
+)
+
+if TYPE_CHECKING:
+    import keras
+    import numpy as np
+
+    from resfool import evaluation
+
+# In pixel units: from what nobody sees to what is mostly noise.
+EPSILONS = (0, *(n / 255 for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)))
+SAMPLES = 1000
+
+
+# Is told a model's part of the monitor, where it came from, its result, data set and split.
+Record = Callable[[Any, ModelSource, "evaluation.Attacked", datasets.Dataset, Part], None]
+
+
+def _no_record(*arguments: Any) -> None:
+    pass
+
+
+def attack(
+    monitor: Monitor | None = None,
+    record: Record = _no_record,
+    /,
+    *,
+    model: Names,
+    method: Method = "fgsm",
+    epsilons: Epsilons = EPSILONS,
+    dataset: str | None = None,
+    data_dir: str | None = None,
+    per_class: Counts | None = None,
+    data_seed: Seed = 0,
+    split: Part = "test",
+    samples: PositiveCount | None = None,
+    label_source: LabelSource = "true",
+    input_range: PixelRange = (0.0, 1.0),
+    clip: bool = True,
+    tolerance: PositiveFloat = 1e-4,
+    pgd_steps: PositiveCount = 20,
+    pgd_step_size: Epsilon | None = None,
+    seed: Seed = 0,
+    batch_size: PositiveCount = 250,
+    trust: bool = False,
+) -> list["evaluation.Attacked"]:
+    """Measure how easily classifiers are fooled along the sign of their loss gradient (equation 5).
+
+    Args:
+        monitor: is told how it goes, and finds models.
+        record: is given each model's result, and what it belongs to, as soon as it is there.
+        model: runs:/..., models:/... or a .keras file; several, comma separated, are compared.
+        method: fgsm, smallest_epsilon (also finds each image's own) or pgd (iterated).
+        epsilons: largest changes of a pixel, where pixels go from 0 to 1, such as 0,8/255,0.1.
+        dataset: cifar10, mnist, mnist5k, digits or npz:PATH; none is what the model was trained on.
+        data_dir: folder with the official files; none looks where the training did.
+        per_class: images per class for training, validation and test, such as 500,50,50.
+        data_seed: seed of such subsets.
+        split: part of the data set to take images from: test, validation or train.
+        samples: number of images, drawn at random; none is 1000, or all if there are fewer.
+        label_source: raise the loss of the true label, or of the model's own prediction.
+        input_range: pixel values that a model takes for black and white, such as 0,255.
+        clip: keep perturbed images within the range of pixels.
+        tolerance: of the smallest epsilon.
+        pgd_steps: gradient steps of pgd.
+        pgd_step_size: length of one; none is 2.5 epsilon / pgd_steps.
+        seed: seed of the choice of images, of the random signs and of pgd's starts.
+        batch_size: images per pass.
+        trust: yes also loads models that bring code of their own, which may do anything.
+
+    Returns:
+        A result for each model, in the order given.
+
+    Raises:
+        InputError: an argument can't be used, or a model can't be attacked; nothing was run.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the models that were done are recorded.
+    """
+    settings = {n: v for n, v in locals().items() if n not in ("monitor", "record")}
+    monitor = monitor or Monitor()
+    sources = [monitor.find_model(uri) for uri in dict.fromkeys(model)]
+    if not trust:
+        for source in sources:
+            classifiers.check_keras_file(classifiers.find_keras_file(source.path))
+    data = _load_data(sources, dataset, data_dir, per_class, data_seed)
+    chosen = _choose(data, split, samples, seed)
+
+    devices.start_tensorflow()
+    from resfool import evaluation
+
+    names = _distinct_names(sources)
+    loaded = [
+        # Our own models take pixels as they are, whatever a stranger's beside them takes.
+        _load(source, name, data, (0.0, 1.0) if source.training else input_range, trust)
+        for source, name in zip(sources, names, strict=True)
+    ]
+    facts = settings | {
+        "dataset": data.name,
+        "dataset_digest": data.digest,
+        "attacked_images": len(chosen),
+    }
+    title = f"{method} on {', '.join(names)}, {data.name} {split}"
+    monitor.begin(title, facts, [(data, split, "attacked")])
+    results = []
+    for number, (source, name, classifier) in enumerate(zip(sources, names, loaded, strict=True)):
+        with _part(monitor, len(sources), name, facts | {"model": source.uri}) as part:
+            swept = evaluation.sweep(
+                classifier,
+                chosen.images,
+                chosen.labels,
+                epsilons,
+                method=method,
+                label_source=label_source,
+                clip=clip,
+                tolerance=tolerance,
+                pgd_steps=pgd_steps,
+                pgd_step_size=pgd_step_size,
+                seed=seed,
+                batch_size=batch_size,
+                progress=_progress(monitor, number, names),
+            )
+            part.fact("model_name", name)
+            part.fact("parameter_count", classifier.count_params())
+            for row in swept.rows:
+                part.point({"step": epsilon_step(row["epsilon"])} | row)
+            attacked = evaluation.attacked(
+                name, f"{data.name} {split}", data.class_names, swept, seed
+            )
+            record(part, source, attacked, data, split)
+            results.append(attacked)
+    return results
+
+
+def _load(
+    source: ModelSource,
+    name: str,
+    data: datasets.Dataset,
+    input_range: tuple[float, float],
+    trust: bool,
+) -> "keras.Model":
+    """A classifier from images in [0, 1] to logits."""
+    model = source.load_trusted() if trust else classifiers.load(source.path)
+    try:
+        return classifiers.as_classifier(
+            model,
+            image_shape=data.image_shape,
+            classes=data.classes,
+            input_range=input_range,
+            name=name,
+        )
+    except InputError as error:
+        raise InputError(f"model={source.uri} doesn't fit {data.name}: {error}") from error
+
+
+def _load_data(
+    sources: Sequence[ModelSource],
+    name: str | None,
+    data_dir: str | None,
+    per_class: tuple[int, ...] | None,
+    data_seed: int,
+) -> datasets.Dataset:
+    """The data set that was asked for, or else the one that the models were trained on."""
+    if name is not None:
+        return datasets.load(name, data_dir=data_dir, per_class=per_class, seed=data_seed)
+    stranger = next((source.uri for source in sources if not source.training), None)
+    if stranger is not None:
+        raise InputError(
+            f"dataset is missing, and model={stranger} has no training run of this project that "
+            "would tell; give dataset=cifar10, another name or npz:PATH with your own arrays"
+        )
+    training = sources[0].training
+    stored_counts = training["per_class"]
+    if per_class is None and stored_counts != "none":
+        per_class = tuple(int(count) for count in stored_counts.split(","))
+    stored_dir = training["data_dir"]
+    data = datasets.load(
+        training["dataset"],
+        data_dir=data_dir or (None if stored_dir == "none" else stored_dir),
+        per_class=per_class,
+        seed=int(float(training["data_seed"])),
+    )
+    for source in sources:
+        digest = source.training["dataset_digest"]
+        if digest != data.digest:
+            raise InputError(
+                f"model={source.uri} was trained on other data ({source.training['dataset']}, "
+                f"digest {digest}) than what was found here ({data.name}, digest {data.digest}); "
+                f"to use the latter all the same, say so: dataset={data.name}"
+            )
+    return data
+
+
+def _choose(data: datasets.Dataset, part: Part, samples: int | None, seed: int) -> datasets.Split:
+    """Some images of a split, drawn at random."""
+    split = data.split(part)
+    if not len(split):
+        raise InputError(f"split={part}: the data set {data.name} has no {part} images")
+    drawn = draw(len(split), samples, seed, f"{part} images of {data.name}")
+    return datasets.Split(split.images[drawn], split.labels[drawn])
+
+
+def draw(count: int, samples: int | None, seed: int, what: str) -> "np.ndarray":
+    """Numbers of images, drawn at random; more of them begin with the fewer of the same seed.
+
+    Args:
+        count: of images that there are.
+        samples: how many to draw; None is 1000, or all if there are fewer.
+        seed: of the draw.
+        what: what the images are called.
+
+    Returns:
+        int (samples,), from 0 to count - 1, each at most once.
+
+    Raises:
+        InputError: more are wanted than there are.
+    """
+    import numpy as np
+
+    if samples is not None and samples > count:
+        raise InputError(f"samples={samples} is more than the {count} {what}")
+    return np.random.default_rng(seed).permutation(count)[: samples or SAMPLES]
+
+
+def _distinct_names(sources: Sequence[ModelSource]) -> list[str]:
+    """A name for each model; those of the same name are numbered."""
+    times = Counter(source.name for source in sources)
+    seen: Counter[str] = Counter()
+    names = []
+    for source in sources:
+        seen[source.name] += 1
+        number = f" ({seen[source.name]})" if times[source.name] > 1 else ""
+        names.append(source.name + number)
+    return names
+
+
+@contextmanager
+def _part(monitor: Monitor, models: int, name: str, facts: dict[str, Any]) -> Iterator[Monitor]:
+    """The part of the monitor for one model: all of it where there is one model only."""
+    if models == 1:
+        yield monitor
+    else:
+        with monitor.part(name, facts) as part:
+            yield part
+
+
+def _progress(monitor: Monitor, number: int, names: Sequence[str]) -> Callable[[int, int], None]:
+    def progress(done: int, total: int) -> None:
+        monitor.progress(number * total + done, len(names) * total, names[number])
+
+    return progress

@@ -1,0 +1,121 @@
+"""Results as tables and figures: what an entry point logs, and MLflow's evaluation returns."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from resfool import figures
+from resfool.figures import ExampleRow, ExampleView, FoolingCurve
+from resfool.parameters import epsilon_name, show
+
+if TYPE_CHECKING:  # it needs TensorFlow, which isn't imported before the input is checked
+    from resfool.evaluation import Attacked, Example, Shown
+
+
+def rates_table(results: Sequence["Attacked"]) -> pd.DataFrame:
+    """All rates of some models, a row for each model and epsilon."""
+    rows = [{"model": a.name} | row for a in results for row in a.sweep.rows]
+    return pd.DataFrame(rows)
+
+
+def images_table(attacked: "Attacked") -> pd.DataFrame:
+    """What became of each image: its class, the predictions, and its smallest epsilon if known."""
+    sweep = attacked.sweep
+    names = np.asarray(attacked.class_names)
+    table = pd.DataFrame(
+        {
+            "label": names[sweep.labels],
+            "predicted": names[sweep.clean.classes[0]],
+            "confidence": sweep.clean.confidences[0],
+        }
+    )
+    for epsilon, classes in zip(sweep.epsilons, sweep.attacked.classes, strict=True):
+        if epsilon > 0:
+            table[f"at_{epsilon_name(epsilon)}"] = names[classes]
+    if sweep.smallest is not None:
+        table["smallest_epsilon"] = sweep.smallest
+    return table
+
+
+def summary(results: Sequence["Attacked"], epsilons: int = 8) -> str:
+    """A table for the terminal: fooling rate of each model, and of random signs, at some epsilons.
+
+    Args:
+        results: one for each model.
+        epsilons: how many of their epsilons to show.
+
+    Returns:
+        Lines of text.
+    """
+    all_rows = results[0].sweep.rows
+    picked = np.unique(np.linspace(0, len(all_rows) - 1, epsilons).round().astype(int))
+    width = max(len("epsilon"), *(len(f"{a.name}, random signs") for a in results))
+    head = [f"{show(all_rows[i]['epsilon'] or 0):>8.7}" for i in picked]
+    lines = [f"{'epsilon':<{width}}  accuracy {''.join(head)}   <- fooling rate"]
+    for a in results:
+        for label, key in (
+            (a.name, "fooling_rate"),
+            (f"{a.name}, random signs", "random_fooling_rate"),
+        ):
+            values = "".join(f"{a.sweep.rows[i][key]:>8.3f}" for i in picked)
+            accuracy = f"{a.clean_accuracy:8.3f}" if key == "fooling_rate" else " " * 8
+            lines.append(f"{label:<{width}}  {accuracy} {values}")
+    return "\n".join(lines)
+
+
+def scalars(attacked: "Attacked") -> dict[str, float]:
+    """A model's figures that belong to no single epsilon."""
+    found = {
+        "clean_accuracy": attacked.clean_accuracy,
+        "zero_gradient_share": attacked.sweep.zero_gradient_share,
+    }
+    smallest = attacked.sweep.smallest
+    if smallest is not None and np.isfinite(np.median(smallest)):
+        found["median_smallest_epsilon"] = float(np.median(smallest))
+    return found
+
+
+def model_metrics(attacked: "Attacked") -> dict[str, float]:
+    """A model's figures under names of their own, such as fooling_rate_at_8_255."""
+    return scalars(attacked) | {
+        f"{name}_at_{epsilon_name(row['epsilon'])}": row[name]
+        for row in attacked.sweep.rows
+        for name in ("fooling_rate", "error_rate", "accuracy", "random_fooling_rate")
+        if row["epsilon"] > 0
+    }
+
+
+def fooling_rates(results: Sequence["Attacked"], method: str) -> Figure:
+    """The figure of all models' fooling rates and spectra (Figure 11)."""
+    curves = [
+        FoolingCurve(
+            a.name, a.sweep.rows, a.singular_values.tolist(), a.random_singular_values.tolist()
+        )
+        for a in results
+    ]
+    count = len(results[0].sweep.labels)
+    return figures.fooling_rates(curves, f"{method}, {count} images, {results[0].where}")
+
+
+def examples(attacked: "Attacked") -> Figure:
+    """The figure of one model's examples (Table III)."""
+    names = attacked.class_names
+    rows = [
+        ExampleRow(_row_label(e, names), e.direction, [_view(e, shown, names) for shown in e.shown])
+        for e in attacked.examples
+    ]
+    epsilons = [shown.epsilon for shown in attacked.examples[0].shown[1:]]
+    return figures.examples(rows, epsilons, f"{attacked.name}, {attacked.where}")
+
+
+def _row_label(example: "Example", names: Sequence[str]) -> str:
+    away = "\n(moved away from\nits prediction)" if example.from_prediction else ""
+    return names[example.label] + away
+
+
+def _view(example: "Example", shown: "Shown", names: Sequence[str]) -> ExampleView:
+    caption = f"{names[shown.predicted]} {shown.confidence:.0%}"
+    return ExampleView(shown.image, caption, shown.predicted == example.label)
