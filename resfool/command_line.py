@@ -8,8 +8,8 @@ import contextlib
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -70,6 +70,26 @@ def parse(*functions: Callable[..., Any], argv: Sequence[str] | None = None) -> 
     return [_checked(function, vars(given)) for function in functions]
 
 
+def checked_arguments(function: Callable[..., Any], given: Mapping[str, Any]) -> Values:
+    """Check values for the public parameters of a function that were given in Python.
+
+    Args:
+        function: whose keyword-only parameters, with their types and defaults, are meant.
+        given: values by name, each of the parameter's type or as the command line spells it.
+
+    Returns:
+        Checked keyword arguments, defaults filled in.
+
+    Raises:
+        UsageError: a name isn't known, a value doesn't fit its type, or one is missing.
+    """
+    known = public_parameters(function)
+    for name in given:
+        if name not in known:
+            raise UsageError(str(unknown("parameter", str(name), known)))
+    return _checked(function, given)
+
+
 @contextlib.contextmanager
 def one_sentence_errors() -> Iterator[None]:
     """Turn what the user can mend into one line and exit code 1 or 2, Ctrl-C into 130."""
@@ -106,35 +126,36 @@ def _unexpected(word: str, known: list[str]) -> UsageError:
     return UsageError(f"'{word}' stands alone; parameters are given as --name=value")
 
 
-def _checked(function: Callable[..., Any], given: dict[str, str]) -> Values:
-    hints = get_type_hints(function, include_extras=True)
+def _checked(function: Callable[..., Any], given: Mapping[str, Any]) -> Values:
     values: Values = {}
     for name, parameter in public_parameters(function).items():
         if name in given:
-            values[name] = _value(name, hints[name], given[name])
+            values[name] = _value(name, parameter.annotation, given[name])
         elif parameter.default is inspect.Parameter.empty:
-            allowed = _choices(hints[name])
+            allowed = _choices(parameter.annotation)
             raise UsageError(f"{name} is missing" + (f"; it is one of {allowed}" * bool(allowed)))
         else:
             values[name] = parameter.default
     return values
 
 
-def _value(name: str, hint: Any, text: str) -> Any:
+def _value(name: str, hint: Any, given: Any) -> Any:
     options = get_args(hint)
     if type(None) in options:
-        if text.lower() == "none":
+        if given is None or (isinstance(given, str) and given.lower() == "none"):
             return None
         # None is settled, and without it the messages name the one type that is left.
         hint = next(option for option in options if option is not type(None))
-    if get_origin(hint) is Literal and text not in get_args(hint):
-        raise UsageError(str(unknown(name, text, get_args(hint))))
+    if get_origin(hint) is Literal and str(given) not in get_args(hint):
+        raise UsageError(str(unknown(name, str(given), get_args(hint))))
     try:
-        return TypeAdapter(hint).validate_python(text)
+        return TypeAdapter(hint).validate_python(given)
     except ValidationError as error:
         problem = error.errors()[0]["msg"].removeprefix("Value error, ")
         problem = problem.replace("Input should be", "must be", 1)
-        raise UsageError(f"{name}={text} isn't allowed: {name} {problem}") from None
+    except TypeError:  # of our own validators, which expect text or a sequence
+        problem = f"can't be of type {type(given).__name__}"
+    raise UsageError(f"{name}={show(given)} isn't allowed: {name} {problem}")
 
 
 def _choices(hint: Any) -> str:

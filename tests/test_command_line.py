@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from resfool import command_line, experiments, parameters, tracking
@@ -92,6 +93,58 @@ def test_mistakes_are_told_in_one_sentence(words: list[str], sentence: str) -> N
         parse(*words)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def checked(**given: object) -> dict[str, object]:
+    return command_line.checked_arguments(example, {"arch": "mlp"} | given)
+
+
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [
+        ({"depth": 3}, 3),
+        ({"depth": "3"}, 3),
+        ({"depth": None}, None),
+        ({"depth": "none"}, None),
+        ({"width": [8, 16]}, (8, 16)),
+        ({"width": np.array([8, 16])}, (8, 16)),
+        ({"width": "8,16"}, (8, 16)),
+        ({"width": 8}, (8,)),
+        ({"rate": np.float32(0.25)}, 0.25),
+        ({"rate": 1}, 1.0),
+        ({"flag": False}, False),
+        ({"flag": "false"}, False),
+    ],
+)
+def test_values_come_from_python_too(given: dict[str, object], value: object) -> None:
+    (name,) = given
+    assert checked(**given) == parse("--arch=mlp") | {name: value}
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"dept": 3}, "unknown parameter 'dept'; did you mean 'depth'?"),
+        ({"service": 3}, "unknown parameter 'service'; known: arch, depth, width, rate, flag"),
+        ({"arch": None}, "unknown arch 'None'; known: convnet,"),
+        ({"arch": ["mlp"]}, "unknown arch"),
+        ({"depth": 2.5}, "depth=2.5 isn't allowed"),
+        ({"width": (8, "x")}, "width=8,x isn't allowed"),
+        ({"rate": None}, "rate=none isn't allowed"),
+        ({"flag": 3}, "flag=3 isn't allowed"),
+    ],
+)
+def test_mistakes_in_python_are_told_in_one_sentence(
+    given: dict[str, object], sentence: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        checked(**given)
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_is_missing_in_python_is_told() -> None:
+    with pytest.raises(UsageError, match="arch is missing; it is one of"):
+        command_line.checked_arguments(example, {})
 
 
 def test_help_describes_every_parameter(capsys: pytest.CaptureFixture[str]) -> None:

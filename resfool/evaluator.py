@@ -1,0 +1,373 @@
+"""`mlflow.models.evaluate(..., evaluators="resfool")`: robustness among MLflow's own evaluations.
+
+MLflow imports this file with its evaluators, so neither TensorFlow nor Keras is imported before
+there is a model to attack.
+"""
+
+import contextlib
+import functools
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
+from mlflow.models.evaluation import EvaluationArtifact, EvaluationResult, ModelEvaluator
+from mlflow.models.evaluation.artifacts import (
+    CsvEvaluationArtifact,
+    ImageEvaluationArtifact,
+    JsonEvaluationArtifact,
+)
+from mlflow.tracking.artifact_utils import get_artifact_uri
+
+from resfool import classifiers, command_line, presentation
+from resfool.errors import InputError
+from resfool.experiments.attacking import EPSILONS, draw
+from resfool.parameters import (
+    Epsilon,
+    Epsilons,
+    ImageShape,
+    LabelSource,
+    Method,
+    Names,
+    PixelRange,
+    PositiveCount,
+    PositiveFloat,
+    Seed,
+    epsilon_step,
+    show,
+)
+
+if TYPE_CHECKING:
+    import keras
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from resfool.evaluation import Attacked, Row
+
+
+class RobustnessEvaluator(ModelEvaluator):
+    """Attacks a Keras classifier and returns how easily it is fooled, for thresholds to judge.
+
+    Its evaluator_config has the parameters of `measure`. Without any of them it stands aside:
+    where a user names no evaluator, MLflow asks all that are installed.
+    """
+
+    @classmethod
+    def can_evaluate(
+        cls, *, model_type: str, evaluator_config: Mapping[str, Any] | None, **kwargs: Any
+    ) -> bool:
+        """Whether this is a classifier's evaluation that has any parameter of ours."""
+        own = command_line.public_parameters(measure)
+        return model_type == "classifier" and any(name in own for name in evaluator_config or {})
+
+    def evaluate(
+        self,
+        *,
+        model_type: str,
+        dataset: Any,
+        run_id: str,
+        evaluator_config: Mapping[str, Any] | None,
+        model: Any = None,
+        model_id: str | None = None,
+        **kwargs: Any,
+    ) -> EvaluationResult:
+        """Attack the model, and log and return what comes of it.
+
+        Args:
+            model_type: "classifier".
+            dataset: MLflow's, with a row of pixels for each image, and its class number.
+            run_id: the run to log to.
+            evaluator_config: values for parameters of `measure`.
+            model: what MLflow loaded.
+            model_id: of the logged model, if it is one.
+            **kwargs: meant for other evaluators.
+
+        Returns:
+            Rates as metrics; figures and tables as artifacts.
+
+        Raises:
+            MlflowException: something can't be used as it is; nothing was logged.
+        """
+        with _mlflow_errors():
+            settings = command_line.checked_arguments(measure, evaluator_config or {})
+            attacked, rows = measure(model, dataset, **settings)
+        metrics = presentation.model_metrics(attacked)
+        figures, tables = _figures(attacked, settings["method"]), _tables(attacked, rows)
+        # If the model has an id, MLflow itself logs what is returned, to the run and the model.
+        single = {} if model_id else metrics
+        _log_metrics(run_id, model_id, dataset, single, attacked.sweep.rows)
+        artifacts = _log_artifacts(run_id, figures, tables, settings)
+        return EvaluationResult(metrics, artifacts, run_id)
+
+
+def measure(
+    model: Any,
+    dataset: Any,
+    /,
+    *,
+    method: Method = "fgsm",
+    epsilons: Epsilons = EPSILONS,
+    samples: PositiveCount | None = None,
+    label_source: LabelSource = "true",
+    input_range: PixelRange = (0.0, 1.0),
+    image_shape: ImageShape | None = None,
+    class_names: Names | None = None,
+    clip: bool = True,
+    tolerance: PositiveFloat = 1e-4,
+    pgd_steps: PositiveCount = 20,
+    pgd_step_size: Epsilon | None = None,
+    seed: Seed = 0,
+    batch_size: PositiveCount = 250,
+) -> tuple["Attacked", np.ndarray]:
+    """Attack a model on a data set, both as MLflow hands them to an evaluator.
+
+    Args:
+        model: a PyFuncModel with a Keras classifier in it.
+        dataset: features_data, a row of pixels for each image, and labels_data, class numbers.
+        method: fgsm, smallest_epsilon (also finds each image's own) or pgd (iterated).
+        epsilons: largest changes of a pixel, where pixels go from 0 to 1, such as 0,8/255,0.1.
+        samples: number of images, drawn at random; none is 1000, or all if there are fewer.
+        label_source: raise the loss of the true label, or of the model's own prediction.
+        input_range: pixel values for black and white, in the model and so in the data.
+        image_shape: height, width and channels of an image; none is what the model takes.
+        class_names: for tables and figures, comma separated; none is 0,1,...
+        clip: keep perturbed images within the range of pixels.
+        tolerance: of the smallest epsilon.
+        pgd_steps: gradient steps of pgd.
+        pgd_step_size: length of one; none is 2.5 epsilon / pgd_steps.
+        seed: seed of the choice of images, of the random signs and of pgd's starts.
+        batch_size: images per pass.
+
+    Returns:
+        The result, and the numbers of the rows that were attacked, in its order.
+
+    Raises:
+        InputError: the model, its data or their combination can't be used.
+    """
+    original = _keras_model(model)
+    shape = image_shape or _image_shape(original)
+    pixels = _pixels(dataset.features_data, shape, input_range)
+    rows = draw(len(pixels), samples, seed, "images")
+
+    from resfool import evaluation
+
+    classifier = classifiers.as_classifier(
+        original, image_shape=shape, classes=None, input_range=input_range, name=original.name
+    )
+    classes = int(classifier.output_shape[-1])
+    labels = _class_numbers(dataset.labels_data, classes)
+    names = _class_names(class_names, classes)
+    swept = evaluation.sweep(
+        classifier,
+        _images(pixels[rows], shape, input_range),
+        labels[rows],
+        epsilons,
+        method=method,
+        label_source=label_source,
+        clip=clip,
+        tolerance=tolerance,
+        pgd_steps=pgd_steps,
+        pgd_step_size=pgd_step_size,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    return evaluation.attacked(original.name, dataset.name, names, swept, seed), rows
+
+
+# What MLflow hands over.
+
+
+def _keras_model(model: Any) -> "keras.Model":
+    """The Keras model inside what MLflow loaded; that it may run its code was settled then."""
+    import keras
+
+    try:
+        found = model.get_raw_model()
+    except (AttributeError, NotImplementedError):
+        found = model
+    if not isinstance(found, keras.Model):
+        given = "there is no model" if model is None else f"this is a {type(found).__name__}"
+        raise InputError(
+            f"resfool attacks Keras models, as mlflow.keras.log_model logs them; {given}"
+        )
+    if keras.backend.backend() != "tensorflow":
+        raise InputError(
+            f"resfool needs Keras on TensorFlow, and here it runs on {keras.backend.backend()};"
+            " start Python with KERAS_BACKEND=tensorflow"
+        )
+    return found
+
+
+def _image_shape(model: "keras.Model") -> tuple[int, ...]:
+    """(H, W, C) of the images that a model takes; pixels in a row are an image of one row."""
+    inputs = getattr(model, "inputs", None)
+    taken = tuple(inputs[0].shape[1:]) if inputs else ()
+    shape = {1: (1, *taken, 1), 2: (*taken, 1), 3: taken}.get(len(taken), ())
+    if not shape or None in shape:
+        raise InputError(
+            "the model doesn't tell the size of its images"
+            + (f", it takes {(None, *taken)}" if inputs else "")
+            + "; say it by image_shape, height, width and channels, such as 28,28,1"
+        )
+    return shape
+
+
+def _pixels(features: Any, shape: Sequence[int], input_range: tuple[float, float]) -> np.ndarray:
+    """The data as numbers (N, H*W*C), all within the range."""
+    table = features.to_numpy() if hasattr(features, "to_numpy") else np.asarray(features)
+    if not len(table):
+        raise InputError("the data has no images")
+    if table.dtype == object:  # a data frame's columns differ in type, or hold arrays
+        try:
+            table = np.array(table.tolist(), np.float64)
+        except (TypeError, ValueError):
+            raise InputError("the data must have numbers only, as many for each image") from None
+    if table.dtype.kind not in "biuf":
+        raise InputError(f"the data must be numbers, not of type {table.dtype}")
+    table = table.reshape(len(table), -1)
+    if table.shape[1] != math.prod(shape):
+        raise InputError(
+            f"the data has {table.shape[1]} numbers for each image, and images of the shape"
+            f" {show(tuple(shape))} have {math.prod(shape)}"
+        )
+    least, most = float(table.min()), float(table.max())
+    if not (math.isfinite(least) and math.isfinite(most)):
+        raise InputError("the data has values that are infinite or no numbers")
+    low, high = input_range
+    slack = 1e-6 * (high - low)  # of float32
+    if least < low - slack or most > high + slack:
+        raise InputError(
+            f"the data has values from {least:.9g} to {most:.9g}, and"
+            f" input_range={show(input_range)} doesn't hold them; give the values that the model"
+            " takes for black and white, such as input_range=0,255"
+        )
+    return table
+
+
+def _images(pixels: np.ndarray, shape: Sequence[int], input_range: tuple[float, float]) -> Any:
+    """float32 (N, H, W, C) in [0, 1]."""
+    low, high = input_range
+    scaled = (pixels.astype(np.float64) - low) / (high - low)
+    return np.clip(scaled, 0, 1).astype(np.float32).reshape(-1, *shape)
+
+
+def _class_numbers(targets: Any, classes: int) -> np.ndarray:
+    """The labels, int (N,)."""
+    labels = np.asarray(targets)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    wanted = f"the targets must be class numbers from 0 to {classes - 1}, one for each image"
+    if labels.ndim != 1:
+        raise InputError(f"{wanted}, and they are an array of the shape {labels.shape}")
+    wrong = labels
+    if labels.dtype.kind in "biuf":
+        wrong = labels[(labels != np.floor(labels)) | (labels < 0) | (labels >= classes)]
+    if len(wrong):
+        raise InputError(f"{wanted}, and one is {wrong.tolist()[0]!r}")
+    return labels.astype(np.int64)
+
+
+def _class_names(given: Sequence[str] | None, classes: int) -> Sequence[str]:
+    if given is None:
+        return [str(number) for number in range(classes)]
+    if len(given) != classes:
+        raise InputError(
+            f"class_names={show(tuple(given))} are {len(given)} names,"
+            f" and the model has {classes} classes"
+        )
+    return given
+
+
+@contextlib.contextmanager
+def _mlflow_errors() -> Iterator[None]:
+    """Refuse input as MLflow does."""
+    try:
+        yield
+    except InputError as error:
+        raise MlflowException.invalid_parameter_value(str(error)) from error
+
+
+# What it gets back.
+
+
+def _log_metrics(
+    run_id: str,
+    model_id: str | None,
+    dataset: Any,
+    metrics: Mapping[str, float],
+    curves: Iterable["Row"],
+) -> None:
+    """Log single figures at step 0, and the curves as the attack entry point does."""
+    point = functools.partial(
+        Metric,
+        timestamp=int(time.time() * 1000),
+        model_id=model_id,
+        dataset_name=dataset.name,
+        dataset_digest=dataset.digest,
+        run_id=run_id,
+    )
+    points = [point(key, value, step=0) for key, value in metrics.items()]
+    for row in curves:
+        step = epsilon_step(row["epsilon"])
+        points += [point(key, value, step=step) for key, value in row.items()]
+    MlflowClient().log_batch(run_id, metrics=points)
+
+
+def _figures(attacked: "Attacked", method: str) -> dict[str, "Figure"]:
+    found = {"fooling_rates": presentation.fooling_rates([attacked], method)}
+    return found | ({"examples": presentation.examples(attacked)} if attacked.examples else {})
+
+
+def _tables(attacked: "Attacked", rows: np.ndarray) -> dict[str, "pd.DataFrame"]:
+    images = presentation.images_table(attacked)
+    images.insert(0, "row", rows)
+    return {"rates": presentation.rates_table([attacked]), "images": images}
+
+
+def _log_artifacts(
+    run_id: str,
+    figures: Mapping[str, "Figure"],
+    tables: Mapping[str, "pd.DataFrame"],
+    settings: Mapping[str, Any],
+) -> dict[str, EvaluationArtifact]:
+    """Log figures as PNG, tables as CSV and as JSON, which the UI shows, and the settings."""
+    client = MlflowClient()
+    files = {}
+    with tempfile.TemporaryDirectory() as directory:
+        folder = Path(directory)
+        for name, figure in figures.items():
+            files[name] = folder / f"{name}.png"
+            figure.savefig(files[name], dpi=120)
+        for name, table in tables.items():
+            files[name] = folder / f"{name}.csv"
+            table.to_csv(files[name], index=False)
+        files["attack"] = folder / "attack.json"
+        shown = {name: show(value) for name, value in settings.items()}
+        files["attack"].write_text(json.dumps(shown, indent=2))
+        client.log_artifacts(run_id, directory)
+        for name, table in tables.items():
+            client.log_table(run_id, table, f"{name}.json")
+            files[f"{name}_table"] = folder / f"{name}.json"
+            table.to_json(files[f"{name}_table"], orient="split", index=False)
+        return {name: _artifact(run_id, file) for name, file in files.items()}
+
+
+_KINDS: dict[str, Callable[[str], EvaluationArtifact]] = {
+    ".png": ImageEvaluationArtifact,
+    ".csv": CsvEvaluationArtifact,
+    ".json": JsonEvaluationArtifact,
+}
+
+
+def _artifact(run_id: str, file: Path) -> EvaluationArtifact:
+    """A logged file for MLflow's result, with its content, which MLflow needs to save it."""
+    artifact = _KINDS[file.suffix](get_artifact_uri(run_id, file.name))
+    artifact._load(str(file))
+    return artifact
