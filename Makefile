@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 # Put first on the path, so that `mlflow run` finds this environment's python.
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: train test format benchmark clean
+.PHONY: train test format benchmark benchmark-attacks clean
 
 train: $(INSTALLED)
 	$(RUN) mlflow run . -e train --env-manager local --experiment-name resfool \
@@ -25,6 +25,10 @@ format: $(INSTALLED)
 benchmark: .venv/.benchmarks
 	$(BIN)/python -m benchmarks.training_step
 
+benchmark-attacks: .venv/.attack-benchmarks
+	$(BIN)/python -m benchmarks.attack_agreement
+	$(BIN)/python -m benchmarks.attack_sweep
+
 clean:
 	rm -rf .venv
 
@@ -35,4 +39,8 @@ $(INSTALLED): pyproject.toml
 
 .venv/.benchmarks: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,benchmarks]"
+	touch $@
+
+.venv/.attack-benchmarks: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,attack-benchmarks]"
 	touch $@
