@@ -68,12 +68,11 @@ def print_times(count: int, repeats: int) -> None:
             started = time.perf_counter()
             rates[name] = sweep(fooled, images, labels)
             times[name].append(time.perf_counter() - started)
-        for name, found in rates.items():
-            assert np.abs(found - rates["resfool"]).max() <= SAME, (name, found, rates["resfool"])
-    print(
-        f"{count} images, {len(EPSILONS)} epsilons, batch {BATCH}; {len(os.sched_getaffinity(0))}"
-    )
-    print(f"cores; fooling rates {rates['resfool'].min():.1%} to {rates['resfool'].max():.1%}\n")
+        for name, rate in rates.items():
+            assert np.abs(rate - rates["resfool"]).max() <= SAME, (name, rate, rates["resfool"])
+    cores, rate = len(os.sched_getaffinity(0)), rates["resfool"]
+    print(f"{count} images, {len(EPSILONS)} epsilons, batch {BATCH}, {cores} cores;")
+    print(f"fooling rates from {rate.min():.1%} to {rate.max():.1%}, the same on all sides\n")
     print("| | median | times resfool's |")
     print("| --- | --- | --- |")
     for name, seconds in times.items():

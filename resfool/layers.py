@@ -81,6 +81,7 @@ class BatchNormReLU(keras.layers.Layer):
         return super().get_config() | {"momentum": self.momentum, "epsilon": self.epsilon}
 
 
+_KERNEL_TYPES = (tf.float32, tf.bfloat16, tf.float16)
 _switching = threading.RLock()
 
 
@@ -98,8 +99,8 @@ def fused_inference() -> Iterator[None]:
         plain = layer.call
 
         def call(self: Any, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-            fits = len(inputs.shape) == 4 and self.axis in (-1, 3) and inputs.dtype != tf.float64
-            if training or not fits:
+            fits = len(inputs.shape) == 4 and self.axis in (-1, 3)
+            if training or not fits or inputs.dtype not in _KERNEL_TYPES:
                 return plain(self, inputs, training=training, mask=mask)
             mean, variance = self.moving_mean, self.moving_variance
             gamma = self.gamma if self.scale else tf.ones_like(mean)

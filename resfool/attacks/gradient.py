@@ -338,11 +338,11 @@ def _fill(outcome: Outcome, rows: slice, found: Sequence[np.ndarray]) -> None:
 
 
 def _sign_gradient(model: keras.Model, images: Any, labels: Any) -> tuple[Any, Any]:
-    gradient, logits = _loss_gradient(model, images, labels)
+    gradient, logits = loss_gradient(model, images, labels)
     return tf.cast(tf.sign(gradient), tf.int8), logits
 
 
-def _loss_gradient(model: keras.Model, images: Any, labels: Any) -> tuple[Any, Any]:
+def loss_gradient(model: keras.Model, images: Any, labels: Any) -> tuple[Any, Any]:
     """The loss gradient with respect to the images, up to a positive factor each; the logits."""
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(images)
@@ -381,8 +381,9 @@ def _along(model: keras.Model, images: Any, directions: Any, epsilons: Any, clip
         moved = _moved(images, directions, epsilon, clip)
         return _judged(model, images, moved)
 
+    # Two at a time: while one waits for memory, the other computes. More would take more memory.
     return tf.map_fn(
-        at, epsilons, fn_output_signature=(tf.int64, tf.float32, tf.float32), parallel_iterations=1
+        at, epsilons, fn_output_signature=(tf.int64, tf.float32, tf.float32), parallel_iterations=2
     )
 
 
@@ -427,7 +428,7 @@ def _descend(
 ) -> Any:
     moved = _moved(images, starts, epsilon, clip)
     for _ in tf.range(steps):
-        gradient, _ = _loss_gradient(model, moved, labels)
+        gradient, _ = loss_gradient(model, moved, labels)
         moved += step_size * tf.sign(gradient)
         moved = images + tf.clip_by_value(moved - images, -epsilon, epsilon)
         if clip:
