@@ -28,6 +28,7 @@ benchmark: .venv/.benchmarks
 benchmark-attacks: .venv/.attack-benchmarks
 	$(BIN)/python -m benchmarks.attack_agreement
 	$(BIN)/python -m benchmarks.attack_sweep
+	$(BIN)/python -m benchmarks.minimal_perturbations
 
 clean:
 	rm -rf .venv
@@ -42,5 +43,5 @@ $(INSTALLED): pyproject.toml
 	touch $@
 
 .venv/.attack-benchmarks: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,attack-benchmarks]"
+	PIP_CONSTRAINT=benchmarks/build-constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,attack-benchmarks]"
 	touch $@

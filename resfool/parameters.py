@@ -18,7 +18,14 @@ Adversarial = Literal["none", "fgsm"]
 Precision = Literal["float32", "bfloat16"]
 Method = Literal["fgsm", "smallest_epsilon", "pgd"]
 LabelSource = Literal["true", "prediction"]
+Solver = Literal["closest", "deepfool", "ddn", "cobyla"]  # of smallest perturbations
+Subspace = Literal["gradients", "rows", "pixels"]  # in which cobyla looks for one
+Backend = Literal["serial", "joblib"]  # of parallel work
 Part = Literal["train", "validation", "test"]  # of a data set
+RandomCoefficients = Literal["gaussian", "singular"]
+Coefficients = Literal["gaussian", "singular", "first", "optimised"]  # f_i of equation 8
+Algorithm = Literal["1", "2", "3", "4", "random", "gradient"]
+NormKind = Literal["none", "l2", "linf"]
 
 
 def _split_commas(value: Any) -> Any:
@@ -84,6 +91,63 @@ def parse_epsilons(value: Any) -> tuple[float, ...]:
     return tuple(epsilons)
 
 
+@dataclass(frozen=True)
+class Norm:
+    """The size of a universal perturbation, such as l2:3 or linf:10/255.
+
+    Attributes:
+        kind: which norm; "none" leaves a perturbation at the size that it has.
+        size: above 0, in pixel units; 0 for "none".
+    """
+
+    kind: NormKind
+    size: float = 0.0
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == "none" else f"{self.kind}:{_show_size(self.size)}"
+
+
+_NORM_EXAMPLES = "such as none, l2:3 or linf:10/255"
+
+
+def parse_norm(value: Any) -> Norm:
+    """Read the size of a universal perturbation, where pixels go from 0 to 1.
+
+    Args:
+        value: "none", or a kind and a size such as "l2:3" or "linf:10/255"; a Norm stays itself.
+
+    Returns:
+        The norm.
+
+    Raises:
+        ValueError: it can't be used; the message lacks its subject, as pydantic's do.
+    """
+    if isinstance(value, Norm):
+        return value
+    text = "none" if value is None else str(value).strip()
+    if text == "none":
+        return Norm("none")
+    kind, _, size_text = (part.strip() for part in text.partition(":"))
+    above, slash, below = size_text.partition("/")
+    try:
+        size = float(above) / (float(below) if slash else 1.0)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"must be a norm and its size, {_NORM_EXAMPLES}") from None
+    if not 0 < size < math.inf:
+        raise ValueError(f"must have a size above 0, {_NORM_EXAMPLES}")
+    if kind == "linf" and size > 1:
+        raise ValueError("must be at most linf:1, the range of a pixel, such as linf:10/255")
+    if kind == "l2":
+        return Norm("l2", size)
+    if kind == "linf":
+        return Norm("linf", size)
+    raise ValueError(f"must be a norm and its size, {_NORM_EXAMPLES}")
+
+
+def _show_size(size: float) -> str:
+    return str(int(size)) if size == int(size) else show(size)
+
+
 def epsilon_step(epsilon: float) -> int:
     """The step of an epsilon's metrics, the same in every run: in hundredths of 1/255."""
     return round(epsilon * 25500)
@@ -120,6 +184,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Epsilon = Annotated[float, BeforeValidator(lambda value: parse_epsilon(str(value)))]
 Epsilons = Annotated[tuple[float, ...], BeforeValidator(parse_epsilons)]
+SizedNorm = Annotated[Norm, BeforeValidator(parse_norm)]
 PixelRange = Annotated[tuple[float, float], BeforeValidator(_parse_range)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
 Counts = Annotated[

@@ -1,0 +1,306 @@
+"""Smallest perturbations against linear models, whose answers are known in closed form."""
+
+import functools
+from pathlib import Path
+from typing import Any, get_args
+
+import keras
+import numpy as np
+import pytest
+
+from resfool import architectures, inference, parallel, parameters
+from resfool.attacks import minimal
+from resfool.attacks.minimal import Minimal, smallest_perturbations
+from resfool.errors import InputError
+from resfool.parameters import Solver
+
+# By how much an answer may exceed the closed form.
+FACTORS: dict[Solver, float] = {"closest": 1.001, "deepfool": 1.001, "ddn": 1.02, "cobyla": 1.02}
+BATCHED: tuple[Solver, ...] = ("closest", "deepfool", "ddn")
+
+
+def linear_model(
+    classes: int, shape: tuple[int, int, int] = (4, 5, 3), scale: float = 1.0
+) -> keras.Model:
+    """Logits W x + b with known weights."""
+    random = np.random.default_rng(0)
+    images = keras.Input(shape)
+    dense = keras.layers.Dense(classes, name="linear")
+    model = keras.Model(images, dense(keras.layers.Flatten()(images)))
+    kernel = scale * random.normal(size=(np.prod(shape), classes))
+    dense.set_weights([kernel, -kernel.sum(axis=0) / 2])
+    return model
+
+
+def random_images(count: int, shape: tuple[int, ...] = (4, 5, 3), seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).random((count, *shape), np.float32)
+
+
+def exact_norms(model: keras.Model, images: np.ndarray) -> np.ndarray:
+    """Minimum over j of (z_y - z_j) / ||w_j - w_y||_2."""
+    kernel, bias = (w.astype(np.float64) for w in model.get_layer("linear").get_weights())
+    z = images.reshape(len(images), -1).astype(np.float64) @ kernel + bias
+    norms = []
+    for logits in z:
+        y = logits.argmax()
+        others = np.delete(np.arange(len(logits)), y)
+        apart = np.linalg.norm(kernel[:, others] - kernel[:, [y]], axis=0)
+        norms.append(((logits[y] - logits[others]) / apart).min())
+    return np.array(norms)
+
+
+def small_network(seed: int = 3) -> keras.Model:
+    return architectures.build(
+        parameters.network("mlp", depth=2, width=(12,)),
+        image_shape=(6, 6, 1),
+        classes=5,
+        mean=[0.5],
+        std=[0.25],
+        seed=seed,
+    )
+
+
+def predicted(model: keras.Model, images: np.ndarray, batch_size: int = 250) -> np.ndarray:
+    return np.asarray(inference.logits(model, images, batch_size).argmax(axis=1))
+
+
+def check_found(
+    model: keras.Model, images: np.ndarray, found: Minimal, batch_size: int = 250
+) -> None:
+    """What must hold of every answer."""
+    count = len(images)
+    assert found.perturbations.shape == images.shape
+    assert found.perturbations.dtype == found.norms.dtype == np.float32
+    assert found.flipped.dtype == bool
+    assert found.evaluations.shape == found.seconds.shape == (count,)
+    assert (found.evaluations > 0).all() and (found.seconds > 0).all()
+    own = predicted(model, images, batch_size)
+    moved = predicted(model, images + found.perturbations, batch_size)
+    np.testing.assert_array_equal(moved != own, found.flipped)
+    norms = np.linalg.norm(found.perturbations.reshape(count, -1), axis=1)
+    np.testing.assert_allclose(norms[found.flipped], found.norms[found.flipped], rtol=1e-5)
+    assert not found.perturbations[~found.flipped].any()
+    assert np.isinf(found.norms[~found.flipped]).all()
+    nearer = predicted(model, images + np.float32(0.999) * found.perturbations, batch_size)
+    np.testing.assert_array_equal(nearer, own)
+
+
+def test_every_solver_is_tested() -> None:
+    assert FACTORS.keys() == set(get_args(Solver)) == minimal.SOLVERS.keys()
+    assert minimal.SUBSPACES.keys() == set(get_args(parameters.Subspace))
+
+
+@pytest.mark.parametrize(
+    ("classes", "shape", "count", "batch_size"),
+    [(2, (4, 5, 3), 5, 5), (6, (4, 5, 3), 11, 4), (10, (6, 6, 1), 7, 1), (30, (3, 4, 2), 8, 8)],
+)
+@pytest.mark.parametrize("solver", BATCHED)
+def test_linear_models_have_a_closed_form(
+    solver: Solver, classes: int, shape: tuple[int, int, int], count: int, batch_size: int
+) -> None:
+    # Sharp, as trained models are: on the way DDN follows the gradient of all classes together.
+    model, images = linear_model(classes, shape, scale=30.0), random_images(count, shape)
+    found = smallest_perturbations(
+        model, images, solver=solver, candidates=classes, batch_size=batch_size
+    )
+    assert found.flipped.all()
+    check_found(model, images, found, batch_size)
+    ratio = found.norms / exact_norms(model, images)
+    assert ratio.min() > 1 - 1e-4
+    assert ratio.max() < FACTORS[solver]
+
+
+@pytest.mark.parametrize(
+    ("subspace", "evaluations"), [("gradients", None), ("rows", None), ("pixels", 150)]
+)
+def test_cobyla_comes_close_to_the_closed_form(subspace: Any, evaluations: int | None) -> None:
+    shape = 3, 4, 2
+    model, images = linear_model(4, shape), random_images(4, shape)
+    found = smallest_perturbations(
+        model, images, solver="cobyla", subspace=subspace, evaluations=evaluations
+    )
+    assert found.flipped.all()
+    check_found(model, images, found)
+    ratio = found.norms / exact_norms(model, images)
+    assert ratio.min() > 1 - 1e-4
+    assert ratio.max() < FACTORS["cobyla"]
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+@pytest.mark.parametrize("solver", ["closest", "deepfool"])
+def test_the_scale_of_the_logits_does_not_matter(solver: Solver, scale: float) -> None:
+    model, images = linear_model(5, scale=scale), random_images(10)
+    found = smallest_perturbations(model, images, solver=solver)
+    np.testing.assert_allclose(found.norms, exact_norms(model, images), rtol=2e-3)
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("solver", FACTORS)
+def test_a_deep_model_is_flipped_in_the_range_of_pixels_if_asked(
+    solver: Solver, clip: bool
+) -> None:
+    model, images = small_network(), random_images(6, (6, 6, 1))
+    images[:, 0] = 0.0
+    images[:, 1] = 1.0
+    found = smallest_perturbations(model, images, solver=solver, clip=clip)
+    check_found(model, images, found)
+    assert found.flipped.mean() > 0.8
+    moved = images + found.perturbations
+    assert (moved.min() >= 0 and moved.max() <= 1) or not clip
+    if clip:
+        free = smallest_perturbations(model, images)
+        assert (found.norms > 0.999 * free.norms).mean() > 0.8
+
+
+def test_clipping_is_allowed_for_where_the_answer_is_found() -> None:
+    # Half the pixels are at an end of their range, so the plain projection falls short.
+    model = linear_model(2)
+    images = np.round(random_images(20) * 2) / 2
+    found = smallest_perturbations(model, images, clip=True)
+    reference = smallest_perturbations(model, images, solver="ddn", clip=True)
+    assert found.flipped.all()
+    assert (found.norms <= 1.001 * reference.norms).all()
+
+
+def test_ours_is_no_longer_than_the_others_on_average() -> None:
+    model, images = small_network(), random_images(60, (6, 6, 1))
+    ours, deepfool, ddn = (smallest_perturbations(model, images, solver=s) for s in BATCHED)
+    assert ours.flipped.all()
+    assert ours.norms.mean() <= 0.99 * deepfool.norms.mean()
+    assert ours.norms.mean() <= 1.01 * ddn.norms.mean()
+
+
+@pytest.mark.parametrize("solver", FACTORS)
+def test_what_nothing_flips_is_reported(solver: Solver) -> None:
+    model, images = linear_model(3), random_images(4)
+    model.get_layer("linear").set_weights([np.zeros((60, 3)), np.array([1.0, 0.0, 0.0])])
+    found = smallest_perturbations(model, images, solver=solver)
+    check_found(model, images, found)
+    assert not found.flipped.any()
+    assert np.isinf(found.norms).all()
+    assert not found.perturbations.any()
+
+
+def test_what_closest_misses_falls_back_to_deepfool(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = linear_model(3), random_images(6)
+    whole = minimal._in_batches
+
+    def forgetful(problem: Any, function: Any, *settings: Any) -> minimal.Attempt:
+        found = whole(problem, function, *settings)
+        if function is minimal._closest:
+            found.perturbations[2:4] = 0
+        return found
+
+    monkeypatch.setattr(minimal, "_in_batches", forgetful)
+    found = smallest_perturbations(model, images)
+    assert found.flipped.all()
+    np.testing.assert_allclose(found.norms, exact_norms(model, images), rtol=1e-3)
+    assert found.evaluations[2] > found.evaluations[0]
+
+
+@pytest.mark.parametrize("solver", BATCHED)
+def test_the_batch_size_hardly_matters(solver: Solver) -> None:
+    model, images = small_network(), random_images(9, (6, 6, 1))
+    one, other = (
+        smallest_perturbations(model, images, solver=solver, batch_size=n) for n in (4, 9)
+    )
+    np.testing.assert_allclose(one.norms, other.norms, rtol=0.02)
+
+
+def test_cobyla_gives_the_same_bits_in_other_processes() -> None:
+    model, images = small_network(), random_images(4, (6, 6, 1))
+    done: list[int] = []
+    here, there = (
+        smallest_perturbations(
+            model,
+            images,
+            solver="cobyla",
+            evaluations=40,
+            map=functools.partial(parallel.map, backend=backend, workers=2),
+            progress=done.append,
+        )
+        for backend in get_args(parameters.Backend)
+    )
+    np.testing.assert_array_equal(here.perturbations, there.perturbations)
+    np.testing.assert_array_equal(here.evaluations, there.evaluations)
+    assert sum(done) == 8
+
+
+def test_the_row_space_holds_all_that_the_model_sees() -> None:
+    model, images = small_network(), random_images(5, (6, 6, 1))
+    basis = minimal._row_space(model)
+    np.testing.assert_allclose(basis @ basis.T, np.eye(12), atol=1e-6)
+    found = smallest_perturbations(model, images, solver="cobyla", subspace="rows")
+    assert found.flipped.all()
+    flat = found.perturbations.reshape(5, -1)
+    np.testing.assert_allclose(flat @ basis.T @ basis, flat, atol=1e-5)
+    unseen = random_images(5, (6, 6, 1), seed=2).reshape(5, -1)
+    unseen -= unseen @ basis.T @ basis
+    np.testing.assert_allclose(
+        inference.logits(model, images + unseen.reshape(images.shape)),
+        inference.logits(model, images),
+        atol=1e-4,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"solver": "closet"}, "unknown solver 'closet'; did you mean 'closest'?"),
+        ({"solver": "cobyla", "subspace": "row"}, "unknown subspace 'row'; did you mean 'rows'?"),
+        ({"candidates": 1}, "candidates=1 must be 2 or more"),
+        ({"solver": "cobyla", "subspace": "pixels", "evaluations": 62}, "needs 63 or more"),
+        ({"solver": "cobyla", "evaluations": 5}, "needs 6 or more in the 3 dimensions"),
+    ],
+)
+def test_bad_settings_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        smallest_perturbations(linear_model(4), random_images(2), **options)
+    assert message in str(caught.value)
+
+
+def test_rows_are_for_models_that_begin_with_a_dense_layer() -> None:
+    model = architectures.build(
+        parameters.network("convnet", depth=5, width=(4,)),
+        image_shape=(8, 8, 1),
+        classes=3,
+        mean=[0.5],
+        std=[0.25],
+    )
+    with pytest.raises(InputError, match="subspace=rows needs a model that begins with a dense"):
+        smallest_perturbations(model, random_images(2, (8, 8, 1)), solver="cobyla", subspace="rows")
+
+
+def test_inputs_are_not_changed() -> None:
+    model, images = linear_model(3), random_images(3)
+    before = images.copy()
+    for solver in FACTORS:
+        smallest_perturbations(model, images, solver=solver, clip=True)
+    np.testing.assert_array_equal(images, before)
+
+
+@pytest.mark.slow
+def test_the_bars_on_the_mnist_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Minutes: issue 4's figures for the network of section VI.C."""
+    from resfool import experiments
+
+    monkeypatch.chdir(tmp_path)
+    trained = experiments.train(arch="mlp", dataset="mnist5k", steps=2000)
+    model, images = trained.model, np.array(trained.dataset.test.images)[:200]
+    ours, deepfool, ddn = (smallest_perturbations(model, images, solver=s) for s in BATCHED)
+    assert ours.flipped.all()
+    assert ours.norms.mean() <= 0.96 * deepfool.norms.mean()
+    assert ours.norms.mean() <= 1.02 * ddn.norms.mean()
+    for subspace, count, flips, factor in (
+        ("gradients", 200, 0.98, 1.10),
+        ("rows", 40, 0.95, 1.25),
+    ):
+        found = smallest_perturbations(
+            model,
+            images[:count],
+            solver="cobyla",
+            subspace=subspace,  # type: ignore[arg-type]
+            map=functools.partial(parallel.map, backend="joblib"),
+        )
+        assert found.flipped.mean() >= flips
+        assert np.median(found.norms / ours.norms[:count]) <= factor
