@@ -1,0 +1,197 @@
+"""How well universal perturbations fool a model on held-out images (Figures 7 to 10)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+
+from resfool import inference
+from resfool.attacks import lowrank, universal
+from resfool.attacks.lowrank import Decomposition
+from resfool.parameters import Coefficients, Norm, NormKind
+
+Row = dict[str, float]
+
+_KINDS: tuple[NormKind, NormKind] = ("l2", "linf")
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Fooling rates over the number of singular vectors, and the best perturbation of the last.
+
+    Attributes:
+        rows: a dict for each rank, see `over_ranks`.
+        vector: float32 (H, W, C), of the rank that was asked for.
+    """
+
+    rows: list[Row]
+    vector: np.ndarray
+
+
+def ranks_to_try(rank: int, most: int) -> list[int]:
+    """The numbers of singular vectors that Figure 7 is drawn for: a given one among them."""
+    return sorted({n for n in (1, 2, 3, 5, 10, 20, 30, 50, 100) if n <= most} | {rank})
+
+
+def over_ranks(
+    model: keras.Model,
+    fitting: np.ndarray,
+    held_out: np.ndarray,
+    decomposition: Decomposition,
+    ranks: Sequence[int],
+    rank: int,
+    *,
+    rule: Coefficients,
+    norm: Norm,
+    equal_norm: Norm,
+    draws: int,
+    seed: int,
+    progress: Callable[[int], None] = lambda judged: None,
+) -> Ranked:
+    """Judge low-rank perturbations (equation 8) of several ranks, as drawn and at equal norm.
+
+    Args:
+        model: from images to logits.
+        fitting: float32 (N, H, W, C), what coefficients may be chosen on.
+        held_out: float32 (M, H, W, C), what fooling rates are measured on.
+        decomposition: of the matrix of perturbations.
+        ranks: numbers of singular vectors, rising.
+        rank: the one of them whose perturbation is returned.
+        rule: for the coefficients.
+        norm: that the perturbations are scaled to; of kind "none" they stay as drawn.
+        equal_norm: that all of them are scaled to for the fair comparison.
+        draws: perturbations of each rank, and random vectors to compare with.
+        seed: of the draws.
+        progress: is told the perturbations judged, each on all held-out images.
+
+    Returns:
+        For each rank: rank, l2_norm (mean), fooling_rate with its deviation over draws (_std) for
+        the perturbations, clipped_fooling_rate for the same with clipping, random_fooling_rate
+        for Gaussian vectors of the same l2 norm; the same three as equal_..., at the equal norm.
+    """
+    rows: list[Row] = []
+    vector = np.zeros(held_out.shape[1:], np.float32)
+    for number in ranks:
+        row: Row = {"rank": number}
+        for prefix, size in (("", norm), ("equal_", equal_norm)):
+            f = universal.coefficients(
+                rule, model, fitting, decomposition, number, norm=size, seed=seed, draws=draws
+            )
+            vectors = lowrank.combined(f, decomposition).reshape(-1, *held_out.shape[1:])
+            row |= _judged(model, held_out, vectors, prefix, seed)
+            progress(3 * len(vectors))
+            if prefix == "" and number == rank:
+                vector = _best(model, fitting, vectors)
+        rows.append(row)
+    return Ranked(rows, vector)
+
+
+def _judged(
+    model: keras.Model, held_out: np.ndarray, vectors: np.ndarray, prefix: str, seed: int
+) -> Row:
+    lengths = lowrank.sizes(vectors, "l2")
+    noise = universal.random_vectors(vectors.shape[1:], lengths, "l2", seed)
+    rates = universal.judged(model, held_out, vectors).rates
+    clipped = universal.judged(model, held_out, vectors, clip=True).rates
+    random = universal.judged(model, held_out, noise).rates
+    return {
+        f"{prefix}l2_norm": float(lengths.mean()),
+        f"{prefix}fooling_rate": float(rates.mean()),
+        f"{prefix}fooling_rate_std": float(rates.std()),
+        f"{prefix}clipped_fooling_rate": float(clipped.mean()),
+        f"{prefix}random_fooling_rate": float(random.mean()),
+        f"{prefix}random_fooling_rate_std": float(random.std()),
+    }
+
+
+def _best(model: keras.Model, fitting: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """The perturbation that fools most of the fitting images; held-out ones have no say."""
+    if len(vectors) == 1:
+        return vectors[0]
+    return vectors[universal.judged(model, fitting, vectors).rates.argmax()]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One universal perturbation on held-out images.
+
+    Attributes:
+        vector: float32 (H, W, C).
+        noise: float32 (H, W, C), Gaussian, of the same l2 norm.
+        clean: int (M,), predictions without it; `fooled`, `clipped` and `random` are those under
+            it, under it with clipping, and under the noise.
+        sign_noise_rate: fooling rate of random signs of the same l-infinity norm.
+        shown: numbers of a few images worth a look.
+        pictures: float32 (S, 3, H, W, C), those images as they are, under it, under the noise.
+    """
+
+    vector: np.ndarray
+    noise: np.ndarray
+    clean: np.ndarray
+    fooled: np.ndarray
+    clipped: np.ndarray
+    random: np.ndarray
+    sign_noise_rate: float
+    shown: np.ndarray
+    pictures: np.ndarray
+
+    @property
+    def rates(self) -> Row:
+        """Fooling rates and norms of the perturbation and of the noise."""
+        perturbation = self.vector[np.newaxis]
+        return {
+            "final_fooling_rate": float((self.fooled != self.clean).mean()),
+            "final_clipped_fooling_rate": float((self.clipped != self.clean).mean()),
+            "final_random_fooling_rate": float((self.random != self.clean).mean()),
+            "final_sign_noise_fooling_rate": self.sign_noise_rate,
+            "final_l2_norm": float(lowrank.sizes(perturbation, "l2")[0]),
+            "final_linf_norm": float(lowrank.sizes(perturbation, "linf")[0]),
+        }
+
+    def confusion(self, classes: int) -> np.ndarray:
+        """How many images of each predicted class (rows) fall into which class (columns)."""
+        counts = np.zeros((classes, classes), np.int64)
+        np.add.at(counts, (self.clean, self.fooled), 1)
+        return counts
+
+
+def verdict(
+    model: keras.Model, held_out: np.ndarray, vector: np.ndarray, *, seed: int, pictures: int = 6
+) -> Verdict:
+    """Judge one universal perturbation, beside noise of the same size.
+
+    Args:
+        model: from images to logits.
+        held_out: float32 (M, H, W, C).
+        vector: float32 (H, W, C).
+        seed: of the noise.
+        pictures: how many images to show.
+
+    Returns:
+        Predictions, rates and pictures.
+    """
+    (l2,), (linf,) = (lowrank.sizes(vector[np.newaxis], kind) for kind in _KINDS)
+    noise = universal.random_vectors(vector.shape, np.array([l2]), "l2", seed)[0]
+    signs = universal.random_vectors(vector.shape, np.full(20, linf), "linf", seed)
+    both = universal.judged(model, held_out, np.stack([vector, noise]))
+    clipped = universal.judged(model, held_out, vector[np.newaxis], clip=True).classes[0]
+    fooled = np.flatnonzero(both.classes[0] != both.clean_classes)[:pictures]
+    images = held_out[fooled]
+    return Verdict(
+        vector=vector,
+        noise=noise,
+        clean=both.clean_classes,
+        fooled=both.classes[0],
+        clipped=clipped,
+        random=both.classes[1],
+        sign_noise_rate=float(universal.judged(model, held_out, signs).rates.mean()),
+        shown=fooled,
+        pictures=np.stack([images, images + vector, images + noise], axis=1),
+    )
+
+
+def confidences(model: keras.Model, images: np.ndarray) -> np.ndarray:
+    """The probability of the predicted class of each image, float64 (N,)."""
+    z = inference.logits(model, images).astype(np.float64)
+    return 1 / np.exp(z - z.max(axis=1, keepdims=True)).sum(axis=1)
