@@ -18,20 +18,33 @@ def main(argv: Sequence[str] | None = None) -> None:
             if run.checkpoint is not None:
                 settings = experiments.resumed_settings(settings, run.checkpoint)
             result = experiments.train(run, **settings)
-            title = f"{result.network.name} on {result.dataset.name}"
-            run.log_figure(figures.accuracy_curves(result.history, title), "accuracy_curves.png")
-            metrics = {
-                "final_train_accuracy": result.train.accuracy,
-                "final_train_loss": result.train.loss,
-                "final_test_accuracy": result.test.accuracy,
-                "final_test_loss": result.test.loss,
-            }
-            model_uri = run.log_model(result.model, result.dataset, metrics)
+            model_uri = record(run, result)
     print(f"train accuracy  {result.train.accuracy:.4f}  (the curve's last point)")
     print(f"test accuracy   {result.test.accuracy:.4f}  (all {len(result.dataset.test)} images)")
     print(f"run             {run.run_id}")
     print(f"model           {model_uri}")
     print(f"look at it with {tracking.ui_command()}")
+
+
+def record(run: tracking.TrainingRun, result: experiments.Training) -> str:
+    """Log a training's figure and model.
+
+    Args:
+        run: that it was monitored by.
+        result: what it left.
+
+    Returns:
+        The model's URI.
+    """
+    title = f"{result.network.name} on {result.dataset.name}"
+    run.log_figure(figures.accuracy_curves(result.history, title), "accuracy_curves.png")
+    metrics = {
+        "final_train_accuracy": result.train.accuracy,
+        "final_train_loss": result.train.loss,
+        "final_test_accuracy": result.test.accuracy,
+        "final_test_loss": result.test.loss,
+    }
+    return run.log_model(result.model, result.dataset, metrics)
 
 
 if __name__ == "__main__":

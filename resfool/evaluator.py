@@ -28,7 +28,8 @@ from mlflow.tracking.artifact_utils import get_artifact_uri
 
 from resfool import classifiers, command_line, presentation
 from resfool.errors import InputError
-from resfool.experiments.attacking import EPSILONS, draw
+from resfool.experiments.attacking import EPSILONS
+from resfool.experiments.loading import draw
 from resfool.parameters import (
     Epsilon,
     Epsilons,

@@ -197,6 +197,136 @@ def _draw_image(axes: Axes, image: np.ndarray) -> None:
     axes.set(xticks=[], yticks=[])
 
 
+def universal_rates(
+    rows: Sequence[Mapping[str, float]],
+    equal_norm: str,
+    spectra: tuple[Sequence[float], Sequence[float]],
+    title: str,
+) -> Figure:
+    """Fooling rate over the number of singular vectors, and the spectrum, as in Figure 7.
+
+    Args:
+        rows: points with "rank" and the rates of `judging.over_ranks`, in order of the rank.
+        equal_norm: at which the second panel's perturbations are, for its title.
+        spectra: singular values of the matrix and of a random one, largest first.
+        title: says which model and algorithm.
+
+    Returns:
+        A figure of three panels.
+    """
+    figure = Figure(figsize=(15, 4.6), layout="constrained")
+    figure.suptitle(title)
+    drawn, equal, spectrum = figure.subplots(1, 3)
+    _draw_over_rank(drawn, rows, "")
+    drawn.set_title("as it comes: the norm grows with the rank", fontsize="medium")
+    norms = drawn.twinx()
+    ranks = [row["rank"] for row in rows]
+    norms.plot(ranks, [row["l2_norm"] for row in rows], color="grey", lw=1, ls="--")
+    norms.set_ylabel("l2 norm (dashed)", color="grey")
+    norms.set_ylim(bottom=0)
+    _draw_over_rank(equal, rows, "equal_")
+    equal.set_title(f"all at {equal_norm}", fontsize="medium")
+    for values, label, style in zip(
+        spectra, ("perturbations", "random matrix, same row norms"), ("-", ":"), strict=True
+    ):
+        spectrum.plot(range(1, len(values) + 1), values, ls=style, color="tab:blue", label=label)
+    spectrum.set(xlabel="index", ylabel="singular value", xscale="log")
+    spectrum.set_ylim(bottom=0)
+    for axes in (drawn, equal, spectrum):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure
+
+
+def _draw_over_rank(axes: Axes, rows: Sequence[Mapping[str, float]], prefix: str) -> None:
+    ranks = [row["rank"] for row in rows]
+    for name, label, colour in (
+        ("fooling_rate", "universal perturbation", "tab:blue"),
+        ("random_fooling_rate", "Gaussian of the same l2 norm", "tab:orange"),
+    ):
+        means, spreads = (
+            np.array([row[f"{prefix}{name}{end}"] for row in rows]) for end in ("", "_std")
+        )
+        axes.plot(ranks, means, marker=".", color=colour, label=label)
+        axes.fill_between(ranks, means - spreads, means + spreads, color=colour, alpha=0.2, lw=0)
+    clipped = [row[f"{prefix}clipped_fooling_rate"] for row in rows]
+    axes.plot(ranks, clipped, color="tab:blue", ls=":", label="the same, clipped to [0, 1]")
+    axes.set(xlabel="number of singular vectors", ylabel="fooling rate, held out", xscale="log")
+    axes.set_ylim(-0.02, 1.02)
+
+
+@dataclass(frozen=True)
+class UniversalRow:
+    """An image as it is, under the universal perturbation, and under noise of the same norm."""
+
+    label: str
+    views: tuple[ExampleView, ExampleView, ExampleView]
+
+
+def universal_pictures(
+    vector: np.ndarray, noise: np.ndarray, rows: Sequence[UniversalRow], title: str
+) -> Figure:
+    """The perturbation as an image, and images under it, as in Figures 8 to 10.
+
+    Args:
+        vector: (H, W, C), the universal perturbation.
+        noise: (H, W, C), Gaussian, of the same l2 norm.
+        rows: one for each image.
+        title: says which model and algorithm.
+
+    Returns:
+        A figure of the two vectors above and a row for each image.
+    """
+    size = 1.9
+    figure = Figure(figsize=(size * 3.4, size * 1.2 * (len(rows) + 1) + 0.9), layout="constrained")
+    figure.suptitle(title)
+    grid = figure.subplots(len(rows) + 1, 3, squeeze=False)
+    grid[0][0].axis("off")
+    scale = max(float(np.abs(vector).max()), 1e-12)
+    for axes, shown, name in zip(
+        grid[0][1:], (vector, noise), ("universal", "random, same l2 norm"), strict=True
+    ):
+        _draw_image(axes, 0.5 + 0.5 * shown / scale)
+        axes.set_title(f"{name},\nscaled for viewing", fontsize="medium")
+    for row, line in zip(rows, grid[1:], strict=True):
+        line[0].set_ylabel(row.label)
+        for axes, view in zip(line, row.views, strict=True):
+            _draw_view(axes, view)
+    if rows:
+        for axes, name in zip(grid[1], ("clean", "+ universal", "+ random"), strict=True):
+            axes.set_title(name, fontsize="medium")
+    return figure
+
+
+def confusion(counts: np.ndarray, class_names: Sequence[str], title: str) -> Figure:
+    """Which class the images of each predicted class fall into under a perturbation.
+
+    Args:
+        counts: int (classes, classes), clean prediction by prediction under the perturbation.
+        class_names: by class.
+        title: says which model and algorithm.
+
+    Returns:
+        A figure of one panel.
+    """
+    classes = len(class_names)
+    figure = Figure(figsize=(2.5 + 0.45 * classes, 2 + 0.42 * classes), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title, fontsize="medium")
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="class under the perturbation", ylabel="class without")
+    axes.set_xticks(range(classes), labels=class_names, rotation=60, ha="right")
+    axes.set_yticks(range(classes), labels=class_names)
+    if classes <= 20:
+        for (i, j), count in np.ndenumerate(counts):
+            if count:
+                ink = "white" if shares[i, j] > 0.6 else "black"
+                axes.text(j, i, str(count), ha="center", va="center", color=ink, fontsize="small")
+    figure.colorbar(image, label="share of the row")
+    return figure
+
+
 def _draw(axes: Axes, history: Sequence[Mapping[str, float]], quantity: str) -> None:
     for split, style in _LINES.items():
         key = f"{split}_{quantity}"

@@ -89,3 +89,22 @@ class Monitor:
             return keras.saving.load_model(path, compile=False, safe_mode=False)
 
         return ModelSource(uri, path.stem, path, load_trusted)
+
+    def find_artifact(self, uri: str, name: str) -> Path:
+        """Find a file that an earlier run left; here only files can be found.
+
+        Args:
+            uri: of the run or of the file.
+            name: of the file, where the uri is a run's.
+
+        Returns:
+            The file.
+
+        Raises:
+            InputError: there is no such file.
+        """
+        path = Path(uri).expanduser()
+        path = path / name if path.is_dir() else path
+        if not path.is_file():
+            raise InputError(f"{uri}: there is no file {path}")
+        return path

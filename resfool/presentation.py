@@ -8,11 +8,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from resfool import figures
-from resfool.figures import ExampleRow, ExampleView, FoolingCurve
+from resfool.figures import ExampleRow, ExampleView, FoolingCurve, UniversalRow
 from resfool.parameters import epsilon_name, show
 
 if TYPE_CHECKING:  # it needs TensorFlow, which isn't imported before the input is checked
     from resfool.evaluation import Attacked, Example, Shown
+    from resfool.experiments import Universal
 
 
 def rates_table(results: Sequence["Attacked"]) -> pd.DataFrame:
@@ -119,3 +120,67 @@ def _row_label(example: "Example", names: Sequence[str]) -> str:
 def _view(example: "Example", shown: "Shown", names: Sequence[str]) -> ExampleView:
     caption = f"{names[shown.predicted]} {shown.confidence:.0%}"
     return ExampleView(shown.image, caption, shown.predicted == example.label)
+
+
+def universal_title(result: "Universal") -> str:
+    """What a universal perturbation's figures are called."""
+    s = result.settings
+    by_matrix = f", coefficients {s['coefficients']}" if result.ranked is not None else ""
+    solver = f" ({s['solver']})" if s["algorithm"] in ("1", "2") else ""
+    return f"algorithm {s['algorithm']}{solver}{by_matrix}, {result.name}, {result.where}"
+
+
+def universal_rates(result: "Universal") -> Figure | None:
+    """The figure of fooling rates over the rank, and of the spectrum (Figure 7)."""
+    if result.ranked is None or result.singular_values is None:
+        return None
+    values, random = (v.tolist() for v in result.singular_values)
+    rows, norm = result.ranked.rows, show(result.settings["equal_norm"])
+    return figures.universal_rates(rows, norm, (values, random), universal_title(result))
+
+
+def universal_pictures(result: "Universal") -> Figure:
+    """The figure of the perturbation and of images under it (Figures 8 to 10)."""
+    v, names = result.verdict, result.class_names
+    rows = []
+    for number, pictures in zip(v.shown, v.pictures, strict=True):
+        predicted = [v.clean[number], v.fooled[number], v.random[number]]
+        views = [
+            ExampleView(picture, names[one], one == predicted[0])
+            for picture, one in zip(pictures, predicted, strict=True)
+        ]
+        rows.append(UniversalRow(names[predicted[0]], (views[0], views[1], views[2])))
+    rates = v.rates
+    title = (
+        f"{universal_title(result)}\nl2 norm {rates['final_l2_norm']:.3g}, fools "
+        f"{rates['final_fooling_rate']:.1%}, the random one "
+        f"{rates['final_random_fooling_rate']:.1%}"
+    )
+    return figures.universal_pictures(v.vector, v.noise, rows, title)
+
+
+def universal_confusion(result: "Universal") -> Figure:
+    """The figure of the classes that everything falls into."""
+    counts = result.verdict.confusion(len(result.class_names))
+    return figures.confusion(counts, result.class_names, universal_title(result))
+
+
+def universal_summary(result: "Universal") -> str:
+    """A universal perturbation for the terminal."""
+    lines = []
+    if result.ranked is not None:
+        lines.append(f"{'rank':>6}{'l2 norm':>9}{'fooled':>8}{'random':>8}   {'at equal norm':>13}")
+        for row in result.ranked.rows:
+            lines.append(
+                f"{row['rank']:>6.0f}{row['l2_norm']:>9.2f}{row['fooling_rate']:>8.3f}"
+                f"{row['random_fooling_rate']:>8.3f}   {row['equal_fooling_rate']:>13.3f}"
+            )
+    rates = result.verdict.rates
+    lines.append(
+        f"fooling rate    {rates['final_fooling_rate']:.4f}  "
+        f"(clipped {rates['final_clipped_fooling_rate']:.4f}, "
+        f"Gaussian of the same norm {rates['final_random_fooling_rate']:.4f})"
+    )
+    sizes = rates["final_l2_norm"], rates["final_linf_norm"]
+    lines.append(f"norm            l2 {sizes[0]:.3f}, l-infinity {sizes[1]:.4f}")
+    return "\n".join(lines)

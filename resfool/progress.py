@@ -34,13 +34,16 @@ class ProgressReport:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._began: tuple[float, int] | None = None
+        self._total, self._done = 0, 0
         self._line_at = (0.0, -1)  # when the last line was printed, and at how many steps
 
     def __call__(self, done: int, total: int, text: str = "") -> None:
         """Show that `done` of `total` steps are done, with a few words on how it goes."""
         now = time.monotonic()
-        if self._began is None:
+        if self._began is None or total != self._total or done < self._done:
+            # The first piece of work, or another one: the time left is reckoned from here.
             self._began = self._line_at = now, done
+        self._total, self._done = total, done
         if self._console.is_terminal:
             self._draw(done, total, text)
         elif self._line_due(now, done, total):

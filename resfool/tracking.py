@@ -9,6 +9,7 @@ import platform
 import re
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ from resfool.parameters import Part, show
 if TYPE_CHECKING:
     import keras
     from matplotlib.figure import Figure
+    from numpy import ndarray
     from pandas import DataFrame
 
 _FLUSH_SECONDS = 5.0
@@ -174,7 +176,40 @@ class Run(Monitor):
             reason = error.message.splitlines()[0]
             raise InputError(f"model={uri}: there is no such model in {store} ({reason})") from None
 
+    def find_artifact(self, uri: str, name: str) -> Path:
+        """Find a file that an earlier run left."""
+        if not uri.startswith("runs:/"):
+            return super().find_artifact(uri, name)
+        run_id, _, inside = uri.removeprefix("runs:/").partition("/")
+        store = mlflow.get_tracking_uri()
+        try:
+            if not stores.exists(store):
+                raise MlflowException("a new store has no runs, and the question would make it")
+            whole = f"runs:/{run_id}/{inside or name}"
+            return Path(mlflow.artifacts.download_artifacts(whole))
+        except (MlflowException, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{uri}: {store} has no run with {name} by it ({reason})") from None
+
     # What an entry point logs at the end
+
+    def log_array(self, name: str, array: "ndarray") -> None:
+        """Log an array as an `.npy` artifact."""
+        import numpy as np
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / name
+            np.save(path, array, allow_pickle=False)
+            self._client.log_artifact(self.run_id, str(path))
+
+    def log_arrays(
+        self, name: str, arrays: Mapping[str, "ndarray"], facts: Mapping[str, Any]
+    ) -> None:
+        """Log arrays as an `.npz` artifact, which `checkpoints.load` reads."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / name
+            checkpoints.save(path, arrays, facts)
+            self._client.log_artifact(self.run_id, str(path))
 
     def log_figure(self, figure: "Figure", name: str) -> None:
         """Log a figure as a PNG artifact."""
@@ -235,13 +270,21 @@ class TrainingRun(Run):
         progress: is told the steps done, their total and a short text.
         resume: id of the run to go on with, or None for a new one.
         checkpoint_dir: folder for the checkpoints, one folder a run.
+        nested: whether it is a part of the run that is open.
 
     Attributes:
         checkpoint: the checkpoint of the run that is resumed, else None until it begins.
     """
 
-    def __init__(self, progress: Progress, *, resume: str | None, checkpoint_dir: Path) -> None:
-        super().__init__(progress)
+    def __init__(
+        self,
+        progress: Progress,
+        *,
+        resume: str | None,
+        checkpoint_dir: Path,
+        nested: bool = False,
+    ) -> None:
+        super().__init__(progress, nested=nested)
         stores.check_folder("checkpoint folder", checkpoint_dir)
         self.checkpoint: Path | None = None
         self._checkpoint_dir = checkpoint_dir

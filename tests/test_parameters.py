@@ -7,7 +7,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from resfool import parameters
 from resfool.errors import InputError
-from resfool.parameters import Epsilon, show
+from resfool.parameters import Epsilon, Norm, SizedNorm, show
 
 
 def test_defaults_are_the_papers() -> None:
@@ -115,3 +115,40 @@ def test_numbers_are_shown_as_they_are_typed(value: object, text: str) -> None:
 def test_every_pixel_level_is_read_back_as_it_is_shown() -> None:
     for level in range(256):
         assert parameters.parse_epsilon(show(level / 255)) == level / 255
+
+
+@pytest.mark.parametrize(
+    ("text", "norm"),
+    [
+        ("none", Norm("none")),
+        ("l2:3", Norm("l2", 3.0)),
+        (" l2 : 0.5 ", Norm("l2", 0.5)),
+        ("linf:10/255", Norm("linf", 10 / 255)),
+        ("linf:1", Norm("linf", 1.0)),
+    ],
+)
+def test_norms_are_read_and_shown_again(text: str, norm: Norm) -> None:
+    read = TypeAdapter(SizedNorm).validate_python(text)
+    assert read == norm
+    assert show(read) == text.replace(" ", "")
+    assert TypeAdapter(SizedNorm).validate_python(norm) == norm
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("3", "must be a norm and its size, such as none, l2:3 or linf:10/255"),
+        ("l1:3", "must be a norm and its size"),
+        ("l2", "must be a norm and its size"),
+        ("l2:x", "must be a norm and its size"),
+        ("l2:1/0", "must be a norm and its size"),
+        ("l2:0", "must have a size above 0"),
+        ("l2:-1", "must have a size above 0"),
+        ("l2:inf", "must have a size above 0"),
+        ("l2:nan", "must have a size above 0"),
+        ("linf:8", "must be at most linf:1"),
+    ],
+)
+def test_what_is_no_norm_is_refused(text: str, sentence: str) -> None:
+    with pytest.raises(ValidationError, match=sentence):
+        TypeAdapter(SizedNorm).validate_python(text)

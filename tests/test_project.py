@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from entry_points.mnist import case_study
 from resfool import command_line, experiments, tracking
 from resfool.parameters import show
 from tests.conftest import ROOT
@@ -17,6 +18,8 @@ from tests.conftest import ROOT
 ENTRY_POINTS = {
     "train": (experiments.train, tracking.open_run),
     "attack": (experiments.attack,),
+    "universal": (experiments.universal,),
+    "mnist": (case_study,),
 }
 
 
@@ -97,11 +100,11 @@ LAYERS = [
     {"errors", "paper", "interrupts", "devices"},
     {"parameters", "layers", "checkpoints", "inference"},
     {"datasets", "architectures", "classifiers", "attacks"},
-    {"monitor", "evaluation"},
+    {"monitor", "evaluation", "judging"},
     {"training"},
     {"experiments"},
 ]
-SERVICES = {"tracking", "stores", "figures", "progress", "command_line"}
+SERVICES = {"tracking", "stores", "parallel", "figures", "progress", "command_line"}
 # Between results and figures: it may see both sides.
 BRIDGES = {"presentation"}
 # Where MLflow comes in by itself, as a user does by an entry point.

@@ -7,5 +7,6 @@ when everything that can be checked without it has been checked.
 
 from resfool.experiments.attacking import attack
 from resfool.experiments.training import Training, resumed_settings, train
+from resfool.experiments.universal import Universal, universal
 
-__all__ = ["Training", "attack", "resumed_settings", "train"]
+__all__ = ["Training", "Universal", "attack", "resumed_settings", "train", "universal"]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from resfool import classifiers, datasets, devices
 from resfool.errors import InputError
+from resfool.experiments.loading import draw, load_classifier, load_data
 from resfool.monitor import ModelSource, Monitor
 from resfool.parameters import (
     Counts,
@@ -24,14 +25,10 @@ from resfool.parameters import (
 )
 
 if TYPE_CHECKING:
-    import keras
-    import numpy as np
-
     from resfool import evaluation
 
 # In pixel units: from what nobody sees to what is mostly noise.
 EPSILONS = (0, *(n / 255 for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)))
-SAMPLES = 1000
 
 
 # Is told a model's part of the monitor, where it came from, its result, data set and split.
@@ -103,7 +100,7 @@ def attack(
     if not trust:
         for source in sources:
             classifiers.check_keras_file(classifiers.find_keras_file(source.path))
-    data = _load_data(sources, dataset, data_dir, per_class, data_seed)
+    data = load_data(sources, dataset, data_dir, per_class, data_seed)
     chosen = _choose(data, split, samples, seed)
 
     devices.start_tensorflow()
@@ -112,7 +109,7 @@ def attack(
     names = _distinct_names(sources)
     loaded = [
         # Our own models take pixels as they are, whatever a stranger's beside them takes.
-        _load(source, name, data, (0.0, 1.0) if source.training else input_range, trust)
+        load_classifier(source, name, data, (0.0, 1.0) if source.training else input_range, trust)
         for source, name in zip(sources, names, strict=True)
     ]
     facts = settings | {
@@ -152,65 +149,6 @@ def attack(
     return results
 
 
-def _load(
-    source: ModelSource,
-    name: str,
-    data: datasets.Dataset,
-    input_range: tuple[float, float],
-    trust: bool,
-) -> "keras.Model":
-    """A classifier from images in [0, 1] to logits."""
-    model = source.load_trusted() if trust else classifiers.load(source.path)
-    try:
-        return classifiers.as_classifier(
-            model,
-            image_shape=data.image_shape,
-            classes=data.classes,
-            input_range=input_range,
-            name=name,
-        )
-    except InputError as error:
-        raise InputError(f"model={source.uri} doesn't fit {data.name}: {error}") from error
-
-
-def _load_data(
-    sources: Sequence[ModelSource],
-    name: str | None,
-    data_dir: str | None,
-    per_class: tuple[int, ...] | None,
-    data_seed: int,
-) -> datasets.Dataset:
-    """The data set that was asked for, or else the one that the models were trained on."""
-    if name is not None:
-        return datasets.load(name, data_dir=data_dir, per_class=per_class, seed=data_seed)
-    stranger = next((source.uri for source in sources if not source.training), None)
-    if stranger is not None:
-        raise InputError(
-            f"dataset is missing, and model={stranger} has no training run of this project that "
-            "would tell; give dataset=cifar10, another name or npz:PATH with your own arrays"
-        )
-    training = sources[0].training
-    stored_counts = training["per_class"]
-    if per_class is None and stored_counts != "none":
-        per_class = tuple(int(count) for count in stored_counts.split(","))
-    stored_dir = training["data_dir"]
-    data = datasets.load(
-        training["dataset"],
-        data_dir=data_dir or (None if stored_dir == "none" else stored_dir),
-        per_class=per_class,
-        seed=int(float(training["data_seed"])),
-    )
-    for source in sources:
-        digest = source.training["dataset_digest"]
-        if digest != data.digest:
-            raise InputError(
-                f"model={source.uri} was trained on other data ({source.training['dataset']}, "
-                f"digest {digest}) than what was found here ({data.name}, digest {data.digest}); "
-                f"to use the latter all the same, say so: dataset={data.name}"
-            )
-    return data
-
-
 def _choose(data: datasets.Dataset, part: Part, samples: int | None, seed: int) -> datasets.Split:
     """Some images of a split, drawn at random."""
     split = data.split(part)
@@ -218,28 +156,6 @@ def _choose(data: datasets.Dataset, part: Part, samples: int | None, seed: int) 
         raise InputError(f"split={part}: the data set {data.name} has no {part} images")
     drawn = draw(len(split), samples, seed, f"{part} images of {data.name}")
     return datasets.Split(split.images[drawn], split.labels[drawn])
-
-
-def draw(count: int, samples: int | None, seed: int, what: str) -> "np.ndarray":
-    """Numbers of images, drawn at random; more of them begin with the fewer of the same seed.
-
-    Args:
-        count: of images that there are.
-        samples: how many to draw; None is 1000, or all if there are fewer.
-        seed: of the draw.
-        what: what the images are called.
-
-    Returns:
-        int (samples,), from 0 to count - 1, each at most once.
-
-    Raises:
-        InputError: more are wanted than there are.
-    """
-    import numpy as np
-
-    if samples is not None and samples > count:
-        raise InputError(f"samples={samples} is more than the {count} {what}")
-    return np.random.default_rng(seed).permutation(count)[: samples or SAMPLES]
 
 
 def _distinct_names(sources: Sequence[ModelSource]) -> list[str]:

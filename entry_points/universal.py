@@ -1,0 +1,48 @@
+"""`mlflow run . -e universal`: one perturbation for all images, judged on held-out ones."""
+
+import functools
+from collections.abc import Sequence
+
+import pandas as pd
+
+from resfool import command_line, experiments, interrupts, parallel, presentation, tracking
+from resfool.experiments import Universal
+from resfool.progress import ProgressReport
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the command line, fit, judge, and record the result."""
+    with command_line.one_sentence_errors():
+        (settings,) = command_line.parse(experiments.universal, argv=argv)
+        interrupts.raise_once()
+        spread = functools.partial(
+            parallel.map, backend=settings["backend"], workers=settings["workers"]
+        )
+        title = f"algorithm {settings['algorithm']}"
+        with ProgressReport(title) as progress, tracking.Run(progress) as run:
+            result = experiments.universal(run, spread, print, **settings)
+            record(run, result)
+    print(presentation.universal_summary(result))
+    print(f"run             {run.run_id}")
+    print(f"look at it with {tracking.ui_command()}")
+
+
+def record(run: tracking.Run, result: Universal) -> None:
+    """Log a universal perturbation: rates, figures, tables, the vector and its matrix."""
+    verdict = result.verdict
+    run.point({"step": 0} | verdict.rates)
+    run.log_array("perturbation.npy", verdict.vector)
+    if result.matrix is not None:
+        arrays = {"rows": result.matrix.rows, "images": result.matrix.images}
+        facts = result.identity | {"dropped": result.matrix.dropped}
+        run.log_arrays("matrix.npz", arrays, facts)
+    over_rank = presentation.universal_rates(result)
+    if result.ranked is not None and over_rank is not None:
+        run.log_figure(over_rank, "fooling_rate_over_rank.png")
+        run.log_table(pd.DataFrame(result.ranked.rows), "ranks")
+    run.log_figure(presentation.universal_pictures(result), "perturbation.png")
+    run.log_figure(presentation.universal_confusion(result), "confusion.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,362 @@
+"""One perturbation for all images (section VI): fitted on training images, judged on others."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from resfool import checkpoints, classifiers, datasets, devices
+from resfool.errors import InputError
+from resfool.experiments.loading import draw, load_classifier, load_data
+from resfool.monitor import Monitor
+from resfool.parameters import (
+    Algorithm,
+    Backend,
+    Coefficients,
+    Counts,
+    Epsilon,
+    LabelSource,
+    Norm,
+    PixelRange,
+    PositiveCount,
+    Seed,
+    Share,
+    SizedNorm,
+    Solver,
+    Subspace,
+)
+
+if TYPE_CHECKING:
+    import keras
+
+    from resfool import judging
+    from resfool.attacks.universal import Matrix
+
+_PASSES = {"1": 6, "gradient": 20}  # over the fitting images
+_CHUNK = 100  # images solved between two savings
+
+
+@dataclass(frozen=True)
+class Universal:
+    """A universal perturbation and how it was found and judged.
+
+    Attributes:
+        name: of the model.
+        where: the images it was judged on, such as "mnist5k test".
+        class_names: by class.
+        settings: of the experiment.
+        verdict: the perturbation on held-out images.
+        ranked: fooling rates over the number of singular vectors; None where there is no matrix.
+        matrix: of Algorithms 2, 3 and 4; None for the others.
+        singular_values: of the matrix, largest first, and of a random one with the same row norms.
+        fit_rates: the fooling rate on the fitting images after each pass (Algorithm 1, gradient).
+        identity: what a matrix must have in common with a model to be used again.
+    """
+
+    name: str
+    where: str
+    class_names: tuple[str, ...]
+    settings: dict[str, Any]
+    verdict: "judging.Verdict"
+    ranked: "judging.Ranked | None"
+    matrix: "Matrix | None"
+    singular_values: tuple[np.ndarray, np.ndarray] | None
+    fit_rates: list[float]
+    identity: dict[str, Any]
+
+
+def universal(
+    monitor: Monitor | None = None,
+    map: Callable[..., list[Any]] | None = None,
+    say: Callable[[str], None] = print,
+    /,
+    *,
+    model: str,
+    algorithm: Algorithm = "2",
+    solver: Solver = "closest",
+    subspace: Subspace = "gradients",
+    matrix: str | None = None,
+    epsilon: Epsilon = 8 / 255,
+    label_source: LabelSource = "true",
+    rank: PositiveCount = 10,
+    coefficients: Coefficients = "gaussian",
+    norm: SizedNorm = Norm("none"),  # noqa: B008
+    equal_norm: SizedNorm = Norm("l2", 3.0),  # noqa: B008
+    draws: PositiveCount = 20,
+    desired_rate: Share = 0.8,
+    passes: PositiveCount | None = None,
+    dataset: str | None = None,
+    data_dir: str | None = None,
+    per_class: Counts | None = None,
+    data_seed: Seed = 0,
+    samples: PositiveCount | None = None,
+    test_samples: PositiveCount | None = None,
+    input_range: PixelRange = (0.0, 1.0),
+    seed: Seed = 0,
+    batch_size: PositiveCount = 250,
+    workers: PositiveCount | None = None,
+    backend: Backend = "joblib",
+    solve_dir: str = "checkpoints",
+    trust: bool = False,
+) -> Universal:
+    """Fit one perturbation for all images and judge it on held-out ones (section VI.B).
+
+    Args:
+        monitor: is told how it goes, and finds models and matrices.
+        map: runs cobyla's samples in parallel.
+        say: is told what the user should know.
+        model: runs:/..., models:/... or a .keras file.
+        algorithm: 1 to 4 as in the paper; random or gradient, to compare with.
+        solver: of the smallest perturbations (1, 2): closest, deepfool, ddn or cobyla.
+        subspace: that cobyla searches: gradients, rows or pixels.
+        matrix: runs:/RUN_ID of an earlier run, whose perturbations are used again.
+        epsilon: length of the step of algorithm 3, where pixels go from 0 to 1.
+        label_source: raise the loss of the true label, or of the prediction (3, 4).
+        rank: number of singular vectors; others are drawn beside it.
+        coefficients: f_i of equation 8: gaussian (variance 25), singular, first or optimised.
+        norm: of the perturbation: none (as it comes), l2:3 or linf:10/255.
+        equal_norm: at which all ranks are compared too.
+        draws: random perturbations of each rank.
+        desired_rate: fooling rate on the fitting images at which algorithm 1 stops.
+        passes: over the fitting images, at most; none is 6 (1) or 20 (gradient).
+        dataset: as for attack; none is what the model was trained on.
+        data_dir: folder with the official files; none looks where the training did.
+        per_class: images per class for training, validation and test.
+        data_seed: seed of such subsets.
+        samples: training images to fit on; none is 1000, or all if there are fewer.
+        test_samples: test images to judge on; none is 1000, or all if there are fewer.
+        input_range: pixel values that the model takes for black and white, such as 0,255.
+        seed: of all draws.
+        batch_size: images per pass.
+        workers: processes for cobyla; none is one per core.
+        backend: joblib or serial, for cobyla.
+        solve_dir: folder where an interrupted solve keeps what it has.
+        trust: yes also loads models that bring code of their own, which may do anything.
+
+    Returns:
+        The perturbation and its fooling rates.
+
+    Raises:
+        InputError: an argument can't be used; nothing was solved.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; what was solved is kept for the same command.
+    """
+    settings = {n: v for n, v in locals().items() if n not in ("monitor", "map", "say")}
+    monitor = monitor or Monitor()
+    _check_norm(algorithm, norm)
+    source = monitor.find_model(model)
+    if not trust:
+        classifiers.check_keras_file(classifiers.find_keras_file(source.path))
+    data = load_data([source], dataset, data_dir, per_class, data_seed)
+    fitting = _choose(data.train, samples, seed, f"training images of {data.name}")
+    held_out = _choose(data.test, test_samples, seed, f"test images of {data.name}")
+    stored = None if matrix is None else _read_matrix(monitor.find_artifact(matrix, "matrix.npz"))
+
+    devices.start_tensorflow()
+    from resfool import judging
+
+    classifier = load_classifier(source, source.name, data, input_range, trust)
+    identity = {"model": _digest(*classifier.get_weights()), "image_shape": list(data.image_shape)}
+    if stored is not None:
+        _check_matrix(str(matrix), stored[1], identity)
+    facts = settings | {"dataset": data.name, "dataset_digest": data.digest}
+    title = f"universal {algorithm} on {source.name}, {data.name}"
+    monitor.begin(title, facts, [(data, "train", "fitted"), (data, "test", "judged")])
+    work = _Work(classifier, fitting, held_out.images, monitor, map, say, settings, identity)
+    found: Matrix | None = None
+    ranked, spectrum = None, None
+    rates: list[float] = []
+    if algorithm in ("1", "gradient", "random"):
+        vector, rates = _fitted_vector(work)
+    else:
+        found = _fitted_matrix(work) if stored is None else stored[0]
+        ranked, spectrum = _approximated(work, found)
+        vector = ranked.vector
+    return Universal(
+        name=source.name,
+        where=f"{data.name} test",
+        class_names=data.class_names,
+        settings=settings,
+        verdict=judging.verdict(classifier, held_out.images, vector, seed=seed),
+        ranked=ranked,
+        matrix=found,
+        singular_values=spectrum,
+        fit_rates=rates,
+        identity=identity,
+    )
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What every part of the experiment needs."""
+
+    model: "keras.Model"
+    fitting: datasets.Split
+    held_out: np.ndarray
+    monitor: Monitor
+    map: Callable[..., list[Any]] | None
+    say: Callable[[str], None]
+    settings: dict[str, Any]
+    identity: dict[str, Any]
+
+
+def _fitted_vector(work: _Work) -> tuple[np.ndarray, list[float]]:
+    """The perturbation of an algorithm that needs no matrix, and its rates after each pass."""
+    from resfool.attacks import universal as attacks
+
+    s = work.settings
+    norm: Norm = s["norm"]
+    if s["algorithm"] == "random":
+        size = np.array([norm.size])
+        shape = work.fitting.images.shape[1:]
+        return attacks.random_vectors(shape, size, norm.kind, s["seed"])[0], []
+
+    passes = s["passes"] or _PASSES[s["algorithm"]]
+
+    def report(number: int, rate: float) -> None:
+        work.monitor.point({"step": number + 1, "fitting_fooling_rate": rate})
+        work.monitor.progress(number + 1, passes, f"fooled {rate:.3f} of the fitting images")
+
+    options: Any = {n: s[n] for n in ("norm", "seed", "batch_size")} | {"passes": passes}
+    if s["algorithm"] == "1":
+        options |= {"solver": s["solver"], "desired_rate": s["desired_rate"]}
+        fit = attacks.algorithm1(work.model, work.fitting.images, report=report, **options)
+    else:
+        fit = attacks.gradient_trained(work.model, work.fitting.images, report=report, **options)
+    return fit.vector, fit.rates
+
+
+def _fitted_matrix(work: _Work) -> "Matrix":
+    """The matrix of Algorithm 2, 3 or 4."""
+    from resfool.attacks import universal as attacks
+
+    s, images = work.settings, work.fitting.images
+    if s["algorithm"] == "2":
+        found = _solved(work)
+    else:
+        labels = work.fitting.labels if s["label_source"] == "true" else None
+        size: Any = {"batch_size": s["batch_size"]}
+        if s["algorithm"] == "3":
+            found = attacks.sign_matrix(work.model, images, labels, s["epsilon"], **size)
+        else:
+            found = attacks.smallest_sign_matrix(work.model, images, labels, **size)
+    if found.dropped:
+        work.say(f"no perturbation was found for {found.dropped} of {len(images)} images")
+    if not len(found.rows):
+        raise InputError("no perturbation was found for any image, so there is no matrix")
+    return found
+
+
+def _approximated(
+    work: _Work, matrix: "Matrix"
+) -> tuple["judging.Ranked", tuple[np.ndarray, np.ndarray]]:
+    """Low-rank approximations of a matrix, judged, and its spectrum beside a random one's."""
+    from resfool import judging
+    from resfool.attacks import lowrank
+
+    s = work.settings
+    decomposition = lowrank.decompose(matrix.rows)
+    rank, note = lowrank.clamped(s["rank"], decomposition)
+    if note is not None:
+        work.say(note)
+    work.monitor.fact("numerical_rank", decomposition.numerical_rank)
+    work.monitor.point({"step": 0, "energy_of_10_directions": decomposition.energy(10)})
+    ranks = judging.ranks_to_try(rank, decomposition.numerical_rank)
+    random_rule = s["coefficients"] in ("gaussian", "singular")
+    total = len(ranks) * 6 * (s["draws"] if random_rule else 1)
+    judged = 0
+
+    def progress(vectors: int) -> None:
+        nonlocal judged
+        judged += vectors
+        work.monitor.progress(judged, total, "perturbations judged")
+
+    ranked = judging.over_ranks(
+        work.model,
+        work.fitting.images,
+        work.held_out,
+        decomposition,
+        ranks,
+        rank,
+        rule=s["coefficients"],
+        norm=s["norm"],
+        equal_norm=s["equal_norm"],
+        draws=s["draws"],
+        seed=s["seed"],
+        progress=progress,
+    )
+    for row in ranked.rows:
+        work.monitor.point({"step": int(row["rank"])} | row)
+    noise = lowrank.singular_values(lowrank.random_matrix(matrix.rows, s["seed"]))
+    return ranked, (decomposition.singular_values, noise)
+
+
+def _check_norm(algorithm: Algorithm, norm: Norm) -> None:
+    if algorithm in ("1", "random", "gradient") and norm.kind == "none":
+        raise InputError(
+            f"norm is missing: algorithm={algorithm} needs the size that its perturbation may"
+            " have, such as norm=l2:3 or norm=linf:10/255"
+        )
+
+
+def _choose(split: datasets.Split, samples: int | None, seed: int, what: str) -> datasets.Split:
+    rows = draw(len(split), samples, seed, what)
+    return datasets.Split(split.images[rows], split.labels[rows])
+
+
+def _solved(work: _Work) -> "Matrix":
+    """Algorithm 2's matrix, solved in chunks of which each is kept when it is done."""
+    from resfool.attacks import minimal
+    from resfool.attacks.universal import Matrix
+
+    s, images = work.settings, work.fitting.images
+    options: Any = {name: s[name] for name in ("solver", "subspace", "batch_size")}
+    problem = work.identity | options | {"images": _digest(images)}
+    path = Path(s["solve_dir"]) / f"solve-{_digest(json.dumps(problem, sort_keys=True))}.npz"
+    if work.map is not None:
+        options["map"] = work.map
+    rows = np.zeros((len(images), images[0].size), np.float32)
+    flipped = np.zeros(len(images), bool)
+    done = 0
+    if path.exists():
+        arrays, facts = checkpoints.load(path)
+        done = int(facts["done"])
+        rows[:done], flipped[:done] = arrays["rows"], arrays["flipped"]
+        work.say(f"going on with an interrupted solve, of which {done} images are done")
+    while done < len(images):
+        work.monitor.progress(done, len(images), "images solved")
+        end = min(done + _CHUNK, len(images))
+        found = minimal.smallest_perturbations(work.model, images[done:end], **options)
+        rows[done:end] = found.perturbations.reshape(end - done, -1)
+        flipped[done:end] = found.flipped
+        done = end
+        if done < len(images):
+            checkpoints.save(path, {"rows": rows[:done], "flipped": flipped[:done]}, {"done": done})
+    work.monitor.progress(done, len(images), "images solved")
+    path.unlink(missing_ok=True)
+    return Matrix(rows[flipped], np.flatnonzero(flipped), int((~flipped).sum()))
+
+
+def _digest(*parts: Any) -> str:
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(part.encode() if isinstance(part, str) else np.ascontiguousarray(part).data)
+    return sha.hexdigest()[:16]
+
+
+def _read_matrix(path: Path) -> tuple["Matrix", dict[str, Any]]:
+    from resfool.attacks.universal import Matrix
+
+    arrays, facts = checkpoints.load(path)
+    return Matrix(arrays["rows"], arrays["images"], int(facts["dropped"])), facts
+
+
+def _check_matrix(uri: str, stored: dict[str, Any], identity: dict[str, Any]) -> None:
+    for name, what in (("image_shape", "images of the shape"), ("model", "a model with digest")):
+        if stored.get(name) != identity[name]:
+            raise InputError(
+                f"matrix={uri} was made for {what} {stored.get(name)}, not {identity[name]}"
+            )

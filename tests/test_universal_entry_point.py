@@ -1,0 +1,187 @@
+"""`universal` and `mnist` as a user runs them."""
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from entry_points import mnist, train, universal
+from resfool import checkpoints, experiments
+from resfool.monitor import Monitor
+from resfool.parameters import show
+from tests.conftest import QUICK
+
+FEW: dict[str, Any] = {"samples": 150, "test_samples": 80, "rank": 3, "draws": 4}
+
+
+def words(**options: Any) -> list[str]:
+    return [f"--{name}={show(value)}" for name, value in (FEW | options).items()]
+
+
+@pytest.fixture
+def trained(store: MlflowClient) -> str:
+    """The id of a run that trained a network for a second."""
+    options: dict[str, Any] = QUICK | {"steps": 600, "width": (32,)}
+    train.main([f"--{name}={show(value)}" for name, value in options.items()])
+    return str(store.search_runs(["0"])[0].info.run_id)
+
+
+def runs_but(store: MlflowClient, *known: str) -> list[Run]:
+    runs = store.search_runs(["0"], order_by=["attributes.start_time ASC"])
+    return [run for run in runs if run.info.run_id not in known]
+
+
+def artifacts(run: Run) -> Path:
+    return Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id))
+
+
+def test_algorithm_2_leaves_rates_figures_matrix_and_perturbation(
+    store: MlflowClient, trained: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    universal.main(words(model=f"runs:/{trained}/model"))
+    (run,) = runs_but(store, trained)
+    assert run.info.status == "FINISHED"
+    found = artifacts(run)
+    for name in ("fooling_rate_over_rank", "perturbation", "confusion"):
+        assert (found / f"{name}.png").exists()
+    vector = np.load(found / "perturbation.npy")
+    assert vector.shape == (8, 8, 1)
+    metrics = run.data.metrics
+    assert np.linalg.norm(vector) == pytest.approx(metrics["final_l2_norm"], rel=1e-5)
+    arrays, facts = checkpoints.load(found / "matrix.npz")
+    assert arrays["rows"].shape == (150 - facts["dropped"], 64)
+    table = pd.read_csv(found / "ranks.csv")
+    assert table["rank"].tolist()[:3] == [1, 2, 3]
+    history = store.get_metric_history(run.info.run_id, "fooling_rate")
+    assert [m.step for m in history] == table["rank"].tolist()
+    np.testing.assert_allclose([m.value for m in history], table["fooling_rate"])
+    np.testing.assert_allclose(table["equal_l2_norm"], 3.0, rtol=1e-5)
+    assert not list(Path("checkpoints").glob("solve-*")), "a finished solve needs no file"
+    assert "fooling rate" in capsys.readouterr().out
+
+    # The same matrix again, without solving: the same perturbation at another norm.
+    universal.main(
+        words(model=f"runs:/{trained}/model", matrix=f"runs:/{run.info.run_id}", norm="l2:2")
+    )
+    (again,) = runs_but(store, trained, run.info.run_id)
+    shorter = np.load(artifacts(again) / "perturbation.npy")
+    assert np.linalg.norm(shorter) == pytest.approx(2.0, rel=1e-5)
+    second = store.get_metric_history(again.info.run_id, "equal_fooling_rate")
+    first = store.get_metric_history(run.info.run_id, "equal_fooling_rate")
+    assert [m.value for m in second] == pytest.approx([m.value for m in first])
+
+
+@pytest.mark.parametrize("algorithm", ["1", "3", "4", "gradient", "random"])
+def test_every_algorithm_ends_with_a_perturbation_of_the_norm(
+    store: MlflowClient, trained: str, algorithm: str
+) -> None:
+    options: dict[str, Any] = {"algorithm": algorithm, "norm": "l2:1.5", "batch_size": 50}
+    universal.main(words(model=f"runs:/{trained}/model", **options))
+    (run,) = runs_but(store, trained)
+    vector = np.load(artifacts(run) / "perturbation.npy")
+    assert np.linalg.norm(vector) <= 1.5 * (1 + 1e-5)
+    if algorithm != "random":
+        random = run.data.metrics["final_random_fooling_rate"]
+        assert run.data.metrics["final_fooling_rate"] > random
+
+
+def test_an_interrupted_solve_goes_on(store: MlflowClient, trained: str) -> None:
+    told: list[str] = []
+    uri = f"runs:/{trained}/model"
+    path = Path(mlflow.artifacts.download_artifacts(uri)) / "data" / "model.keras"
+    options: dict[str, Any] = FEW | {"model": str(path), "dataset": "digits"}
+
+    class Interrupting(Monitor):
+        def progress(self, done: int, total: int, text: str) -> None:
+            if done == 100 and text == "images solved":
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        experiments.universal(Interrupting(), None, told.append, **options)
+    assert len(list(Path("checkpoints").glob("solve-*.npz"))) == 1
+    resumed = experiments.universal(None, None, told.append, **options)
+    assert any("100 images are done" in sentence for sentence in told)
+    whole = experiments.universal(None, None, told.append, **options)
+    assert resumed.matrix is not None and whole.matrix is not None
+    np.testing.assert_array_equal(resumed.matrix.rows, whole.matrix.rows)
+
+
+def test_a_rank_that_the_matrix_has_not_is_clamped_with_a_sentence(
+    store: MlflowClient, trained: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    universal.main(words(model=f"runs:/{trained}/model", rank=60, draws=1))
+    (run,) = runs_but(store, trained)
+    rank = int(run.data.params["numerical_rank"])
+    assert rank <= 32  # the first layer's width
+    assert f"so rank={rank} is used" in capsys.readouterr().out
+
+
+def refused(capsys: pytest.CaptureFixture[str], **options: Any) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        universal.main([f"--{name}={show(value)}" for name, value in options.items()])
+    assert caught.value.code in (1, 2)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"rank": 0}, "rank=0"),
+        ({"rank": -1}, "rank=-1"),
+        ({"solver": "cobila"}, "did you mean 'cobyla'?"),
+        ({"algorithm": "5"}, "unknown algorithm '5'"),
+        ({"coefficients": "gausian"}, "did you mean 'gaussian'?"),
+        ({"norm": "l3:1"}, "such as none, l2:3 or linf:10/255"),
+        ({"norm": "l2:-1"}, "above 0"),
+        ({"algorithm": "1"}, "norm is missing"),
+        ({"samples": 1001}, "samples=1001 is more than the 1000"),
+        ({"matrix": "runs:/0123456789abcdef0123456789abcdef"}, "matrix.npz"),
+        ({"matrix": "nowhere.npz"}, "there is no file"),
+    ],
+)
+def test_bad_input_is_refused_in_one_sentence_and_leaves_no_run(
+    store: MlflowClient, capsys: pytest.CaptureFixture[str], options: Any, sentence: str
+) -> None:
+    small = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
+    small.add(keras.layers.Dense(10))
+    small.save("theirs.keras")
+    line = refused(capsys, **({"model": "theirs.keras", "dataset": "digits"} | options))
+    assert sentence in line
+    assert not store.search_runs(["0"])
+
+
+def test_a_matrix_of_another_model_is_refused(
+    store: MlflowClient, trained: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = words(model=f"runs:/{trained}/model", algorithm="3")
+    universal.main(options)
+    (run,) = runs_but(store, trained)
+    small = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
+    small.add(keras.layers.Dense(10))
+    small.save("theirs.keras")
+    matrix = f"runs:/{run.info.run_id}"
+    line = refused(capsys, model="theirs.keras", dataset="digits", matrix=matrix)
+    assert "was made for a model with digest" in line
+
+
+def test_the_mnist_case_study_is_one_run_with_two_parts(store: MlflowClient) -> None:
+    mnist.main(["--samples=200", "--draws=5", "--steps=200", "--rank=5"])
+    parent, training, fooling = runs_but(store)
+    for part in (training, fooling):
+        assert part.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert part.info.status == "FINISHED"
+    found = artifacts(parent)
+    assert (found / "figure7.png").exists() and (found / "figures8to10.png").exists()
+    # Section VI.C: fooled by far more than noise of the same norm.
+    metrics = parent.data.metrics
+    assert metrics["final_test_accuracy"] > 0.8
+    assert metrics["final_fooling_rate"] > metrics["final_random_fooling_rate"] + 0.2
