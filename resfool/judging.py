@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from resfool import inference
 from resfool.attacks import lowrank, universal
 from resfool.attacks.lowrank import Decomposition
 from resfool.parameters import Coefficients, Norm, NormKind
@@ -189,9 +188,3 @@ def verdict(
         shown=fooled,
         pictures=np.stack([images, images + vector, images + noise], axis=1),
     )
-
-
-def confidences(model: keras.Model, images: np.ndarray) -> np.ndarray:
-    """The probability of the predicted class of each image, float64 (N,)."""
-    z = inference.logits(model, images).astype(np.float64)
-    return 1 / np.exp(z - z.max(axis=1, keepdims=True)).sum(axis=1)
