@@ -153,15 +153,16 @@ def universal(
     data = load_data([source], dataset, data_dir, per_class, data_seed)
     fitting = _choose(data.train, samples, seed, f"training images of {data.name}")
     held_out = _choose(data.test, test_samples, seed, f"test images of {data.name}")
-    stored = None if matrix is None else _read_matrix(monitor.find_artifact(matrix, "matrix.npz"))
+    stored = (
+        None if matrix is None else checkpoints.load(monitor.find_artifact(matrix, "matrix.npz"))
+    )
 
     devices.start_tensorflow()
     from resfool import judging
 
     classifier = load_classifier(source, source.name, data, input_range, trust)
     identity = {"model": _digest(*classifier.get_weights()), "image_shape": list(data.image_shape)}
-    if stored is not None:
-        _check_matrix(str(matrix), stored[1], identity)
+    reused = None if stored is None else _stored_matrix(str(matrix), *stored, identity)
     facts = settings | {"dataset": data.name, "dataset_digest": data.digest}
     title = f"universal {algorithm} on {source.name}, {data.name}"
     monitor.begin(title, facts, [(data, "train", "fitted"), (data, "test", "judged")])
@@ -172,7 +173,7 @@ def universal(
     if algorithm in ("1", "gradient", "random"):
         vector, rates = _fitted_vector(work)
     else:
-        found = _fitted_matrix(work) if stored is None else stored[0]
+        found = reused or _fitted_matrix(work)
         ranked, spectrum = _approximated(work, found)
         vector = ranked.vector
     return Universal(
@@ -347,16 +348,18 @@ def _digest(*parts: Any) -> str:
     return sha.hexdigest()[:16]
 
 
-def _read_matrix(path: Path) -> tuple["Matrix", dict[str, Any]]:
+def _stored_matrix(
+    uri: str, arrays: dict[str, np.ndarray], facts: dict[str, Any], identity: dict[str, Any]
+) -> "Matrix":
+    """An earlier run's matrix, if it is one of this model."""
     from resfool.attacks.universal import Matrix
 
-    arrays, facts = checkpoints.load(path)
-    return Matrix(arrays["rows"], arrays["images"], int(facts["dropped"])), facts
-
-
-def _check_matrix(uri: str, stored: dict[str, Any], identity: dict[str, Any]) -> None:
     for name, what in (("image_shape", "images of the shape"), ("model", "a model with digest")):
-        if stored.get(name) != identity[name]:
+        if facts.get(name) != identity[name]:
             raise InputError(
-                f"matrix={uri} was made for {what} {stored.get(name)}, not {identity[name]}"
+                f"matrix={uri} was made for {what} {facts.get(name)}, not {identity[name]}"
             )
+    rows, images = (arrays.get(name, np.empty(0)) for name in ("rows", "images"))
+    if rows.shape != (len(images), int(np.prod(identity["image_shape"]))) or not len(rows):
+        raise InputError(f"matrix={uri} is damaged: its rows have the shape {rows.shape}")
+    return Matrix(rows, images, int(facts.get("dropped", 0)))
