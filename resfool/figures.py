@@ -53,12 +53,15 @@ class FoolingCurve:
             interval (_low, _high), in order.
         singular_values: of the perturbations, largest first.
         random_singular_values: of a random matrix whose rows have the same norms.
+        smallest: the smallest epsilon of each image, inf where none was found; empty if they were
+            not looked for. Their distribution is the whole curve, exactly.
     """
 
     name: str
     rows: Sequence[Mapping[str, float]]
     singular_values: Sequence[float]
     random_singular_values: Sequence[float]
+    smallest: Sequence[float] = ()
 
 
 def fooling_rates(curves: Sequence[FoolingCurve], title: str) -> Figure:
@@ -80,16 +83,15 @@ def fooling_rates(curves: Sequence[FoolingCurve], title: str) -> Figure:
         _draw_rate(
             rates, curve.rows, "random_fooling_rate", color=colour, ls=":", marker="", alpha=0.9
         )
-        if "cumulative_fooling_rate" in curve.rows[0]:
-            points = [(row["epsilon"], row["cumulative_fooling_rate"]) for row in curve.rows]
-            rates.plot(*zip(*points, strict=True), color=colour, ls="-.", lw=1)
+        if len(curve.smallest):
+            rates.ecdf(curve.smallest, color=colour, ls="-.", lw=1)
         for values, style in (
             (curve.singular_values, {"label": curve.name}),
             (curve.random_singular_values, {"ls": ":"}),
         ):
             spectrum.plot(range(1, len(values) + 1), values, color=colour, **style)
     rates.plot([], [], color="grey", ls=":", label="random signs, same epsilon")
-    if any("cumulative_fooling_rate" in curve.rows[0] for curve in curves):
+    if any(len(curve.smallest) for curve in curves):
         rates.plot([], [], color="grey", ls="-.", label="at this epsilon or a smaller one")
     spectrum.plot([], [], color="grey", ls=":", label="random matrix, same row norms")
     rates.set(xlabel="epsilon (pixels from 0 to 1)", ylabel="fooling rate", ylim=(-0.02, 1.02))

@@ -93,7 +93,11 @@ def fooling_rates(results: Sequence["Attacked"], method: str) -> Figure:
     """The figure of all models' fooling rates and spectra (Figure 11)."""
     curves = [
         FoolingCurve(
-            a.name, a.sweep.rows, a.singular_values.tolist(), a.random_singular_values.tolist()
+            name=a.name,
+            rows=a.sweep.rows,
+            singular_values=a.singular_values.tolist(),
+            random_singular_values=a.random_singular_values.tolist(),
+            smallest=() if a.sweep.smallest is None else a.sweep.smallest.tolist(),
         )
         for a in results
     ]

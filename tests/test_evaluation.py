@@ -167,3 +167,23 @@ def test_with_true_labels_the_corrected_ones_are_moved_away_from_their_predictio
     assert [s.predicted for s in corrected.shown] == [0, 0, 2, 2, 2]
     assert [s.predicted for s in also.shown] == [0, 0, 0, 1, 1]
     assert fooled.label == 0 and fooled.shown[-1].predicted == 1
+
+
+def test_an_image_fooled_at_a_point_of_the_grid_counts_there() -> None:
+    # With so large a tolerance nothing is bisected: the answers are the grid's own points, some
+    # of which are larger in float32 than in float64.
+    levels = range(1, 40)
+    epsilons = tuple(level / 255 for level in levels)
+    images = pixels_in_a_row([[0.3 + 2 * (e - 0.5 / 255), 0.3, 0.1] for e in epsilons])
+    swept = evaluation.sweep(
+        pixels_are_logits(),
+        images,
+        np.zeros(len(images), int),
+        epsilons,
+        method="smallest_epsilon",
+        tolerance=1.0,
+    )
+    assert swept.smallest is not None
+    np.testing.assert_array_equal(swept.smallest, np.array(epsilons, np.float32))
+    for row in swept.rows:
+        assert row["cumulative_fooling_rate"] == row["fooling_rate"]

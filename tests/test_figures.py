@@ -1,6 +1,7 @@
 """What the figures show is what they were given."""
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -45,14 +46,14 @@ def test_a_curve_without_evaluations_is_drawn_too() -> None:
     assert len(accuracy.get_lines()) == 1
 
 
-def fooling_curve(name: str, **extra: float) -> FoolingCurve:
-    rates = {"fooling_rate": 0.5, "random_fooling_rate": 0.1} | extra
+def fooling_curve(name: str, smallest: Sequence[float] = ()) -> FoolingCurve:
+    rates = {"fooling_rate": 0.5, "random_fooling_rate": 0.1}
     rows = [
         {"epsilon": epsilon}
         | {f"{key}{end}": value for key, value in rates.items() for end in ("", "_low", "_high")}
         for epsilon in (0.0, 0.02, 0.1)
     ]
-    return FoolingCurve(name, rows, [3.0, 2.0, 1.0], [2.0, 2.0, 2.0])
+    return FoolingCurve(name, rows, [3.0, 2.0, 1.0], [2.0, 2.0, 2.0], smallest)
 
 
 def first_heights(axes: Axes) -> list[float]:
@@ -62,13 +63,17 @@ def first_heights(axes: Axes) -> list[float]:
 
 
 def test_fooling_rates_draws_a_curve_and_its_benchmark_for_each_model() -> None:
-    curves = [fooling_curve("one"), fooling_curve("two", cumulative_fooling_rate=0.6)]
+    # One of the four images has no smallest epsilon.
+    curves = [fooling_curve("one"), fooling_curve("two", [0.05, np.inf, 0.01, 0.03])]
     figure = figures.fooling_rates(curves, "a title")
     rates, spectrum, *_ = figure.axes
     drawn = {line.get_label(): line for line in rates.lines}
     np.testing.assert_allclose(np.asarray(drawn["one"].get_ydata()), 0.5)
     np.testing.assert_allclose(np.asarray(drawn["two"].get_xdata()), [0, 0.02, 0.1])
-    assert first_heights(rates) == [0.1, 0.1, 0.5, 0.5, 0.6]
+    assert first_heights(rates) == [0.0, 0.1, 0.1, 0.5, 0.5]
+    steps = next(line for line in rates.lines if line.get_linestyle() == "-.")
+    xs, ys = np.asarray(steps.get_xdata()), np.asarray(steps.get_ydata())
+    assert [ys[xs == e].max() for e in (0.01, 0.03, 0.05)] == [0.25, 0.5, 0.75]
     assert first_heights(spectrum) == [2.0, 2.0, 3.0, 3.0]
     figure.savefig(io.BytesIO())
 
