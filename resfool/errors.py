@@ -1,7 +1,8 @@
 """What goes wrong through the user's input, said in one sentence."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class InputError(ValueError):
@@ -32,3 +33,29 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
 
 class NonFiniteLossError(ArithmeticError):
     """The training loss became infinite or not a number; training can't go on from there."""
+
+
+@contextlib.contextmanager
+def reading(path: object) -> Iterator[None]:
+    """Turn whatever a damaged or hostile file raises, nearly anything, into one InputError.
+
+    Args:
+        path: of the file, for the message.
+
+    Raises:
+        InputError: what was done inside failed; an InputError of its own is passed on.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"cannot read {path}, which is missing, damaged or not what it should be"
+            f" ({short(error)})"
+        ) from error
+
+
+def short(error: Exception) -> str:
+    """An error's type and the beginning of its message."""
+    return f"{type(error).__name__}: {str(error)[:200]}"

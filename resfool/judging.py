@@ -17,11 +17,14 @@ _KINDS: tuple[NormKind, NormKind] = ("l2", "linf")
 
 @dataclass(frozen=True)
 class Ranked:
-    """Fooling rates over the number of singular vectors, and the best perturbation of the last.
+    """Fooling rates over the number of singular vectors, and one perturbation.
 
     Attributes:
-        rows: a dict for each rank, see `over_ranks`.
-        vector: float32 (H, W, C), of the rank that was asked for.
+        rows: a dict for each rank: rank, l2_norm (mean), fooling_rate with its deviation over
+            draws (_std), clipped_fooling_rate for the same with clipping, random_fooling_rate for
+            Gaussian vectors of the same l2 norm (and _std); the same as equal_..., at equal norm.
+        vector: float32 (H, W, C), of the rank that was asked for; of several draws the one that
+            fools most of the fitting images.
     """
 
     rows: list[Row]
@@ -65,9 +68,7 @@ def over_ranks(
         progress: is told the perturbations judged, each on all held-out images.
 
     Returns:
-        For each rank: rank, l2_norm (mean), fooling_rate with its deviation over draws (_std) for
-        the perturbations, clipped_fooling_rate for the same with clipping, random_fooling_rate
-        for Gaussian vectors of the same l2 norm; the same three as equal_..., at the equal norm.
+        Rates of every rank, measured on the held-out images, and the perturbation.
     """
     rows: list[Row] = []
     vector = np.zeros(held_out.shape[1:], np.float32)

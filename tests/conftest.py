@@ -4,7 +4,7 @@ import contextlib
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,19 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with contextlib.chdir(path.parent):
         MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
+
+
+def refused(
+    main: Callable[[Sequence[str]], None], capsys: pytest.CaptureFixture[str], *words: str
+) -> str:
+    """The one sentence that an entry point's refusal prints."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code in (1, 2)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from mlflow.entities import Run
 from entry_points import attack, train
 from resfool import datasets
 from resfool.parameters import show
+from tests import conftest
 from tests.conftest import QUICK, ROOT
 
 FEW: dict[str, Any] = {"epsilons": "0,0.05,0.2", "samples": 60}
@@ -181,14 +182,8 @@ def test_ctrl_c_leaves_nothing_running_and_keeps_what_is_done(
 
 
 def refused(capsys: pytest.CaptureFixture[str], **options: Any) -> str:
-    """The one sentence that a refusal prints."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as caught:
-        attack.main([f"--{name}={show(value)}" for name, value in options.items()])
-    assert caught.value.code in (1, 2)
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1, lines
-    return lines[0]
+    words = [f"--{name}={show(value)}" for name, value in options.items()]
+    return conftest.refused(attack.main, capsys, *words)
 
 
 @pytest.mark.parametrize(

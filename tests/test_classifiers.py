@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import h5py  # type: ignore[import-untyped]
+import h5py
 import keras
 import mlflow
 import numpy as np
@@ -474,7 +474,7 @@ REFUSED_FLAVORS: dict[str, tuple[dict[str, Any], str]] = {
     "loader": ({"python_function": {"loader_module": "evil"}}, "names the loader 'evil', not"),
     "graph": ({"keras": {"data": "data", "save_exported_model": True}}, "holds an exported graph"),
     "up": ({"keras": {"data": "../outside"}}, "its data '../outside' lies outside of its folder"),
-    "absolute": ({"keras": {"data": "/tmp/outside"}}, "'/tmp/outside' lies outside of its folder"),
+    "absolute": ({"keras": {"data": "/outside"}}, "'/outside' lies outside of its folder"),
     "list": ({"keras": []}, "its keras flavour is not a mapping that names its data"),
     "number": ({"keras": {"data": 3}}, "its keras flavour is not a mapping that names its data"),
     "strange": ({"python_function": "x"}, "its python_function flavour is not a mapping"),

@@ -21,6 +21,7 @@ from mlflow.entities import Run, ViewType
 
 from entry_points import train
 from resfool.parameters import show
+from tests import conftest
 from tests.conftest import QUICK, ROOT
 
 CURVES = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
@@ -247,13 +248,7 @@ def save_npz(path: Path, **changes: Any) -> None:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one sentence that a refusal prints."""
-    with pytest.raises(SystemExit) as caught:
-        train.main(arguments)
-    assert caught.value.code in (1, 2)
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1, lines
-    return lines[0]
+    return conftest.refused(train.main, capsys, *arguments)
 
 
 @pytest.mark.parametrize(

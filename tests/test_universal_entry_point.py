@@ -15,6 +15,7 @@ from entry_points import mnist, train, universal
 from resfool import checkpoints, experiments
 from resfool.monitor import Monitor
 from resfool.parameters import show
+from tests import conftest
 from tests.conftest import QUICK
 
 FEW: dict[str, Any] = {"samples": 150, "test_samples": 80, "rank": 3, "draws": 4}
@@ -123,13 +124,8 @@ def test_a_rank_that_the_matrix_has_not_is_clamped_with_a_sentence(
 
 
 def refused(capsys: pytest.CaptureFixture[str], **options: Any) -> str:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as caught:
-        universal.main([f"--{name}={show(value)}" for name, value in options.items()])
-    assert caught.value.code in (1, 2)
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1, lines
-    return lines[0]
+    words = [f"--{name}={show(value)}" for name, value in options.items()]
+    return conftest.refused(universal.main, capsys, *words)
 
 
 @pytest.mark.parametrize(

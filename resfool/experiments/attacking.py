@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 # In pixel units: from what nobody sees to what is mostly noise.
 EPSILONS = (0, *(n / 255 for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)))
 
-
 # Is told a model's part of the monitor, where it came from, its result, data set and split.
 Record = Callable[[Any, ModelSource, "evaluation.Attacked", datasets.Dataset, Part], None]
 

@@ -12,7 +12,7 @@ from resfool import architectures, inference, parallel, parameters
 from resfool.attacks import minimal
 from resfool.attacks.minimal import Minimal, smallest_perturbations
 from resfool.errors import InputError
-from resfool.parameters import Solver
+from resfool.parameters import Solver, Subspace
 
 # By how much an answer may exceed the closed form.
 FACTORS: dict[Solver, float] = {"closest": 1.001, "deepfool": 1.001, "ddn": 1.02, "cobyla": 1.02}
@@ -291,15 +291,16 @@ def test_the_bars_on_the_mnist_network(tmp_path: Path, monkeypatch: pytest.Monke
     assert ours.flipped.all()
     assert ours.norms.mean() <= 0.96 * deepfool.norms.mean()
     assert ours.norms.mean() <= 1.02 * ddn.norms.mean()
-    for subspace, count, flips, factor in (
+    bars: list[tuple[Subspace, int, float, float]] = [
         ("gradients", 200, 0.98, 1.10),
         ("rows", 40, 0.95, 1.25),
-    ):
+    ]
+    for subspace, count, flips, factor in bars:
         found = smallest_perturbations(
             model,
             images[:count],
             solver="cobyla",
-            subspace=subspace,  # type: ignore[arg-type]
+            subspace=subspace,
             map=functools.partial(parallel.map, backend="joblib"),
         )
         assert found.flipped.mean() >= flips
