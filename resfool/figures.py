@@ -94,7 +94,8 @@ def fooling_rates(curves: Sequence[FoolingCurve], title: str) -> Figure:
     if any(len(curve.smallest) for curve in curves):
         rates.plot([], [], color="grey", ls="-.", label="at this epsilon or a smaller one")
     spectrum.plot([], [], color="grey", ls=":", label="random matrix, same row norms")
-    rates.set(xlabel="epsilon (pixels from 0 to 1)", ylabel="fooling rate", ylim=(-0.02, 1.02))
+    rates.set(xlabel="epsilon (pixels from 0 to 1)", ylim=(-0.02, 1.02))
+    rates.set_ylabel("fooling rate (bands: 95% interval)")
     _spread_small_epsilons(rates, max(row["epsilon"] for curve in curves for row in curve.rows))
     spectrum.set(xlabel="index", ylabel="singular value", xscale="log")
     spectrum.set_title("gradient signs as rows of norm 1", fontsize="medium")
@@ -227,7 +228,7 @@ def universal_rates(
     norms.set_ylabel("l2 norm (dashed)", color="grey")
     norms.set_ylim(bottom=0)
     _draw_over_rank(equal, rows, "equal_")
-    equal.set_title(f"all at {equal_norm}", fontsize="medium")
+    equal.set_title(f"all scaled to the norm {equal_norm}", fontsize="medium")
     for values, label, style in zip(
         spectra, ("perturbations", "random matrix, same row norms"), ("-", ":"), strict=True
     ):
@@ -253,7 +254,8 @@ def _draw_over_rank(axes: Axes, rows: Sequence[Mapping[str, float]], prefix: str
         axes.fill_between(ranks, means - spreads, means + spreads, color=colour, alpha=0.2, lw=0)
     clipped = [row[f"{prefix}clipped_fooling_rate"] for row in rows]
     axes.plot(ranks, clipped, color="tab:blue", ls=":", label="the same, clipped to [0, 1]")
-    axes.set(xlabel="number of singular vectors", ylabel="fooling rate, held out", xscale="log")
+    axes.set(xlabel="number of singular vectors", xscale="log")
+    axes.set_ylabel("fooling rate, held out (bands: deviation over draws)")
     axes.set_ylim(-0.02, 1.02)
 
 
