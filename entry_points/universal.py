@@ -36,6 +36,9 @@ def record(run: tracking.Run, result: Universal) -> None:
         arrays = {"rows": result.matrix.rows, "images": result.matrix.images}
         facts = result.identity | {"dropped": result.matrix.dropped}
         run.log_arrays("matrix.npz", arrays, facts)
+    if result.solved is not None:
+        run.point({"step": 0} | presentation.solved_metrics(result.solved))
+        run.log_table(presentation.solved_table(result.solved), "smallest_perturbations")
     over_rank = presentation.universal_rates(result)
     if result.ranked is not None and over_rank is not None:
         run.log_figure(over_rank, "fooling_rate_over_rank.png")

@@ -31,9 +31,7 @@ class Ranked:
     vector: np.ndarray
 
 
-def ranks_to_try(rank: int, most: int) -> list[int]:
-    """The numbers of singular vectors that Figure 7 is drawn for: a given one among them."""
-    return sorted({n for n in (1, 2, 3, 5, 10, 20, 30, 50, 100) if n <= most} | {rank})
+RANKS = 1, 2, 3, 5, 10, 20, 30, 50, 100  # numbers of singular vectors that Figure 7 is drawn for
 
 
 def over_ranks(
@@ -75,6 +73,9 @@ def over_ranks(
     for number in ranks:
         row: Row = {"rank": number}
         for prefix, size in (("", norm), ("equal_", equal_norm)):
+            if prefix and equal_norm == norm:
+                row |= {f"equal_{name}": row[name] for name in row if name != "rank"}
+                continue
             f = universal.coefficients(
                 rule, model, fitting, decomposition, number, norm=size, seed=seed, draws=draws
             )

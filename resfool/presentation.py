@@ -12,6 +12,7 @@ from resfool.figures import ExampleRow, ExampleView, FoolingCurve, UniversalRow
 from resfool.parameters import epsilon_name, show
 
 if TYPE_CHECKING:  # it needs TensorFlow, which isn't imported before the input is checked
+    from resfool.attacks.minimal import Minimal
     from resfool.evaluation import Attacked, Example, Shown
     from resfool.experiments import Universal
 
@@ -126,6 +127,31 @@ def _view(example: "Example", shown: "Shown", names: Sequence[str]) -> ExampleVi
     return ExampleView(shown.image, caption, shown.predicted == example.label)
 
 
+def solved_table(solved: "Minimal") -> pd.DataFrame:
+    """How each image's smallest perturbation was found."""
+    return pd.DataFrame(
+        {
+            "flipped": solved.flipped,
+            "l2_norm": solved.norms,
+            "evaluations": solved.evaluations,
+            "seconds": solved.seconds,
+        }
+    )
+
+
+def solved_metrics(solved: "Minimal") -> dict[str, float]:
+    """The smallest perturbations in a few figures; norms are those of the images that flipped."""
+    norms = solved.norms[solved.flipped]
+    found = {
+        "flipped_share": float(solved.flipped.mean()),
+        "evaluations_per_image": float(solved.evaluations.mean()),
+        "seconds_per_image": float(solved.seconds.mean()),
+    }
+    if len(norms):
+        found |= {"mean_l2_norm": float(norms.mean()), "median_l2_norm": float(np.median(norms))}
+    return found
+
+
 def universal_title(result: "Universal") -> str:
     """What a universal perturbation's figures are called."""
     s = result.settings
@@ -172,6 +198,13 @@ def universal_confusion(result: "Universal") -> Figure:
 def universal_summary(result: "Universal") -> str:
     """A universal perturbation for the terminal."""
     lines = []
+    if result.solved is not None:
+        of = solved_metrics(result.solved)
+        lines.append(
+            f"solved          {of['flipped_share']:.1%} flipped, mean l2 norm "
+            f"{of.get('mean_l2_norm', np.nan):.3f}, {of['seconds_per_image']:.4f} s and "
+            f"{of['evaluations_per_image']:.0f} passes each"
+        )
     if result.ranked is not None:
         lines.append(f"{'rank':>6}{'l2 norm':>9}{'fooled':>8}{'random':>8}   {'at equal norm':>13}")
         for row in result.ranked.rows:

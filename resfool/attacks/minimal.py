@@ -70,6 +70,11 @@ class Minimal:
     evaluations: np.ndarray
     seconds: np.ndarray
 
+    def followed_by(self, other: "Minimal") -> "Minimal":
+        """These images and then the others."""
+        mine, theirs = vars(self), vars(other)
+        return Minimal(**{name: np.concatenate([mine[name], theirs[name]]) for name in mine})
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -180,9 +185,10 @@ def _check(
         dimensions = len(_row_space(model))
     elif subspace == "gradients":
         dimensions = min(candidates, model.output_shape[-1]) - 1
-    if evaluations is not None and evaluations < dimensions + 3:
+    least = dimensions + 3 + len(_OUTWARD)
+    if evaluations is not None and evaluations < least:
         raise InputError(
-            f"evaluations={evaluations} is too few: COBYLA needs {dimensions + 3} or more "
+            f"evaluations={evaluations} is too few: COBYLA needs {least} or more "
             f"in the {dimensions} dimensions of subspace={subspace}"
         )
 
@@ -591,6 +597,7 @@ def _units(moves: Any) -> Any:
 
 EVALUATIONS: dict[str, int] = {"gradients": 100, "rows": 300}
 _MARGIN = 1e-3  # by which another logit must lead, so that rounding doesn't decide
+_OUTWARD = 1.02, 1.05, 1.1, 1.2, 1.4  # stretches of the last point, if none has flipped
 _RADIUS = 0.5  # of the first trust region, in distances of the start from the image
 
 
@@ -715,13 +722,16 @@ def _solved(task: _Task) -> tuple[np.ndarray, int, float]:
             best, shortest = moves, norm
         return ahead - _MARGIN
 
-    optimize.minimize(
+    found = optimize.minimize(
         lambda point: float(np.linalg.norm(point)),
         start / unit,
         method="COBYLA",
         constraints={"type": "ineq", "fun": lead},
-        options={"rhobeg": _RADIUS, "tol": 1e-3 * _RADIUS, "maxiter": limit},
+        options={"rhobeg": _RADIUS, "tol": 1e-3 * _RADIUS, "maxiter": limit - len(_OUTWARD)},
     )
+    for stretch in _OUTWARD:
+        if np.isinf(shortest):  # it may have ended just short of the boundary
+            lead(stretch * found.x)
     return best, passes, time.perf_counter() - began
 
 

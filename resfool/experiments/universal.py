@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +35,12 @@ if TYPE_CHECKING:
     import keras
 
     from resfool import judging
+    from resfool.attacks.minimal import Minimal
     from resfool.attacks.universal import Matrix
 
 _PASSES = {"1": 6, "gradient": 20}  # over the fitting images
-_CHUNK = 100  # images solved between two savings
+_CHUNK = 100  # images solved at a time
+_SAVING = 0.05  # share of the time that may go into keeping what was solved
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Universal:
         verdict: the perturbation on held-out images.
         ranked: fooling rates over the number of singular vectors; None where there is no matrix.
         matrix: of Algorithms 2, 3 and 4; None for the others.
+        solved: the fitting images' smallest perturbations, if Algorithm 2 solved for them.
         singular_values: of the matrix, largest first, and of a random one with the same row norms.
         fit_rates: the fooling rate on the fitting images after each pass (Algorithm 1, gradient).
         identity: what a matrix must have in common with a model to be used again.
@@ -64,6 +68,7 @@ class Universal:
     verdict: "judging.Verdict"
     ranked: "judging.Ranked | None"
     matrix: "Matrix | None"
+    solved: "Minimal | None"
     singular_values: tuple[np.ndarray, np.ndarray] | None
     fit_rates: list[float]
     identity: dict[str, Any]
@@ -83,6 +88,7 @@ def universal(
     epsilon: Epsilon = 8 / 255,
     label_source: LabelSource = "true",
     rank: PositiveCount = 10,
+    ranks: Counts | None = None,
     coefficients: Coefficients = "gaussian",
     norm: SizedNorm = Norm("none"),  # noqa: B008
     equal_norm: SizedNorm = Norm("l2", 3.0),  # noqa: B008
@@ -116,7 +122,8 @@ def universal(
         matrix: runs:/RUN_ID of an earlier run, whose perturbations are used again.
         epsilon: length of the step of algorithm 3, where pixels go from 0 to 1.
         label_source: raise the loss of the true label, or of the prediction (3, 4).
-        rank: number of singular vectors; others are drawn beside it.
+        rank: number of singular vectors.
+        ranks: others to judge beside it, such as 1,3; none is 1, 2, 3, 5, 10, 20, 30, 50 and 100.
         coefficients: f_i of equation 8: gaussian (variance 25), singular, first or optimised.
         norm: of the perturbation: none (as it comes), l2:3 or linf:10/255.
         equal_norm: at which all ranks are compared too.
@@ -167,13 +174,13 @@ def universal(
     title = f"universal {algorithm} on {source.name}, {data.name}"
     monitor.begin(title, facts, [(data, "train", "fitted"), (data, "test", "judged")])
     work = _Work(classifier, fitting, held_out.images, monitor, map, say, settings, identity)
-    found: Matrix | None = None
-    ranked, spectrum = None, None
+    found, solved, ranked, spectrum = reused, None, None, None
     rates: list[float] = []
     if algorithm in ("1", "gradient", "random"):
         vector, rates = _fitted_vector(work)
     else:
-        found = reused or _fitted_matrix(work)
+        if found is None:
+            found, solved = _fitted_matrix(work)
         ranked, spectrum = _approximated(work, found)
         vector = ranked.vector
     return Universal(
@@ -184,6 +191,7 @@ def universal(
         verdict=judging.verdict(classifier, held_out.images, vector, seed=seed),
         ranked=ranked,
         matrix=found,
+        solved=solved,
         singular_values=spectrum,
         fit_rates=rates,
         identity=identity,
@@ -230,13 +238,15 @@ def _fitted_vector(work: _Work) -> tuple[np.ndarray, list[float]]:
     return fit.vector, fit.rates
 
 
-def _fitted_matrix(work: _Work) -> "Matrix":
-    """The matrix of Algorithm 2, 3 or 4."""
+def _fitted_matrix(work: _Work) -> tuple["Matrix", "Minimal | None"]:
+    """The matrix of Algorithm 2, 3 or 4, and the solutions that Algorithm 2 makes it of."""
     from resfool.attacks import universal as attacks
 
     s, images = work.settings, work.fitting.images
+    solved = None
     if s["algorithm"] == "2":
-        found = _solved(work)
+        solved = _solved(work)
+        found = attacks.matrix_of(solved.perturbations, solved.flipped)
     else:
         labels = work.fitting.labels if s["label_source"] == "true" else None
         size: Any = {"batch_size": s["batch_size"]}
@@ -248,7 +258,7 @@ def _fitted_matrix(work: _Work) -> "Matrix":
         work.say(f"no perturbation was found for {found.dropped} of {len(images)} images")
     if not len(found.rows):
         raise InputError("no perturbation was found for any image, so there is no matrix")
-    return found
+    return found, solved
 
 
 def _approximated(
@@ -265,9 +275,11 @@ def _approximated(
         work.say(note)
     work.monitor.fact("numerical_rank", decomposition.numerical_rank)
     work.monitor.point({"step": 0, "energy_of_10_directions": decomposition.energy(10)})
-    ranks = judging.ranks_to_try(rank, decomposition.numerical_rank)
+    others = {n for n in s["ranks"] or judging.RANKS if n <= decomposition.numerical_rank}
+    ranks = sorted(others | {rank})
     random_rule = s["coefficients"] in ("gaussian", "singular")
-    total = len(ranks) * 6 * (s["draws"] if random_rule else 1)
+    sides = 1 if s["norm"] == s["equal_norm"] else 2
+    total = len(ranks) * sides * 3 * (s["draws"] if random_rule else 1)
     judged = 0
 
     def progress(vectors: int) -> None:
@@ -308,10 +320,9 @@ def _choose(split: datasets.Split, samples: int | None, seed: int, what: str) ->
     return datasets.Split(split.images[rows], split.labels[rows])
 
 
-def _solved(work: _Work) -> "Matrix":
-    """Algorithm 2's matrix, solved in chunks of which each is kept when it is done."""
+def _solved(work: _Work) -> "Minimal":
+    """Algorithm 2's perturbations, solved in chunks of which each is kept when it is done."""
     from resfool.attacks import minimal
-    from resfool.attacks.universal import Matrix
 
     s, images = work.settings, work.fitting.images
     options: Any = {name: s[name] for name in ("solver", "subspace", "batch_size")}
@@ -319,26 +330,29 @@ def _solved(work: _Work) -> "Matrix":
     path = Path(s["solve_dir"]) / f"solve-{_digest(json.dumps(problem, sort_keys=True))}.npz"
     if work.map is not None:
         options["map"] = work.map
-    rows = np.zeros((len(images), images[0].size), np.float32)
-    flipped = np.zeros(len(images), bool)
-    done = 0
+    found, done, due = None, 0, 0.0
     if path.exists():
-        arrays, facts = checkpoints.load(path)
-        done = int(facts["done"])
-        rows[:done], flipped[:done] = arrays["rows"], arrays["flipped"]
+        found = minimal.Minimal(**checkpoints.load(path)[0])
+        done = len(found.norms)
         work.say(f"going on with an interrupted solve, of which {done} images are done")
-    while done < len(images):
-        work.monitor.progress(done, len(images), "images solved")
-        end = min(done + _CHUNK, len(images))
-        found = minimal.smallest_perturbations(work.model, images[done:end], **options)
-        rows[done:end] = found.perturbations.reshape(end - done, -1)
-        flipped[done:end] = found.flipped
-        done = end
-        if done < len(images):
-            checkpoints.save(path, {"rows": rows[:done], "flipped": flipped[:done]}, {"done": done})
+    try:
+        while found is None or done < len(images):
+            work.monitor.progress(done, len(images), "images solved")
+            more = images[done : done + _CHUNK]
+            solved = minimal.smallest_perturbations(work.model, more, **options)
+            found = solved if found is None else found.followed_by(solved)
+            done += len(more)
+            began = time.monotonic()
+            if began >= due:
+                checkpoints.save(path, vars(found), {})
+                due = time.monotonic() + (time.monotonic() - began) / _SAVING
+    except BaseException:
+        if found is not None:
+            checkpoints.save(path, vars(found), {})
+        raise
     work.monitor.progress(done, len(images), "images solved")
     path.unlink(missing_ok=True)
-    return Matrix(rows[flipped], np.flatnonzero(flipped), int((~flipped).sum()))
+    return found
 
 
 def _digest(*parts: Any) -> str:

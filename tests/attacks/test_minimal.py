@@ -249,8 +249,8 @@ def test_the_row_space_holds_all_that_the_model_sees() -> None:
         ({"solver": "closet"}, "unknown solver 'closet'; did you mean 'closest'?"),
         ({"solver": "cobyla", "subspace": "row"}, "unknown subspace 'row'; did you mean 'rows'?"),
         ({"candidates": 1}, "candidates=1 must be 2 or more"),
-        ({"solver": "cobyla", "subspace": "pixels", "evaluations": 62}, "needs 63 or more"),
-        ({"solver": "cobyla", "evaluations": 5}, "needs 6 or more in the 3 dimensions"),
+        ({"solver": "cobyla", "subspace": "pixels", "evaluations": 67}, "needs 68 or more"),
+        ({"solver": "cobyla", "evaluations": 5}, "needs 11 or more in the 3 dimensions"),
     ],
 )
 def test_bad_settings_are_named(options: dict[str, Any], message: str) -> None:
