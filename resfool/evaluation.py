@@ -255,9 +255,7 @@ def rates(outcome: Outcome, clean_classes: np.ndarray, labels: np.ndarray) -> li
     for classes, confidences, norms in zip(
         outcome.classes, outcome.confidences, outcome.norms, strict=True
     ):
-        row = _rate("fooling_rate", classes != clean_classes) | _rate(
-            "error_rate", classes != labels
-        )
+        row = rate("fooling_rate", classes != clean_classes) | rate("error_rate", classes != labels)
         row["accuracy"] = 1.0 - row["error_rate"]
         row["confidence"] = float(confidences.mean(dtype=np.float64))
         row["l2_norm"] = float(norms.mean(dtype=np.float64))
@@ -265,7 +263,16 @@ def rates(outcome: Outcome, clean_classes: np.ndarray, labels: np.ndarray) -> li
     return rows
 
 
-def _rate(name: str, hits: np.ndarray) -> Row:
+def rate(name: str, hits: np.ndarray) -> Row:
+    """A share of the images with its interval.
+
+    Args:
+        name: of the rate.
+        hits: bool (N,), the images that count.
+
+    Returns:
+        The share under its name, and the ends _low and _high of Wilson's 95% interval.
+    """
     share = binomtest(int(hits.sum()), hits.size)
     interval = share.proportion_ci(CONFIDENCE_LEVEL, method="wilson")
     return {

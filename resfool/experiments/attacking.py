@@ -1,13 +1,17 @@
 """Attacking classifiers along the sign of their loss gradient (sections VI.A, VII)."""
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from resfool import classifiers, datasets, devices
-from resfool.errors import InputError
-from resfool.experiments.loading import draw, load_classifier, load_data
+from resfool import datasets, devices
+from resfool.experiments import comparing
+from resfool.experiments.loading import (
+    choose,
+    distinct_names,
+    find_models,
+    load_classifiers,
+    load_data,
+)
 from resfool.monitor import ModelSource, Monitor
 from resfool.parameters import (
     Counts,
@@ -95,22 +99,15 @@ def attack(
     """
     settings = {n: v for n, v in locals().items() if n not in ("monitor", "record")}
     monitor = monitor or Monitor()
-    sources = [monitor.find_model(uri) for uri in dict.fromkeys(model)]
-    if not trust:
-        for source in sources:
-            classifiers.check_keras_file(classifiers.find_keras_file(source.path))
+    sources = find_models(monitor, model, trust)
     data = load_data(sources, dataset, data_dir, per_class, data_seed)
-    chosen = _choose(data, split, samples, seed)
+    chosen = choose(data, split, samples, seed)
 
     devices.start_tensorflow()
     from resfool import evaluation
 
-    names = _distinct_names(sources)
-    loaded = [
-        # Our own models take pixels as they are, whatever a stranger's beside them takes.
-        load_classifier(source, name, data, (0.0, 1.0) if source.training else input_range, trust)
-        for source, name in zip(sources, names, strict=True)
-    ]
+    names = distinct_names([source.name for source in sources])
+    loaded = load_classifiers(sources, names, data, input_range, trust)
     facts = settings | {
         "dataset": data.name,
         "dataset_digest": data.digest,
@@ -120,7 +117,7 @@ def attack(
     monitor.begin(title, facts, [(data, split, "attacked")])
     results = []
     for number, (source, name, classifier) in enumerate(zip(sources, names, loaded, strict=True)):
-        with _part(monitor, len(sources), name, facts | {"model": source.uri}) as part:
+        with comparing.part(monitor, names, number, facts | {"model": source.uri}) as part:
             swept = evaluation.sweep(
                 classifier,
                 chosen.images,
@@ -134,7 +131,7 @@ def attack(
                 pgd_step_size=pgd_step_size,
                 seed=seed,
                 batch_size=batch_size,
-                progress=_progress(monitor, number, names),
+                progress=comparing.progress(monitor, names, number),
             )
             part.fact("model_name", name)
             part.fact("parameter_count", classifier.count_params())
@@ -146,41 +143,3 @@ def attack(
             record(part, source, attacked, data, split)
             results.append(attacked)
     return results
-
-
-def _choose(data: datasets.Dataset, part: Part, samples: int | None, seed: int) -> datasets.Split:
-    """Some images of a split, drawn at random."""
-    split = data.split(part)
-    if not len(split):
-        raise InputError(f"split={part}: the data set {data.name} has no {part} images")
-    drawn = draw(len(split), samples, seed, f"{part} images of {data.name}")
-    return datasets.Split(split.images[drawn], split.labels[drawn])
-
-
-def _distinct_names(sources: Sequence[ModelSource]) -> list[str]:
-    """A name for each model; those of the same name are numbered."""
-    times = Counter(source.name for source in sources)
-    seen: Counter[str] = Counter()
-    names = []
-    for source in sources:
-        seen[source.name] += 1
-        number = f" ({seen[source.name]})" if times[source.name] > 1 else ""
-        names.append(source.name + number)
-    return names
-
-
-@contextmanager
-def _part(monitor: Monitor, models: int, name: str, facts: dict[str, Any]) -> Iterator[Monitor]:
-    """The part of the monitor for one model: all of it where there is one model only."""
-    if models == 1:
-        yield monitor
-    else:
-        with monitor.part(name, facts) as part:
-            yield part
-
-
-def _progress(monitor: Monitor, number: int, names: Sequence[str]) -> Callable[[int, int], None]:
-    def progress(done: int, total: int) -> None:
-        monitor.progress(number * total + done, len(names) * total, names[number])
-
-    return progress

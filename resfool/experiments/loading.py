@@ -1,5 +1,6 @@
 """Models and images for an experiment, as its parameters name them."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -7,12 +8,74 @@ import numpy as np
 
 from resfool import classifiers, datasets
 from resfool.errors import InputError
-from resfool.monitor import ModelSource
+from resfool.monitor import ModelSource, Monitor
+from resfool.parameters import Part
 
 if TYPE_CHECKING:
     import keras
 
 SAMPLES = 1000  # images, where nothing else is asked for
+
+
+def find_models(monitor: Monitor, uris: Sequence[str], trust: bool) -> list[ModelSource]:
+    """The models that somebody named, each once, found and checked but not loaded.
+
+    Args:
+        monitor: finds them.
+        uris: of the models.
+        trust: leave out the checks.
+
+    Returns:
+        The models, in the order given.
+
+    Raises:
+        InputError: there is no such model, or it brings code of its own.
+    """
+    sources = [monitor.find_model(uri) for uri in dict.fromkeys(uris)]
+    if not trust:
+        for source in sources:
+            classifiers.check_keras_file(classifiers.find_keras_file(source.path))
+    return sources
+
+
+def distinct_names(names: Sequence[str]) -> list[str]:
+    """Names that can be told apart: those that are the same are numbered."""
+    times = Counter(names)
+    seen: Counter[str] = Counter()
+    distinct = []
+    for name in names:
+        seen[name] += 1
+        distinct.append(f"{name} ({seen[name]})" if times[name] > 1 else name)
+    return distinct
+
+
+def load_classifiers(
+    sources: Sequence[ModelSource],
+    names: Sequence[str],
+    data: datasets.Dataset,
+    input_range: tuple[float, float],
+    trust: bool,
+) -> "list[keras.Model]":
+    """Classifiers from images in [0, 1] to logits.
+
+    Args:
+        sources: where they are.
+        names: that they shall have.
+        data: what they must fit.
+        input_range: pixel values that a stranger's model takes for black and white.
+        trust: load them without any check.
+
+    Returns:
+        Keras models, in the order given.
+
+    Raises:
+        InputError: one can't be loaded, or doesn't fit the data.
+    """
+    return [
+        # Our own models take pixels as they are, whatever a stranger's beside them takes.
+        load_classifier(source, name, data, (0.0, 1.0) if source.training else input_range, trust)
+        for source, name in zip(sources, names, strict=True)
+    ]
 
 
 def load_classifier(
@@ -100,6 +163,28 @@ def load_data(
                 f"to use the latter all the same, say so: dataset={data.name}"
             )
     return data
+
+
+def choose(data: datasets.Dataset, part: Part, samples: int | None, seed: int) -> datasets.Split:
+    """Some images of a split, drawn at random.
+
+    Args:
+        data: whose images.
+        part: the split.
+        samples: how many; None is 1000, or all if there are fewer.
+        seed: of the draw.
+
+    Returns:
+        The images and their labels.
+
+    Raises:
+        InputError: there are none, or fewer than wanted.
+    """
+    split = data.split(part)
+    if not len(split):
+        raise InputError(f"split={part}: the data set {data.name} has no {part} images")
+    drawn = draw(len(split), samples, seed, f"{part} images of {data.name}")
+    return datasets.Split(split.images[drawn], split.labels[drawn])
 
 
 def draw(count: int, samples: int | None, seed: int, what: str) -> "np.ndarray":

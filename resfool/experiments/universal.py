@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resfool import checkpoints, classifiers, datasets, devices
+from resfool import checkpoints, datasets, devices
 from resfool.errors import InputError
-from resfool.experiments.loading import draw, load_classifier, load_data
+from resfool.experiments.loading import draw, find_models, load_classifier, load_data
 from resfool.monitor import Monitor
 from resfool.parameters import (
     Algorithm,
@@ -154,9 +154,7 @@ def universal(
     settings = {n: v for n, v in locals().items() if n not in ("monitor", "map", "say")}
     monitor = monitor or Monitor()
     _check_norm(algorithm, norm)
-    source = monitor.find_model(model)
-    if not trust:
-        classifiers.check_keras_file(classifiers.find_keras_file(source.path))
+    (source,) = find_models(monitor, [model], trust)
     data = load_data([source], dataset, data_dir, per_class, data_seed)
     fitting = _choose(data.train, samples, seed, f"training images of {data.name}")
     held_out = _choose(data.test, test_samples, seed, f"test images of {data.name}")
