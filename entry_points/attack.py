@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from resfool import command_line, experiments, interrupts, presentation, tracking
+from resfool.command_line import Values
 from resfool.datasets import Dataset
 from resfool.monitor import ModelSource
 from resfool.parameters import Part
@@ -16,16 +17,37 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line, attack, and record the result."""
     with command_line.one_sentence_errors():
-        (settings,) = command_line.parse(experiments.attack, argv=argv)
+        sweeping, transferring = command_line.parse(
+            experiments.attack, experiments.transfer, argv=argv
+        )
         interrupts.raise_once()
-        method = settings["method"]
-        with ProgressReport(f"{method}, image passes") as progress, tracking.Run(progress) as run:
-            results = experiments.attack(run, _record, **settings)
-            run.log_figure(presentation.fooling_rates(results, method), "fooling_rates.png")
-            run.log_table(presentation.rates_table(results), "rates")
-    print(presentation.summary(results))
-    print(f"run             {run.run_id}")
+        # A norm alone goes there too, to be told that there is nothing of this size.
+        if transferring["perturbation"] is None and transferring["norm"].kind == "none":
+            run_id, summary = _sweep(sweeping)
+        else:
+            run_id, summary = _transfer(transferring)
+    print(summary)
+    print(f"run             {run_id}")
     print(f"look at it with {tracking.ui_command()}")
+
+
+def _sweep(settings: Values) -> tuple[str, str]:
+    """Attack along gradients; the run's id, and what to print."""
+    method = settings["method"]
+    with ProgressReport(f"{method}, image passes") as progress, tracking.Run(progress) as run:
+        results = experiments.attack(run, _record, **settings)
+        run.log_figure(presentation.fooling_rates(results, method), "fooling_rates.png")
+        run.log_table(presentation.rates_table(results), "rates")
+    return run.run_id, presentation.summary(results)
+
+
+def _transfer(settings: Values) -> tuple[str, str]:
+    """Attack by perturbations of earlier runs; the run's id, and what to print."""
+    with ProgressReport("transfer, image passes") as progress, tracking.Run(progress) as run:
+        result = experiments.transfer(run, **settings)
+        run.log_figure(presentation.transfer_figure(result), "transfer.png")
+        run.log_table(presentation.transfer_table(result), "transfer")
+    return run.run_id, presentation.transfer_summary(result)
 
 
 def _record(

@@ -40,7 +40,8 @@ def parse(*functions: Callable[..., Any], argv: Sequence[str] | None = None) -> 
     "none" stands for None where a parameter may be None.
 
     Args:
-        functions: whose keyword-only parameters, defaults and docstrings make the command line.
+        functions: whose keyword-only parameters, defaults and docstrings make the command line;
+            a parameter that several have is given once, for all of them.
         argv: the words; those of this process by default.
 
     Returns:
@@ -56,14 +57,17 @@ def parse(*functions: Callable[..., Any], argv: Sequence[str] | None = None) -> 
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
+    known: list[str] = []
     for function in functions:
         described = _described(function)
         for name, parameter in public_parameters(function).items():
+            if name in known:
+                continue
+            known.append(name)
             missing = parameter.default is inspect.Parameter.empty
             default = "required" if missing else f"default {show(parameter.default)}"
             text = f"{described.get(name, '')} ({default})".replace("%", "%%")
             parser.add_argument(f"--{name}", help=text, metavar="VALUE")
-    known = [name for function in functions for name in public_parameters(function)]
     given, extra = parser.parse_known_args(words)
     if extra:
         raise _unexpected(extra[0], known)

@@ -331,6 +331,48 @@ def confusion(counts: np.ndarray, class_names: Sequence[str], title: str) -> Fig
     return figure
 
 
+def transfer(
+    rates: np.ndarray,
+    noise: np.ndarray,
+    perturbations: Sequence[str],
+    models: Sequence[str],
+    title: str,
+) -> Figure:
+    """Fooling rates of universal perturbations on models, and of noise below.
+
+    Args:
+        rates: (P, M), of each perturbation on each model.
+        noise: (P, M), of noise of the same norm; its row shows the range, coloured by the mean.
+        perturbations: what the rows are called.
+        models: what the columns are called.
+        title: says which images.
+
+    Returns:
+        A figure of one panel.
+    """
+    count, columns = rates.shape
+    figure = Figure(figsize=(4.2 + 1.1 * columns, 2.6 + 0.62 * count), layout="constrained")
+    figure.suptitle(title, fontsize="medium")
+    axes = figure.subplots()
+    shown = np.vstack([rates, noise.mean(axis=0)])
+    image = axes.imshow(shown, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.set(xlabel="applied to", ylabel="fitted on")
+    turned: dict[str, Any] = {"rotation": 30, "ha": "right"} if columns > 1 else {}
+    axes.set_xticks(range(columns), labels=models, **turned)
+    axes.set_yticks(
+        range(count + 1), labels=[*perturbations, "Gaussian noise of\nthe same l2 norm"]
+    )
+    axes.axhline(count - 0.5, color="white", lw=4)
+    texts = [[f"{rate:.3f}" for rate in row] for row in rates]
+    ends = zip(noise.min(axis=0), noise.max(axis=0), strict=True)
+    texts.append([f"{a:.3f}" if a == b else f"{a:.3f}-{b:.3f}" for a, b in ends])
+    for (i, j), share in np.ndenumerate(shown):
+        ink = "white" if share > 0.6 else "black"
+        axes.text(j, i, texts[i][j], ha="center", va="center", color=ink)
+    figure.colorbar(image, label="fooling rate")
+    return figure
+
+
 def _draw(axes: Axes, history: Sequence[Mapping[str, float]], quantity: str) -> None:
     for split, style in _LINES.items():
         key = f"{split}_{quantity}"

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
 
+from resfool import evaluation
 from resfool.attacks import lowrank, universal
 from resfool.attacks.lowrank import Decomposition
+from resfool.inference import BATCH_SIZE
 from resfool.parameters import Coefficients, Norm, NormKind
 
 Row = dict[str, float]
@@ -190,3 +193,54 @@ def verdict(
         shown=fooled,
         pictures=np.stack([images, images + vector, images + noise], axis=1),
     )
+
+
+def transferred(
+    model: keras.Model,
+    images: np.ndarray,
+    labels: np.ndarray,
+    vectors: np.ndarray,
+    *,
+    seed: int,
+    batch_size: int = BATCH_SIZE,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Row]:
+    """Judge universal perturbations on a model that they needn't have been fitted on.
+
+    Args:
+        model: from images to logits.
+        images: float32 (N, H, W, C) in [0, 1].
+        labels: int (N,), the true ones.
+        vectors: float32 (P, H, W, C).
+        seed: of the noise, of which one draw is scaled to the l2 norm of each perturbation.
+        batch_size: images per pass.
+        progress: is told the passes done, one image each, and their total.
+
+    Returns:
+        For each perturbation: fooling_rate and error_rate, the same with clipping (clipped_...)
+        and under the noise (random_...), all with the ends _low and _high of Wilson's 95%
+        interval, and clean_accuracy, without any of them.
+    """
+    total = len(images) * (3 * len(vectors) + 2)
+    done = 0
+
+    def advance(passes: int) -> None:
+        nonlocal done
+        done += passes
+        progress(done, total)
+
+    options: Any = {"batch_size": batch_size, "progress": advance}
+    shape, lengths = vectors.shape[1:], lowrank.sizes(vectors, "l2")
+    noise = [universal.random_vectors(shape, np.array([l2]), "l2", seed)[0] for l2 in lengths]
+    unclipped = universal.judged(model, images, np.stack([*vectors, *noise]), **options)
+    clipped = universal.judged(model, images, vectors, clip=True, **options)
+    fooled, random = np.split(unclipped.classes, 2)
+    clean = unclipped.clean_classes
+    rows = []
+    for predictions in zip(fooled, clipped.classes, random, strict=True):
+        row: Row = {"clean_accuracy": float((clean == labels).mean())}
+        for prefix, classes in zip(("", "clipped_", "random_"), predictions, strict=True):
+            row |= evaluation.rate(f"{prefix}fooling_rate", classes != clean)
+            row |= evaluation.rate(f"{prefix}error_rate", classes != labels)
+        rows.append(row)
+    return rows

@@ -37,6 +37,21 @@ class ModelSource:
     training: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class PerturbationSource:
+    """A universal perturbation that somebody named, not loaded yet.
+
+    Attributes:
+        uri: as it was given.
+        name: short, for tables and legends: what it was fitted on, if that is known.
+        path: its `.npy` file.
+    """
+
+    uri: str
+    name: str
+    path: Path
+
+
 class Monitor:
     """Listens to an experiment. This one does nothing; MLflow, a progress bar or a test do more."""
 
@@ -108,3 +123,18 @@ class Monitor:
         if not path.is_file():
             raise InputError(f"{uri}: there is no file {path}")
         return path
+
+    def find_perturbation(self, uri: str) -> PerturbationSource:
+        """Find a universal perturbation that an earlier run left, or a file.
+
+        Args:
+            uri: of the run or of the file.
+
+        Returns:
+            Where it is and what it is called.
+
+        Raises:
+            InputError: there is no such perturbation.
+        """
+        path = self.find_artifact(uri, "perturbation.npy")
+        return PerturbationSource(uri, Path(uri).expanduser().absolute().stem, path)

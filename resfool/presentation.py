@@ -14,7 +14,7 @@ from resfool.parameters import epsilon_name, show
 if TYPE_CHECKING:  # it needs TensorFlow, which isn't imported before the input is checked
     from resfool.attacks.minimal import Minimal
     from resfool.evaluation import Attacked, Example, Shown
-    from resfool.experiments import Universal
+    from resfool.experiments import Transfer, Universal
 
 
 def rates_table(results: Sequence["Attacked"]) -> pd.DataFrame:
@@ -220,4 +220,42 @@ def universal_summary(result: "Universal") -> str:
     )
     sizes = rates["final_l2_norm"], rates["final_linf_norm"]
     lines.append(f"norm            l2 {sizes[0]:.3f}, l-infinity {sizes[1]:.4f}")
+    return "\n".join(lines)
+
+
+def transfer_table(result: "Transfer") -> pd.DataFrame:
+    """All rates of perturbations on models, a row for each pair."""
+    rows = []
+    for p, perturbation in enumerate(result.perturbations):
+        norms = {"l2_norm": result.l2_norms[p], "linf_norm": result.linf_norms[p]}
+        for m, model in enumerate(result.models):
+            rates = {key: values[p, m] for key, values in result.rates.items()}
+            rows.append({"perturbation": perturbation, "model": model} | norms | rates)
+    return pd.DataFrame(rows)
+
+
+def transfer_figure(result: "Transfer") -> Figure:
+    """The figure of fooling rates, perturbations by models."""
+    rows = [
+        f"{name}\nl2 norm {l2:.3g}"
+        for name, l2 in zip(result.perturbations, result.l2_norms, strict=True)
+    ]
+    fooling, noise = (result.rates[f"{kind}fooling_rate"] for kind in ("", "random_"))
+    title = f"fooling rates of universal perturbations\n{result.images} images, {result.where}"
+    return figures.transfer(fooling, noise, rows, result.models, title)
+
+
+def transfer_summary(result: "Transfer") -> str:
+    """The fooling rates of perturbations on models, for the terminal."""
+    kinds = ("", ""), ("clipped_", "  clipped"), ("random_", "  Gaussian of the same l2 norm")
+    width = max(len(text) for text in (*result.perturbations, kinds[-1][1]))
+    columns = [max(len(name), 6) + 2 for name in result.models]
+    names = "".join(f"{n:>{w}}" for n, w in zip(result.models, columns, strict=True))
+    lines = [f"{'fooling rate':<{width}}  l2 norm{names}"]
+    for p, perturbation in enumerate(result.perturbations):
+        for kind, text in kinds:
+            rates = result.rates[f"{kind}fooling_rate"][p]
+            cells = "".join(f"{r:>{w}.3f}" for r, w in zip(rates, columns, strict=True))
+            l2 = " " * 9 if kind else f"{result.l2_norms[p]:>9.3f}"
+            lines.append(f"{text or perturbation:<{width}}{l2}{cells}")
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """All that our own runs tell MLflow: curves, figures, data sets and models."""
 
 import contextlib
+import dataclasses
 import functools
 import importlib
 import logging
@@ -28,7 +29,7 @@ from mlflow.exceptions import MlflowException
 from resfool import checkpoints, interrupts, stores
 from resfool.datasets import Dataset
 from resfool.errors import InputError
-from resfool.monitor import ModelSource, Monitor, Use
+from resfool.monitor import ModelSource, Monitor, PerturbationSource, Use
 from resfool.parameters import Part, show
 
 if TYPE_CHECKING:
@@ -190,6 +191,14 @@ class Run(Monitor):
         except (MlflowException, OSError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"{uri}: {store} has no run with {name} by it ({reason})") from None
+
+    def find_perturbation(self, uri: str) -> PerturbationSource:
+        """Find a universal perturbation that an earlier run left, or a file."""
+        found = super().find_perturbation(uri)
+        if not uri.startswith("runs:/"):
+            return found
+        run = self._client.get_run(uri.removeprefix("runs:/").partition("/")[0])
+        return dataclasses.replace(found, name=_fitted_label(run))
 
     # What an entry point logs at the end
 
@@ -543,6 +552,14 @@ def _network_label(training: Mapping[str, str], network: str) -> str:
     if training.get("adversarial", "none") == "none":
         return network
     return f"{network} {training['adversarial']} {training['adversarial_epsilon']}"
+
+
+def _fitted_label(run: Any) -> str:
+    """What a universal perturbation was fitted on, and by which algorithm."""
+    facts = run.data.params
+    if "model_name" in facts and "algorithm" in facts:
+        return f"{facts['model_name']} algorithm {facts['algorithm']}"
+    return str(run.info.run_name)
 
 
 def _load_with_mlflow(path: Path) -> "keras.Model":

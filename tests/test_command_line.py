@@ -147,6 +147,14 @@ def test_what_is_missing_in_python_is_told() -> None:
         command_line.checked_arguments(example, {})
 
 
+def test_what_two_functions_share_is_given_once() -> None:
+    def other(*, arch: Arch, size: int = 1) -> None: ...
+
+    first, second = command_line.parse(example, other, argv=["--arch=mlp", "--size=2"])
+    assert first["arch"] == "mlp" and first["rate"] == 0.5
+    assert second == {"arch": "mlp", "size": 2}
+
+
 def test_help_describes_every_parameter(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         command_line.parse(experiments.train, tracking.open_run, argv=["--help"])

@@ -90,3 +90,23 @@ def test_examples_puts_image_perturbation_and_views_in_a_row(channels: int) -> N
     np.testing.assert_allclose(np.asarray(clean.images[0].get_array()), 0.25)
     np.testing.assert_allclose(np.asarray(perturbation.images[0].get_array()), 1.0)
     figure.savefig(io.BytesIO())
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3)])
+def test_the_transfer_matrix_shows_every_rate_and_noise_below(shape: tuple[int, int]) -> None:
+    random = np.random.default_rng(0)
+    rates, noise = random.random(shape), np.full(shape, 0.05)
+    noise[-1, 0] = 0.02
+    rows, columns = ([f"{kind} {i}" for i in range(n)] for kind, n in zip("pm", shape, strict=True))
+    figure = figures.transfer(rates, noise, rows, columns, "a title")
+    axes = figure.axes[0]
+    assert [t.get_text() for t in axes.get_xticklabels()] == columns
+    assert [t.get_text() for t in axes.get_yticklabels()][:-1] == rows
+    drawn = np.asarray(axes.images[0].get_array())
+    np.testing.assert_allclose(drawn, [*rates, noise.mean(axis=0)])
+    texts = {t.get_position(): t.get_text() for t in axes.texts}
+    for (i, j), rate in np.ndenumerate(rates):
+        assert texts[j, i] == f"{rate:.3f}"
+    assert texts[0, shape[0]] == ("0.020" if shape == (1, 1) else "0.020-0.050")
+    assert len(texts) == (shape[0] + 1) * shape[1]
+    figure.savefig(io.BytesIO())

@@ -66,6 +66,7 @@ def judged(
     *,
     clip: bool = False,
     batch_size: int = BATCH_SIZE,
+    progress: Callable[[int], None] = lambda passes: None,
 ) -> Judgement:
     """Judge universal perturbations, many at a time.
 
@@ -75,6 +76,7 @@ def judged(
         vectors: float32 (K, H, W, C).
         clip: keep perturbed images in [0, 1].
         batch_size: images per pass.
+        progress: is told the passes done, one image each: N(K + 1) in all.
 
     Returns:
         Predictions with and without each perturbation.
@@ -86,6 +88,7 @@ def judged(
         batch = inference.filled(images[rows], batch_size)
         for of_move, move in zip(classes, moves, strict=True):
             of_move[rows] = classify(batch, move, clip).numpy()[: rows.stop - rows.start]
+        progress(len(moves) * (rows.stop - rows.start))
     return Judgement(classes[1:], classes[0])
 
 

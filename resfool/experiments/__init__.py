@@ -7,6 +7,16 @@ when everything that can be checked without it has been checked.
 
 from resfool.experiments.attacking import attack
 from resfool.experiments.training import Training, resumed_settings, train
+from resfool.experiments.transferring import Transfer, transfer
 from resfool.experiments.universal import Universal, universal
 
-__all__ = ["Training", "Universal", "attack", "resumed_settings", "train", "universal"]
+__all__ = [
+    "Training",
+    "Transfer",
+    "Universal",
+    "attack",
+    "resumed_settings",
+    "train",
+    "transfer",
+    "universal",
+]

@@ -168,7 +168,11 @@ def universal(
     classifier = load_classifier(source, source.name, data, input_range, trust)
     identity = {"model": _digest(*classifier.get_weights()), "image_shape": list(data.image_shape)}
     reused = None if stored is None else _stored_matrix(str(matrix), *stored, identity)
-    facts = settings | {"dataset": data.name, "dataset_digest": data.digest}
+    facts = settings | {
+        "model_name": source.name,
+        "dataset": data.name,
+        "dataset_digest": data.digest,
+    }
     title = f"universal {algorithm} on {source.name}, {data.name}"
     monitor.begin(title, facts, [(data, "train", "fitted"), (data, "test", "judged")])
     work = _Work(classifier, fitting, held_out.images, monitor, map, say, settings, identity)
