@@ -29,6 +29,7 @@ benchmark-attacks: .venv/.attack-benchmarks
 	$(BIN)/python -m benchmarks.attack_agreement
 	$(BIN)/python -m benchmarks.attack_sweep
 	$(BIN)/python -m benchmarks.minimal_perturbations
+	$(BIN)/python -m benchmarks.universal_perturbations
 
 clean:
 	rm -rf .venv

@@ -66,8 +66,8 @@ def art(model: keras.Model) -> Library:
     return Library(gradient, attack)
 
 
-def art_classifier(model: keras.Model) -> Any:
-    """The model as ART wants it, with labels given as numbers."""
+def art_classifier(model: keras.Model, *, clip: bool = True) -> Any:
+    """The model as ART wants it, with labels given as numbers; its attacks clip, or don't."""
     from art.estimators.classification import TensorFlowV2Classifier
 
     return TensorFlowV2Classifier(
@@ -75,7 +75,7 @@ def art_classifier(model: keras.Model) -> Any:
         nb_classes=model.output_shape[-1],
         input_shape=model.input_shape[1:],
         loss_object=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        clip_values=(0, 1),
+        clip_values=(0, 1) if clip else None,
     )
 
 
