@@ -143,17 +143,7 @@ def torch_copy(model: "keras.Model") -> Any:
     import keras
     import torch
 
-    class Normalize(torch.nn.Module):
-        def __init__(self, mean: float, std: float) -> None:
-            super().__init__()
-            self.mean, self.std = mean, std
-
-        def forward(self, images: Any) -> Any:
-            return (images - self.mean) / self.std
-
-    layer = model.get_layer("normalization")
-    mean, variance = (float(np.asarray(a).squeeze()) for a in (layer.mean, layer.variance))
-    modules: list[Any] = [Normalize(mean, variance**0.5), torch.nn.Flatten()]
+    modules: list[Any] = [torch.nn.Flatten()]
     for dense in (each for each in model.layers if isinstance(each, keras.layers.Dense)):
         kernel, bias = (torch.from_numpy(np.array(a)) for a in dense.get_weights())
         linear = torch.nn.Linear(*kernel.shape)
