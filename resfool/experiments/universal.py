@@ -272,13 +272,14 @@ def _approximated(
 
     s = work.settings
     decomposition = lowrank.decompose(matrix.rows)
-    rank, note = lowrank.clamped(s["rank"], decomposition)
+    first = s["coefficients"] == "first"
+    rank, note = lowrank.clamped(1 if first else s["rank"], decomposition)
     if note is not None:
         work.say(note)
     work.monitor.fact("numerical_rank", decomposition.numerical_rank)
     work.monitor.point({"step": 0, "energy_of_10_directions": decomposition.energy(10)})
     others = {n for n in s["ranks"] or judging.RANKS if n <= decomposition.numerical_rank}
-    ranks = sorted(others | {rank})
+    ranks = [rank] if first else sorted(others | {rank})
     random_rule = s["coefficients"] in ("gaussian", "singular")
     sides = 1 if s["norm"] == s["equal_norm"] else 2
     total = len(ranks) * sides * 3 * (s["draws"] if random_rule else 1)
