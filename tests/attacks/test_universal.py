@@ -231,18 +231,15 @@ def test_inputs_are_not_changed(five_classes: keras.Model, images: np.ndarray) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("seed", "settings"), [(0, {"steps": 2000}), (5, {"steps": 2000, "weight_decay": 0.3})]
-)
-def test_the_mnist_networks_figures(seed: int, settings: dict[str, Any]) -> None:
-    training = experiments.train(arch="mlp", dataset="mnist5k", seed=seed, **settings)
+@pytest.mark.parametrize("seed", [0, 5])
+def test_the_mnist_networks_figures(seed: int) -> None:
+    training = experiments.train(arch="mlp", dataset="mnist5k", seed=seed, steps=2000)
     model, fitting = training.model, training.dataset.train.images[:1000]
     held_out = training.dataset.test.images
     matrix = universal.minimal_matrix(model, fitting)
     decomposition = lowrank.decompose(matrix.rows)
     random = lowrank.random_matrix(matrix.rows, 0)
-    # How much depends on the training: 0.67 to 0.87 have been seen, the most with weight decay.
-    assert decomposition.energy(10) >= (0.8 if settings.get("weight_decay") else 0.6)
+    assert decomposition.energy(10) >= 0.8
     assert lowrank.decompose(random).energy(10) <= 0.15
 
     def rates(vectors: np.ndarray) -> np.ndarray:
@@ -265,6 +262,7 @@ def test_the_mnist_networks_figures(seed: int, settings: dict[str, Any]) -> None
     assert rates(perturbations("gaussian", 10, at_three)).mean() >= 0.35
     best = rates(perturbations("optimised", 10, at_three))[0]
     fit = universal.algorithm1(model, fitting, norm=at_three)
+    assert rates(fit.vector[np.newaxis])[0] >= 0.75
     assert best >= 0.75
     assert best >= rates(fit.vector[np.newaxis])[0] - 0.01
     assert best >= rates(perturbations("first", 10, at_three))[0] - 0.01
