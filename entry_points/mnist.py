@@ -27,7 +27,7 @@ def case_study(
     progress: ProgressReport,
     /,
     *,
-    steps: PositiveCount = 300,
+    steps: PositiveCount = 200,
     samples: PositiveCount = 1000,
     solver: Solver = "closest",
     subspace: Subspace = "gradients",
@@ -46,7 +46,7 @@ def case_study(
     Args:
         run: of the case study.
         progress: shows how it goes.
-        steps: of the training; 300 of 64 images end near the paper's 93% and 91%.
+        steps: of the training; 200 of 64 images end near the paper's 93% and 91%.
         samples: training images to fit the perturbation on.
         solver: of the smallest perturbations: closest, deepfool, ddn or cobyla, the paper's.
         subspace: that cobyla searches: gradients, rows or pixels.
