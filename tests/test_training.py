@@ -387,7 +387,7 @@ def test_trained_against_it_a_network_withstands_fgsm_better() -> None:
 def test_training_learns_digits(optimizer: parameters.Optimizer) -> None:
     rate = {"adam": 0.003, "momentum": 0.05, "sgd": 0.3}[optimizer]
     result = experiments.train(
-        arch="mlp", dataset="digits", steps=400, optimizer=optimizer, learning_rate=rate
+        arch="mlp", dataset="digits", steps=800, optimizer=optimizer, learning_rate=rate
     )
     assert result.test.accuracy > 0.85
     assert result.history[-1]["test_accuracy"] == pytest.approx(result.test.accuracy, abs=0.01)
