@@ -1,0 +1,149 @@
+"""The same results in the same order, on however many workers."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from resfool.parallel.pool import ATTEMPTS, Pool
+from resfool.parallel.tasks import Died, Failure, Report
+from resfool.parameters import Backend
+
+_CHUNK_SECONDS = 0.2  # of work that travels together
+
+_Chunk = tuple[int, int]  # the first item and the one after the last
+
+
+class TaskError(RuntimeError):
+    """A task failed; the message names its item, the error's type and what the error said.
+
+    Attributes:
+        finished: the results by then, by their items' places.
+    """
+
+    def __init__(self, message: str, finished: dict[int, Any]) -> None:
+        super().__init__(message)
+        self.finished = finished
+
+
+def _quiet(tasks: int) -> None:
+    pass
+
+
+def map(
+    function: Callable[[Any], Any],
+    items: Sequence[Any],
+    *,
+    backend: Backend = "joblib",
+    workers: int | None = None,
+    ray_address: str | None = None,
+    patience: float = 0.0,
+    progress: Callable[[int], None] = _quiet,
+) -> list[Any]:
+    """A function's results for all items, in their order, whichever way they are computed.
+
+    Every backend runs in processes that have one thread for BLAS and one for TensorFlow: sums over
+    several threads have other bits. Items travel in chunks of about 0.2 s of work. Those of a
+    worker that was killed run again, each by itself.
+
+    Args:
+        function: of one item; nothing but the item may decide its result. It, the items and the
+            results go to and fro between processes, so they must be picklable; the function, with
+            all that it holds, goes to each process once.
+        items: in the order of the results.
+        backend: "serial" runs in one process, "joblib" in several of this machine, "ray" on a
+            cluster.
+        workers: processes; None is one for each core.
+        ray_address: of the cluster: auto, host:port or ray://host:port; None starts one here.
+        patience: seconds that a cluster has to grow to the number of workers.
+        progress: is told how many more items are done.
+
+    Returns:
+        The results, in the items' order.
+
+    Raises:
+        TaskError: what went wrong first; what hasn't begun by then never does.
+        InputError: the cluster can't be reached, or is too small.
+    """
+    if not items:
+        return []
+    pool = Pool(
+        _Chunked(function),
+        backend="joblib" if backend == "serial" else backend,
+        workers=1 if backend == "serial" else workers,
+        ray_address=ray_address,
+        patience=patience,
+        attempts=1,
+    )
+    with pool:
+        return _Spread(pool, items, progress).results()
+
+
+class _Spread:
+    """Items on their way to a pool's workers and back."""
+
+    def __init__(self, pool: Pool, items: Sequence[Any], progress: Callable[[int], None]) -> None:
+        self._pool, self._items, self._progress = pool, items, progress
+        self._next, self._size = 0, 1
+        self._results: dict[int, Any] = {}
+        self._deaths: dict[int, int] = {}
+
+    def results(self) -> list[Any]:
+        for _ in range(self._pool.size):
+            self._send_more()
+        for (start, stop), outcome in self._pool.finished():
+            if isinstance(outcome, Died):
+                self._send_again(range(start, stop), outcome)
+            elif isinstance(outcome, Failure):  # of the travel, not of an item
+                raise self._failed(start, outcome)
+            else:
+                self._keep(start, *outcome)
+                self._send_more()
+        return [self._results[place] for place in range(len(self._items))]
+
+    def _send_more(self) -> None:
+        left = len(self._items) - self._next
+        # The last chunks are small, so that all workers end at about the same time.
+        size = min(self._size, -(-left // (2 * self._pool.size)))
+        if size:
+            self._send(self._next, self._next + size)
+            self._next += size
+
+    def _send(self, start: int, stop: int) -> None:
+        self._pool.submit((start, stop), [self._items[place] for place in range(start, stop)])
+
+    def _keep(self, start: int, results: list[Any], failure: Failure | None, each: float) -> None:
+        self._results.update(enumerate(results, start))
+        self._progress(len(results))
+        if failure is not None:
+            raise self._failed(start + len(results), failure)
+        self._size = max(1, int(_CHUNK_SECONDS / each))
+
+    def _send_again(self, places: range, death: Died) -> None:
+        for place in places:
+            self._deaths[place] = self._deaths.get(place, 0) + 1
+            if self._deaths[place] == ATTEMPTS:
+                raise self._failed(place, f"its process died {ATTEMPTS} times; {death.message}")
+            self._send(place, place + 1)
+
+    def _failed(self, place: int, why: Failure | str) -> TaskError:
+        error = TaskError(f"item {place + 1} of {len(self._items)}: {why}", self._results)
+        if isinstance(why, Failure):
+            error.add_note(why.trace)
+        return error
+
+
+class _Chunked:
+    """A function of several items, which stops at the first that fails."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._function = function
+
+    def __call__(self, items: list[Any], report: Report) -> tuple[list[Any], Failure | None, float]:
+        """Results, what went wrong at the next item, and seconds per item."""
+        began, results = time.perf_counter(), []
+        for item in items:
+            try:
+                results.append(self._function(item))
+            except Exception as error:
+                return results, Failure.of(error), 0.0
+        return results, None, max(time.perf_counter() - began, 1e-9) / len(items)
