@@ -12,6 +12,7 @@ from resfool import command_line, experiments, interrupts, parallel, presentatio
 from resfool.parameters import (
     Backend,
     Coefficients,
+    NonNegativeFloat,
     Norm,
     PositiveCount,
     Seed,
@@ -39,6 +40,8 @@ def case_study(
     seed: Seed = 0,
     workers: PositiveCount | None = None,
     backend: Backend = "joblib",
+    ray_address: str | None = None,
+    patience: NonNegativeFloat = 0.0,
     checkpoint_dir: str = "checkpoints",
 ) -> experiments.Universal:
     """Train the 5-layer network on MNIST digits and fool it by Algorithm 2 (section VI.C).
@@ -57,7 +60,9 @@ def case_study(
         draws: random perturbations of each rank.
         seed: of everything.
         workers: processes for cobyla; none is one per core.
-        backend: joblib or serial, for cobyla.
+        backend: joblib, ray or serial, for cobyla.
+        ray_address: of a Ray cluster: auto, host:port or ray://host:port; none starts one here.
+        patience: seconds that a Ray cluster has to grow to the number of workers.
         checkpoint_dir: folder for checkpoints and interrupted solves.
 
     Returns:
@@ -73,7 +78,13 @@ def case_study(
         model = train.record(training, trained)
     print(f"train accuracy  {trained.train.accuracy:.4f}")
     print(f"test accuracy   {trained.test.accuracy:.4f}")
-    spread = functools.partial(parallel.map, backend=backend, workers=workers)
+    spread = functools.partial(
+        parallel.map,
+        backend=backend,
+        workers=workers,
+        ray_address=ray_address,
+        patience=patience,
+    )
     with tracking.Run(progress, nested=True) as part:
         result = experiments.universal(
             part,
@@ -91,6 +102,8 @@ def case_study(
             seed=seed,
             workers=workers,
             backend=backend,
+            ray_address=ray_address,
+            patience=patience,
             solve_dir=checkpoint_dir,
         )
         universal.record(part, result)

@@ -15,9 +15,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with command_line.one_sentence_errors():
         (settings,) = command_line.parse(experiments.universal, argv=argv)
         interrupts.raise_once()
-        spread = functools.partial(
-            parallel.map, backend=settings["backend"], workers=settings["workers"]
-        )
+        places = ("backend", "workers", "ray_address", "patience")
+        spread = functools.partial(parallel.map, **{name: settings[name] for name in places})
         title = f"algorithm {settings['algorithm']}"
         with ProgressReport(title) as progress, tracking.Run(progress) as run:
             result = experiments.universal(run, spread, print, **settings)

@@ -611,7 +611,7 @@ def cobyla(
 ) -> Attempt:
     """The paper's own: minimise ||r||_2 without derivatives, constrained to change the class.
 
-    The images are tasks of their own. To the processes in which they run the model goes as a file.
+    The images are tasks of their own. The model goes to their processes as the bytes of a file.
     It starts at the nearest point of the linearised boundary, and lengths are measured in the
     distance of that from the image, so that one first trust region suits any model. Source:
     Powell, "A direct search optimization method that models the objective and constraint
@@ -630,26 +630,20 @@ def cobyla(
         The shortest perturbation that was met and flips, or zero.
     """
     images = problem.images
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.keras"
-        problem.model.save(path)
-        tasks = []
-        for rows in inference.batches(len(images), problem.batch_size):
-            near = _surroundings(problem, rows, candidates)
-            for i, differences, nearest in zip(range(rows.start, rows.stop), *near, strict=True):
-                tasks.append(
-                    _Task(
-                        model=str(path),
-                        image=images[i],
-                        predicted=int(problem.classes[i]),
-                        subspace=subspace,
-                        differences=differences if subspace == "gradients" else None,
-                        start=nearest,
-                        evaluations=evaluations,
-                        clip=problem.clip,
-                    )
+    shared = _Shared(_saved(problem.model), subspace, evaluations, problem.clip)
+    tasks = []
+    for rows in inference.batches(len(images), problem.batch_size):
+        near = _surroundings(problem, rows, candidates)
+        for i, differences, nearest in zip(range(rows.start, rows.stop), *near, strict=True):
+            tasks.append(
+                _Task(
+                    image=images[i],
+                    predicted=int(problem.classes[i]),
+                    differences=differences if subspace == "gradients" else None,
+                    start=nearest,
                 )
-        results = map(_solved, tasks, progress=problem.progress)
+            )
+    results = map(functools.partial(_solved, shared), tasks, progress=problem.progress)
     perturbations, passes, seconds = zip(*results, strict=True)
     return Attempt(np.stack(perturbations), np.array(passes) + 2 + candidates, np.array(seconds))
 
@@ -678,26 +672,55 @@ def _measured(model: keras.Model, images: Any, candidates: int) -> tuple[Any, An
 
 
 @dataclass(frozen=True)
-class _Task:
-    """An image for COBYLA, as it goes to another process."""
+class _Shared:
+    """What COBYLA's tasks have in common, as it goes to another process."""
 
-    model: str  # the path of a file
-    image: np.ndarray
-    predicted: int
+    file: bytes  # of the model
     subspace: Subspace
-    differences: np.ndarray | None  # (K - 1, D), of the logits' gradients, if they are needed
-    start: np.ndarray  # (D,)
     evaluations: int | None
     clip: bool
 
+    @functools.cached_property
+    def model(self) -> keras.Model:
+        """Loaded once in each process."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / _FILE
+            path.write_bytes(self.file)
+            return keras.saving.load_model(path, compile=False)
 
-def _solved(task: _Task) -> tuple[np.ndarray, int, float]:
+    @functools.cached_property
+    def rows(self) -> np.ndarray:
+        """See `_row_space`."""
+        return _row_space(self.model)
+
+
+_FILE = "model.keras"
+
+
+def _saved(model: keras.Model) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / _FILE
+        model.save(path)
+        return path.read_bytes()
+
+
+@dataclass(frozen=True)
+class _Task:
+    """An image for COBYLA, as it goes to another process."""
+
+    image: np.ndarray
+    predicted: int
+    differences: np.ndarray | None  # (K - 1, D), of the logits' gradients, if they are needed
+    start: np.ndarray  # (D,)
+
+
+def _solved(shared: _Shared, task: _Task) -> tuple[np.ndarray, int, float]:
     """Perturbation, forward passes and seconds."""
-    model = _loaded(task.model)
+    model = shared.model
     began = time.perf_counter()
-    basis = SUBSPACES[task.subspace](task)
+    basis = SUBSPACES[shared.subspace](shared, task)
     dimensions = task.image.size if basis is None else len(basis)
-    limit = task.evaluations or EVALUATIONS.get(task.subspace, 2 * task.image.size)
+    limit = shared.evaluations or EVALUATIONS.get(shared.subspace, 2 * task.image.size)
     if not dimensions:
         return np.zeros_like(task.image), 0, time.perf_counter() - began
     start = task.start.astype(np.float64)
@@ -708,7 +731,7 @@ def _solved(task: _Task) -> tuple[np.ndarray, int, float]:
     def perturbation(point: np.ndarray) -> np.ndarray:
         moves = unit * (point if basis is None else point @ basis)
         moves = moves.astype(np.float32).reshape(task.image.shape)
-        return np.clip(task.image + moves, 0, 1) - task.image if task.clip else moves
+        return np.clip(task.image + moves, 0, 1) - task.image if shared.clip else moves
 
     def lead(point: np.ndarray) -> float:
         nonlocal best, shortest, passes
@@ -769,27 +792,16 @@ def _row_space(model: keras.Model) -> np.ndarray:
     return _spanned(first.kernel.numpy().T * (white - black))
 
 
-@functools.lru_cache(maxsize=1)
-def _loaded(path: str) -> keras.Model:
-    """The model of a file, read once in each process."""
-    return keras.saving.load_model(path, compile=False)
-
-
-@functools.lru_cache(maxsize=1)
-def _loaded_row_space(path: str) -> np.ndarray:
-    return _row_space(_loaded(path))
-
-
-def _spanned_differences(task: _Task) -> np.ndarray:
+def _spanned_differences(shared: _Shared, task: _Task) -> np.ndarray:
     assert task.differences is not None
     return _spanned(task.differences)
 
 
 # Each gives a basis, (K, D); None is that of the pixels themselves.
-SUBSPACES: dict[Subspace, Callable[[_Task], np.ndarray | None]] = {
+SUBSPACES: dict[Subspace, Callable[[_Shared, _Task], np.ndarray | None]] = {
     "gradients": _spanned_differences,
-    "rows": lambda task: _loaded_row_space(task.model),
-    "pixels": lambda task: None,
+    "rows": lambda shared, task: shared.rows,
+    "pixels": lambda shared, task: None,
 }
 
 SOLVERS: dict[Solver, Callable[..., Attempt]] = {

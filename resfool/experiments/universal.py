@@ -21,6 +21,7 @@ from resfool.parameters import (
     Counts,
     Epsilon,
     LabelSource,
+    NonNegativeFloat,
     Norm,
     PixelRange,
     PositiveCount,
@@ -106,6 +107,8 @@ def universal(
     batch_size: PositiveCount = 250,
     workers: PositiveCount | None = None,
     backend: Backend = "joblib",
+    ray_address: str | None = None,
+    patience: NonNegativeFloat = 0.0,
     solve_dir: str = "checkpoints",
     trust: bool = False,
 ) -> Universal:
@@ -140,7 +143,9 @@ def universal(
         seed: of all draws.
         batch_size: images per pass.
         workers: processes for cobyla; none is one per core.
-        backend: joblib or serial, for cobyla.
+        backend: joblib, ray or serial, for cobyla.
+        ray_address: of a Ray cluster: auto, host:port or ray://host:port; none starts one here.
+        patience: seconds that a Ray cluster has to grow to the number of workers.
         solve_dir: folder where an interrupted solve keeps what it has.
         trust: yes also loads models that bring code of their own, which may do anything.
 

@@ -1,0 +1,283 @@
+"""Workers on a Ray cluster; imported only when they are asked for."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Read while Ray is imported: no rebuilding of `uv run` on the workers, no reports, few words.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import cloudpickle
+import joblib
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+import resfool
+from resfool.errors import InputError
+from resfool.parallel import tasks
+from resfool.parallel.tasks import Died, Failure, Function, Tell
+
+_REACH_SECONDS = 5.0
+_CLIENT_PORT = 10001  # of ray://host
+_joined: str | None = None  # the cluster that this process has joined through us
+
+
+@dataclass(frozen=True)
+class Room:
+    """What is asked of a cluster.
+
+    Attributes:
+        workers: tasks at a time; None is as many as it can hold.
+        cpus: of each task.
+        gpus: of each task.
+        patience: seconds that it has to grow.
+    """
+
+    workers: int | None
+    cpus: int
+    gpus: float
+    patience: float
+
+
+class Cluster:
+    """A crew of Ray tasks, of which as many are under way as there is room for.
+
+    Ray runs them in processes that it keeps, each of which unpacks the function once. Where a
+    process or a host is lost, the pool starts the task anew, so Ray itself doesn't.
+
+    Args:
+        function: that they run.
+        tell: takes messages; None if there are none.
+        address: of the cluster; None starts one on this machine.
+        room: that is asked for.
+    """
+
+    def __init__(
+        self, function: Function, tell: Tell | None, address: str | None, room: Room
+    ) -> None:
+        _join(address)
+        self.size = _checked_size(room, address)
+        digest, data = tasks.packed(function)
+        options = {
+            "num_cpus": room.cpus,
+            "num_gpus": room.gpus,
+            "max_retries": 0,
+            "runtime_env": {"env_vars": tasks.environment(max(1, room.cpus))},
+        }
+        self._task = ray.remote(_work).options(**options)
+        self._function = digest, [ray.put(data)]
+        self._mail = None if tell is None else _Mail(tell)
+        self._running: dict[Any, int] = {}
+
+    def start(self, ticket: int, item: Any) -> None:
+        box = None if self._mail is None else self._mail.box
+        ref = self._task.remote(*self._function, cloudpickle.dumps(item), ticket, box)
+        self._running[ref] = ticket
+
+    def wait(self) -> list[tuple[int, Any]]:
+        while True:
+            letters = [] if self._mail is None else [self._mail.next]
+            ready, _ = ray.wait([*letters, *self._running], num_returns=1, timeout=1.0)
+            ended = [ref for ref in ready if ref in self._running]
+            if self._mail is not None and ready:
+                self._mail.deliver(all_sent=bool(ended))
+            if ended:
+                return [(self._running.pop(ref), _outcome(ref)) for ref in ended]
+
+    def leave(self, at_once: bool) -> None:
+        for ref in self._running:
+            with contextlib.suppress(Exception):  # the cluster may be gone
+                ray.cancel(ref, force=True)
+        self._running = {}
+        if self._mail is not None:
+            with contextlib.suppress(Exception):
+                ray.kill(self._mail.box)
+
+
+def _work(digest: str, packed: list[Any], item: bytes, ticket: int, box: Any) -> bytes:
+    """A task, in a worker."""
+    tasks.forget_tracking()
+
+    def load() -> tuple[Function, Any]:
+        if digest not in _unpacked:
+            _unpacked.clear()
+            _unpacked[digest] = cloudpickle.loads(ray.get(packed[0]))
+        return _unpacked[digest], cloudpickle.loads(item)
+
+    def report(message: Any) -> bool:
+        return bool(ray.get(box.send.remote(ticket, cloudpickle.dumps(message))))
+
+    return tasks.outcome(load, (lambda message: False) if box is None else report)
+
+
+_unpacked: dict[str, Function] = {}
+
+
+def _outcome(ref: Any) -> Any:
+    try:
+        return cloudpickle.loads(ray.get(ref))
+    except ray.exceptions.RayTaskError as error:  # of what surrounds the function
+        return Failure.of(error.cause if error.cause is not None else error)
+    except ray.exceptions.RuntimeEnvSetupError as error:
+        return Failure.of(error)
+    except ray.exceptions.RayError as error:
+        return Died("WorkerDied", type(error).__name__)
+
+
+class _Mail:
+    """Messages from the workers, in an actor on the driver's host that outlives any of them."""
+
+    def __init__(self, tell: Tell) -> None:
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._tell, self._taken = tell, 0
+        self.box = ray.remote(_Box).options(num_cpus=0, scheduling_strategy=here).remote()
+        self.next = self.box.take.remote()
+
+    def deliver(self, all_sent: bool) -> None:
+        """Pass on what has come, or all that the workers have sent by now."""
+        sent = ray.get(self.box.count.remote()) if all_sent else self._taken + 1
+        while self._taken < sent:
+            for ticket, letter in ray.get(self.next):
+                self._taken += 1
+                if self._tell(ticket, cloudpickle.loads(letter)):
+                    self.box.stop.remote(ticket)
+            self.next = self.box.take.remote()
+
+
+class _Box:
+    """The actor that holds messages until the driver takes them."""
+
+    def __init__(self) -> None:
+        self._letters: list[tuple[int, bytes]] = []
+        self._arrived = asyncio.Event()
+        self._stopped: set[int] = set()
+        self._count = 0
+
+    async def send(self, ticket: int, letter: bytes) -> bool:
+        self._letters.append((ticket, letter))
+        self._count += 1
+        self._arrived.set()
+        return ticket in self._stopped
+
+    async def take(self) -> list[tuple[int, bytes]]:
+        """All that has come since the last time, as soon as there is something."""
+        await self._arrived.wait()
+        self._arrived.clear()
+        letters, self._letters = self._letters, []
+        return letters
+
+    async def count(self) -> int:
+        """Of all letters so far."""
+        return self._count
+
+    async def stop(self, ticket: int) -> None:
+        self._stopped.add(ticket)
+
+
+def _join(address: str | None) -> None:
+    """Connect to a cluster, unless this process is in it or its caller has chosen one."""
+    global _joined
+    wanted = address or "local"
+    if ray.is_initialized():
+        if _joined in (None, wanted):
+            return
+        ray.shutdown()
+    _reach(address)
+    settings: dict[str, Any] = {"address": wanted, "log_to_driver": False}
+    settings |= {"logging_level": "error", "configure_logging": True}
+    # The package itself travels, so that a host needs what it depends on and nothing else.
+    settings["runtime_env"] = {"py_modules": [str(Path(resfool.__file__).parent)]}
+    if address is None:
+        settings |= {"num_cpus": joblib.cpu_count(), "include_dashboard": False}
+    try:
+        ray.init(**settings)
+    except Exception as error:
+        ray.shutdown()
+        raise _refused(address, error) from error
+    _joined = wanted
+
+
+def _reach(address: str | None) -> None:
+    """Ray itself waits for minutes."""
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", "auto")
+    if address in (None, "auto", "local"):
+        return
+    assert address is not None
+    client = address.startswith("ray://")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if client and not host:
+        host, port = port, str(_CLIENT_PORT)
+    if not host or not port.isdecimal():
+        raise InputError(f"ray_address={address} must be auto, host:port or ray://host:port")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _REACH_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        hint = (
+            "is its client server on (ray start --head --ray-client-server-port) and the port open?"
+            if client
+            else "has it been started there (ray start --head), and is the port open?"
+        )
+        raise InputError(f"no Ray cluster answers at {address} ({error}); {hint}") from error
+
+
+def _refused(address: str | None, error: Exception) -> InputError:
+    said = " ".join(str(error).split())[:300]
+    if address is None:
+        return InputError(f"Ray doesn't start here: {said}")
+    if address == "auto":
+        said += "; start one with `ray start --head`, or leave ray_address out"
+    else:
+        said += (
+            "; if it has a token, give it to this machine too (RAY_AUTH_MODE=token,"
+            " RAY_AUTH_TOKEN=...), and to ray://host:port if this machine isn't part of it"
+        )
+    return InputError(f"can't join the Ray cluster at {address}: {said}")
+
+
+def _checked_size(room: Room, address: str | None) -> int:
+    """The number of tasks at a time, once the cluster has room for them."""
+    needed = room.workers or 1
+    if _places(room) < needed and room.patience:
+        _wait_for_growth(room, needed)
+    places = _places(room)
+    if places >= needed:
+        return room.workers or places
+    has = ray.cluster_resources()
+    hosts = sum(node["Alive"] for node in ray.nodes())
+    where = "here" if address is None else f"at {address}"
+    each = f"{room.cpus} CPU" + f" and {room.gpus:g} GPU" * bool(room.gpus)
+    raise InputError(
+        f"{needed} workers of {each} each don't fit the Ray cluster {where}, which has"
+        f" {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs on {hosts} hosts; ask for"
+        " less, or give a cluster that grows by itself some seconds of patience"
+    )
+
+
+def _places(room: Room) -> int:
+    """How many tasks the hosts can hold."""
+    return sum(_held(node["Resources"], room) for node in ray.nodes() if node["Alive"])
+
+
+def _held(has: dict[str, float], room: Room) -> int:
+    counts = [has.get("CPU", 0.0) / room.cpus]
+    if room.gpus:
+        counts.append(has.get("GPU", 0.0) / room.gpus)
+    return int(min(counts))
+
+
+def _wait_for_growth(room: Room, needed: int) -> None:
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=[{"CPU": room.cpus, "GPU": room.gpus}] * needed)
+    until = time.monotonic() + room.patience
+    while _places(room) < needed and time.monotonic() < until:
+        time.sleep(min(1.0, room.patience))
