@@ -15,7 +15,7 @@ def start_tensorflow() -> None:
     shown only if the start fails.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with _held_back_stderr():
+    with held_back_stderr():
         import tensorflow as tf
 
         # It warns of "retracing" where several models are compiled, each once.
@@ -26,7 +26,7 @@ def start_tensorflow() -> None:
 
 
 @contextlib.contextmanager
-def _held_back_stderr() -> Iterator[None]:
+def held_back_stderr() -> Iterator[None]:
     """Keep what native code writes to file descriptor 2, and write it out on an error."""
     sys.stderr.flush()
     real = os.dup(2)

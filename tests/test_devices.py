@@ -19,7 +19,7 @@ def test_what_native_code_said_is_shown_when_the_start_fails() -> None:
     done = run(
         "import os\n"
         "from resfool import devices\n"
-        "with devices._held_back_stderr():\n"
+        "with devices.held_back_stderr():\n"
         "    os.write(2, b'native words\\n')\n"
         "    raise RuntimeError('no start')\n"
     )

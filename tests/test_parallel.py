@@ -1,21 +1,105 @@
 """Parallel work: the same results in the same order, whichever way they are computed."""
 
 import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, get_args
 
+import cloudpickle
 import numpy as np
+import psutil
 import pytest
 
 from resfool import parallel
+from resfool.errors import InputError
+from resfool.parallel import Died, Failure, Report
 from resfool.parameters import Backend
+from tests.conftest import ROOT
 
-BACKENDS = get_args(Backend)
+# Hosts of a cluster have no tests.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+on_ray = pytest.mark.xdist_group("ray")  # so that it starts once
+BACKENDS = [pytest.param(b, marks=on_ray if b == "ray" else ()) for b in get_args(Backend)]
+PARALLEL = [p for p in BACKENDS if p.values != ("serial",)]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The address of a Ray cluster of this machine with two CPUs and a token."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    # The paths of Ray's sockets must be short.
+    with tempfile.TemporaryDirectory(prefix="ray") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", "a-token-of-the-tests-only")
+        command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"]
+        command += ["--node-ip-address=127.0.0.1", f"--port={address.rpartition(':')[2]}"]
+        command += ["--num-cpus=2", "--object-store-memory=100000000", f"--temp-dir={folder}"]
+        command += ["--include-dashboard=false",]
+        with (Path(folder) / "log").open("w") as log:
+            head = subprocess.Popen(
+                command, stdout=log, stderr=log, env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
+            )
+        try:
+            wait_until(lambda: head.poll() is not None or answers(address), 60)
+            assert head.poll() is None, (Path(folder) / "log").read_text()
+            yield address
+        finally:
+            if "ray" in sys.modules:
+                sys.modules["ray"].shutdown()
+            kill_tree(head.pid)
+
+
+def answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), 1).close()
+    except OSError:
+        return False
+    return True
+
+
+def kill_tree(pid: int) -> None:
+    if alive(pid):
+        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+        for process in family:
+            process.kill()
+        psutil.wait_procs(family, 10)
+
+
+def wait_until(true: Any, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until, "it never came"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def where(request: pytest.FixtureRequest, backend: Backend) -> dict[str, Any]:
+    """The arguments that mean a backend, with its cluster started."""
+    if backend == "ray":
+        return {"backend": "ray", "ray_address": request.getfixturevalue("cluster")}
+    return {"backend": backend}
 
 
 def squares(seed: int) -> np.ndarray:
     """Something whose bits would show another order of summation."""
     drawn = np.random.default_rng(seed).standard_normal((60, 60))
     return np.asarray(drawn @ drawn)
+
+
+def long_sum(seed: int) -> np.ndarray:
+    """What several threads sum up to other bits than one."""
+    drawn = np.random.default_rng(seed).standard_normal((1, 65536), np.float32)
+    return np.asarray(drawn @ drawn.T.repeat(10, axis=1))
 
 
 def failing(item: int) -> int:
@@ -25,22 +109,41 @@ def failing(item: int) -> int:
 
 
 def threads(item: int) -> tuple[int, Any]:
-    names = "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"
+    names = "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "MLFLOW_RUN_ID"
     return os.getpid(), [os.environ.get(name) for name in names]
+
+
+def mortal(item: tuple[str, int, int]) -> int:
+    """Notes that it runs, and kills its process if it hasn't run so often before."""
+    folder, number, deaths = item
+    noted = Path(folder) / str(number)
+    with noted.open("a") as notes:
+        notes.write("x")
+    if len(noted.read_text()) <= deaths:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number * number
+
+
+def lengthy(folder: str) -> None:
+    (Path(folder) / str(os.getpid())).touch()
+    time.sleep(100)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("workers", [1, 2])
-def test_results_come_in_order_with_the_same_bits(backend: Backend, workers: int) -> None:
+def test_results_come_in_order_with_the_same_bits(where: dict[str, Any], workers: int) -> None:
     done: list[int] = []
-    found = parallel.map(squares, range(25), backend=backend, workers=workers, progress=done.append)
-    for one, expected in zip(found, builtin_map(squares, 25), strict=True):
+    found = parallel.map(squares, range(25), workers=workers, progress=done.append, **where)
+    for one, expected in zip(found, map(squares, range(25)), strict=True):
         np.testing.assert_array_equal(one, expected)
+        one += 1  # nobody else's memory
     assert sum(done) == 25 and len(done) > 1
 
 
-def builtin_map(function: Any, count: int) -> list[Any]:
-    return [function(item) for item in range(count)]
+@pytest.mark.parametrize("backend", PARALLEL)
+def test_sums_have_the_bits_of_one_thread(where: dict[str, Any]) -> None:
+    found = parallel.map(long_sum, range(4), workers=2, **where)
+    np.testing.assert_array_equal(found, parallel.map(long_sum, range(4), backend="serial"))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -50,19 +153,203 @@ def test_nothing_to_do_is_done(backend: Backend) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("workers", [1, 2])
-def test_an_error_names_its_item_and_type(backend: Backend, workers: int) -> None:
+def test_an_error_names_its_item_and_keeps_the_rest(where: dict[str, Any], workers: int) -> None:
     with pytest.raises(parallel.TaskError) as caught:
-        parallel.map(failing, range(6), backend=backend, workers=workers)
+        parallel.map(failing, range(6), workers=workers, **where)
     assert str(caught.value) == "item 4 of 6: LookupError: no such thing"
+    assert workers == 2 or caught.value.finished.keys() == {0, 1, 2}
+    assert all(place == result for place, result in caught.value.finished.items())
+    assert "in failing" in caught.value.__notes__[0]
 
 
-def test_a_worker_has_one_thread() -> None:
-    found = parallel.map(threads, range(2), workers=2)
-    for process, limits in found:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_worker_has_one_thread_and_no_run(
+    where: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", "of the driver")
+    for process, variables in parallel.map(threads, range(2), workers=2, **where):
         assert process != os.getpid()
-        assert limits == ["1", "1", "1"]
+        assert variables == ["1", "1", "1", None]
 
 
-def test_closures_reach_the_workers() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_closures_reach_the_workers(where: dict[str, Any]) -> None:
     offset = 10
-    assert parallel.map(lambda item: item + offset, [1, 2], workers=2) == [11, 12]
+    assert parallel.map(lambda item: item + offset, [1, 2], workers=2, **where) == [11, 12]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_items_of_a_killed_worker_run_again(where: dict[str, Any], tmp_path: Path) -> None:
+    done: list[int] = []
+    items = [(str(tmp_path), number, int(number in (5, 30))) for number in range(60)]
+    found = parallel.map(mortal, items, workers=2, progress=done.append, **where)
+    assert found == [number * number for number in range(60)]
+    assert sum(done) == 60
+    runs = {number: len((tmp_path / str(number)).read_text()) for number in range(60)}
+    assert runs[5] == runs[30] == 2 and set(runs.values()) == {1, 2}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_item_that_always_kills_is_named(where: dict[str, Any], tmp_path: Path) -> None:
+    items = [(str(tmp_path), number, 9 * (number == 2)) for number in range(4)]
+    with pytest.raises(parallel.TaskError, match="item 3 of 4: its process died 3 times"):
+        parallel.map(mortal, items, workers=2, **where)
+    assert len((tmp_path / "2").read_text()) == 3
+
+
+def counting(item: tuple[str, int], report: Report) -> list[int]:
+    """Reports numbers until it is told to stop; the one with a folder dies half-way, once."""
+    folder, last = item
+    sent = []
+    for number in range(last):
+        sent.append(number)
+        if report(number):
+            break
+        if folder and number == 2 and not (Path(folder) / "died").exists():
+            (Path(folder) / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.02)
+    if last == 1:
+        raise LookupError("no such thing")
+    return sent
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tasks_report_in_order_stop_fail_and_are_added(where: dict[str, Any]) -> None:
+    heard: dict[str, list[int]] = {"long": [], "stopped": [], "failing": [], "added": []}
+
+    def receive(place: str, message: int) -> bool:
+        heard[place].append(message)
+        return place == "stopped" and message >= 3
+
+    outcomes = {}
+    with parallel.Pool(counting, workers=2, receive=receive, **where) as pool:
+        for place, last in (("long", 12), ("stopped", 1000), ("failing", 1)):
+            pool.submit(place, ("", last))
+        for place, outcome in pool.finished():
+            outcomes[place] = outcome
+            if place == "failing":
+                pool.submit("added", ("", 4))
+    failure = outcomes.pop("failing")
+    assert isinstance(failure, Failure) and not isinstance(failure, Died)
+    assert str(failure) == "LookupError: no such thing" and "in counting" in failure.trace
+    assert outcomes["long"] == list(range(12)) and outcomes["added"] == list(range(4))
+    assert 4 <= len(outcomes["stopped"]) < 50
+    assert all(heard[place] == outcome for place, outcome in outcomes.items())
+
+
+@pytest.mark.parametrize("backend", PARALLEL)
+def test_a_task_whose_worker_is_killed_begins_anew(where: dict[str, Any], tmp_path: Path) -> None:
+    heard: dict[int, list[int]] = {0: [], 1: []}
+    before: list[list[int]] = []
+
+    def receive(place: int, message: int) -> bool:
+        heard[place].append(message)
+        return False
+
+    def restarted(place: int) -> None:
+        before.append(heard[place])
+        heard[place] = []
+
+    with parallel.Pool(counting, workers=2, receive=receive, restarted=restarted, **where) as pool:
+        pool.submit(0, (str(tmp_path), 6))
+        pool.submit(1, ("", 6))
+        outcomes = dict(pool.finished())
+    assert before == [[0, 1, 2]]
+    assert heard == outcomes == {0: list(range(6)), 1: list(range(6))}
+
+
+@pytest.mark.parametrize("backend", PARALLEL)
+def test_a_task_that_always_kills_its_worker_ends(where: dict[str, Any], tmp_path: Path) -> None:
+    with parallel.Pool(lambda item, report: mortal(item), workers=1, **where) as pool:
+        pool.submit("bad", (str(tmp_path), 0, 9))
+        pool.submit("good", (str(tmp_path), 1, 0))
+        outcomes = dict(pool.finished())
+    assert isinstance(outcomes["bad"], Died) and outcomes["good"] == 1
+    assert len((tmp_path / "0").read_text()) == 3
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_no_process(
+    where: dict[str, Any], tmp_path: Path, number: signal.Signals
+) -> None:
+    script = (
+        "import sys, cloudpickle\n"
+        "from resfool import interrupts, parallel\n"
+        "from tests import test_parallel\n"
+        "cloudpickle.register_pickle_by_value(test_parallel)\n"
+        "interrupts.raise_once()\n"
+        f"parallel.map(test_parallel.lengthy, [{str(tmp_path)!r}] * 3, workers=2, **{where})\n"
+    )
+    driver = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.PIPE)
+    at_once = 1 if where["backend"] == "serial" else 2
+    try:
+        wait_until(lambda: driver.poll() is not None or files(tmp_path) == at_once, 60)
+        family = psutil.Process(driver.pid).children(recursive=True)
+        driver.send_signal(number)
+        _, words = driver.communicate(timeout=10)
+    finally:
+        driver.kill()
+    assert b"KeyboardInterrupt" in words
+    family += [psutil.Process(int(p.name)) for p in tmp_path.iterdir() if alive(int(p.name))]
+    assert not psutil.wait_procs(family, 5)[1]
+    assert files(tmp_path) == at_once, "nothing else began"
+
+
+def files(folder: Path) -> int:
+    return len(list(folder.iterdir()))
+
+
+def alive(pid: int) -> bool:
+    return psutil.pid_exists(pid)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:1", "no Ray cluster answers at 127.0.0.1:1"),
+        ("ray://127.0.0.1:1", "is its client server on"),
+        ("nowhere.invalid:6379", "no Ray cluster answers at nowhere.invalid:6379"),
+        ("somewhere", "must be auto, host:port or ray://host:port"),
+        ("ray://", "must be auto, host:port or ray://host:port"),
+    ],
+)
+def test_an_address_without_a_cluster_is_refused(address: str, message: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(InputError) as caught:
+        parallel.map(failing, [1], backend="ray", ray_address=address)
+    assert message in str(caught.value)
+    assert time.monotonic() - began < 10
+
+
+@on_ray
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"workers": 9}, "9 workers of 1 CPU each don't fit the Ray cluster at"),
+        ({"workers": 1, "cpus": 4}, "1 workers of 4 CPU each don't fit"),
+        ({"gpus": 1}, "1 workers of 1 CPU and 1 GPU each don't fit"),
+        ({"workers": 3, "patience": 1.0}, "which has 2 CPUs and 0 GPUs on 1 hosts"),
+    ],
+)
+def test_what_has_no_room_is_refused(cluster: str, asked: dict[str, Any], message: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(InputError) as caught:
+        parallel.Pool(counting, backend="ray", ray_address=cluster, **asked)
+    assert message in str(caught.value)
+    assert time.monotonic() - began < 10
+
+
+def test_only_ray_deals_out_gpus() -> None:
+    with pytest.raises(InputError, match="gpus=1 for each task needs backend=ray"):
+        parallel.Pool(counting, gpus=1)
+
+
+def test_chunks_grow_to_a_share_of_a_second_and_shrink_at_the_end() -> None:
+    sizes: Counter[int] = Counter()
+    parallel.map(time.sleep, [0.001] * 600, workers=2, progress=lambda n: sizes.update([n]))
+    assert sizes[1] >= 2 and max(sizes) > 20
+    sizes.clear()
+    parallel.map(time.sleep, [0.15] * 4, workers=2, progress=lambda n: sizes.update([n]))
+    assert sizes == {1: 4}

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Read while Ray is imported: no rebuilding of `uv run` on the workers, no reports, few words.
+# Read while Ray is imported: no rebuilding of `uv run` on the workers, and no usage reports.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import cloudpickle
@@ -186,11 +185,10 @@ def _join(address: str | None) -> None:
     """Connect to a cluster, unless this process is in it or its caller has chosen one."""
     global _joined
     wanted = address or "local"
-    if ray.is_initialized():
-        if _joined in (None, wanted):
-            return
-        ray.shutdown()
+    if ray.is_initialized() and _joined in (None, wanted):
+        return
     _reach(address)
+    ray.shutdown()
     settings: dict[str, Any] = {"address": wanted, "log_to_driver": False}
     settings |= {"logging_level": "error", "configure_logging": True}
     # The package itself travels, so that a host needs what it depends on and nothing else.

@@ -16,6 +16,7 @@ import joblib
 from joblib.externals.loky.backend.process import LokyProcess
 from joblib.externals.loky.backend.utils import kill_process_tree
 
+from resfool import devices
 from resfool.parallel import tasks
 from resfool.parallel.tasks import Died, Failure, Function, Tell
 
@@ -156,11 +157,16 @@ def _serve(pipe: Any) -> None:
     while pipe.poll(_IDLE_SECONDS):
         kind, *rest = pipe.recv()
         if kind == "function":
-            load = functools.cache(functools.partial(cloudpickle.loads, *rest))
+            load = functools.cache(functools.partial(_loaded, *rest))
         elif kind == "task":
             ticket, item = rest
             pipe.send((True, _run(load, item, _Reporter(pipe, ticket))))
         # Else a word to stop what has ended by now.
+
+
+def _loaded(function: bytes) -> Function:
+    with devices.held_back_stderr():  # TensorFlow's words as it is imported
+        return cloudpickle.loads(function)
 
 
 def _run(load: Any, item: bytes, report: "_Reporter") -> bytes:

@@ -219,7 +219,7 @@ def test_cobyla_gives_the_same_bits_in_other_processes() -> None:
             map=functools.partial(parallel.map, backend=backend, workers=2),
             progress=done.append,
         )
-        for backend in get_args(parameters.Backend)
+        for backend in ("serial", "joblib")
     )
     np.testing.assert_array_equal(here.perturbations, there.perturbations)
     np.testing.assert_array_equal(here.evaluations, there.evaluations)
