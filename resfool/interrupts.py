@@ -30,6 +30,21 @@ def deferred() -> Iterator[None]:
         signal.raise_signal(held[0])
 
 
+@contextlib.contextmanager
+def kept() -> Iterator[None]:
+    """Undo what a library does to the handlers of Ctrl-C and SIGTERM in the block."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    earlier = {s: signal.getsignal(s) for s in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            # One that native code has put in place can't be told, nor put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
 def raise_once() -> None:
     """Let the first Ctrl-C or SIGTERM raise KeyboardInterrupt, and ignore those that follow.
 

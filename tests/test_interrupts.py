@@ -33,6 +33,13 @@ def test_without_a_signal_the_handlers_are_put_back() -> None:
     assert signal.getsignal(signal.SIGTERM) is earlier
 
 
+def test_a_library_does_not_keep_the_handlers() -> None:
+    earlier = signal.getsignal(signal.SIGTERM)
+    with interrupts.kept():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    assert signal.getsignal(signal.SIGTERM) is earlier
+
+
 def test_in_other_threads_it_does_nothing() -> None:
     errors: list[Exception] = []
 

@@ -43,7 +43,9 @@ def cluster() -> Iterator[str]:
         command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"]
         command += ["--node-ip-address=127.0.0.1", f"--port={address.rpartition(':')[2]}"]
         command += ["--num-cpus=2", "--object-store-memory=100000000", f"--temp-dir={folder}"]
-        command += ["--include-dashboard=false",]
+        command += [
+            "--include-dashboard=false",
+        ]
         with (Path(folder) / "log").open("w") as log:
             head = subprocess.Popen(
                 command, stdout=log, stderr=log, env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}

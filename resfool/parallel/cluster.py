@@ -20,6 +20,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import resfool
+from resfool import interrupts
 from resfool.errors import InputError
 from resfool.parallel import tasks
 from resfool.parallel.tasks import Died, Failure, Function, Tell
@@ -196,7 +197,8 @@ def _join(address: str | None) -> None:
     if address is None:
         settings |= {"num_cpus": joblib.cpu_count(), "include_dashboard": False}
     try:
-        ray.init(**settings)
+        with interrupts.kept():
+            ray.init(**settings)
     except Exception as error:
         ray.shutdown()
         raise _refused(address, error) from error
