@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 # Put first on the path, so that `mlflow run` finds this environment's python.
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: train test format benchmark benchmark-attacks clean
+.PHONY: train test test-cluster format benchmark benchmark-attacks benchmark-parallel clean
 
 train: $(INSTALLED)
 	$(RUN) mlflow run . -e train --env-manager local --experiment-name resfool \
@@ -17,6 +17,10 @@ test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses 2 --dist loadgroup
+
+# Two hosts in network namespaces; as root on Linux.
+test-cluster: $(INSTALLED)
+	$(BIN)/pytest -rs tests/cluster
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .
@@ -30,6 +34,9 @@ benchmark-attacks: .venv/.attack-benchmarks
 	$(BIN)/python -m benchmarks.attack_sweep
 	$(BIN)/python -m benchmarks.minimal_perturbations
 	$(BIN)/python -m benchmarks.universal_perturbations
+
+benchmark-parallel: $(INSTALLED)
+	$(BIN)/python -m benchmarks.parallel_backends
 
 clean:
 	rm -rf .venv

@@ -1,0 +1,124 @@
+"""What runs on the first host: `python -m tests.cluster.driver WORK ADDRESS`.
+
+Prints a line for everything that happens, and a JSON object with what was found at the end.
+"""
+
+import functools
+import hashlib
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import numpy as np
+
+from resfool import parallel
+from resfool.parallel import Report
+from tests.conftest import ROOT
+
+# The other host has no tests.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+IMAGES = 40
+STEPS = 12
+
+
+def solve(address: str) -> dict[str, Any]:
+    """COBYLA on a small network, on the cluster and in one process here."""
+    import keras
+
+    from resfool.attacks import minimal
+
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Flatten(), keras.layers.Dense(12, "relu"), keras.layers.Dense(4)]
+    model = keras.Sequential([keras.Input((6, 6, 1)), *layers])
+    images = np.random.default_rng(0).random((IMAGES, 6, 6, 1), np.float32)
+    hosts: Counter[tuple[str, bool]] = Counter()
+
+    def on_the_cluster(
+        function: Callable[[Any], Any], items: Any, *, progress: Callable[[int], None]
+    ) -> list[Any]:
+        located = functools.partial(_located, function)
+        spread: dict[str, Any] = {
+            "backend": "ray",
+            "ray_address": address,
+            "progress": _say_progress,
+        }
+        results = parallel.map(located, items, **spread)
+        hosts.update(where for where, _ in results)
+        return [result for _, result in results]
+
+    serial = functools.partial(parallel.map, backend="serial")
+    found = [
+        minimal.smallest_perturbations(model, images, solver="cobyla", map=map)
+        for map in (on_the_cluster, serial)
+    ]
+    digests = [hashlib.sha256(f.perturbations.tobytes()).hexdigest() for f in found]
+    return {
+        "digests": digests,
+        "images": [len(f.norms) for f in found],
+        "flipped": [int(f.flipped.sum()) for f in found],
+        "hosts": [[*where, count] for where, count in hosts.items()],
+    }
+
+
+def _located(function: Callable[[Any], Any], item: Any) -> tuple[tuple[str, bool], Any]:
+    """A result, on which host it was computed, and whether that host sees the checkout."""
+    import ray
+
+    result = function(item)
+    time.sleep(0.3)
+    here = ray.get_runtime_context().get_node_id()
+    return (here, (Path(ROOT) / "resfool").exists()), result
+
+
+def _say_progress(more: int) -> None:
+    print("solved", more, flush=True)
+
+
+def trials(address: str) -> dict[str, Any]:
+    """Two tasks that report their steps."""
+    heard: dict[int, list[int]] = {0: [], 1: []}
+    restarts: list[list[Any]] = []
+    hosts: set[str] = set()
+
+    def receive(place: int, message: tuple[str, int]) -> bool:
+        hosts.add(message[0])
+        heard[place].append(message[1])
+        print("step", place, *message, flush=True)
+        return False
+
+    def restarted(place: int) -> None:
+        restarts.append([place, heard[place]])
+        heard[place] = []
+
+    with parallel.Pool(
+        _trial, backend="ray", ray_address=address, receive=receive, restarted=restarted
+    ) as pool:
+        for place in heard:
+            pool.submit(place, STEPS)
+        outcomes = dict(pool.finished())
+    return {
+        "heard": list(heard.values()),
+        "outcomes": [str(outcomes[place]) for place in heard],
+        "restarts": restarts,
+        "hosts": len(hosts),
+    }
+
+
+def _trial(steps: int, report: Report) -> str:
+    import ray
+
+    for step in range(steps):
+        report((ray.get_runtime_context().get_node_id(), step))
+        time.sleep(0.5)
+    return "done"
+
+
+if __name__ == "__main__":
+    work, where = sys.argv[1:]
+    print(json.dumps({"solve": solve, "trials": trials}[work](where)), flush=True)
