@@ -111,7 +111,13 @@ def failing(item: int) -> int:
 
 
 def threads(item: int) -> tuple[int, Any]:
-    names = "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "MLFLOW_RUN_ID"
+    names = (
+        "OMP_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "TF_NUM_INTRAOP_THREADS",
+        "MLFLOW_RUN_ID",
+        "CUDA_VISIBLE_DEVICES",
+    )
     return os.getpid(), [os.environ.get(name) for name in names]
 
 
@@ -165,13 +171,13 @@ def test_an_error_names_its_item_and_keeps_the_rest(where: dict[str, Any], worke
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_worker_has_one_thread_and_no_run(
+def test_a_worker_has_one_thread_no_run_and_no_gpu(
     where: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_RUN_ID", "of the driver")
     for process, variables in parallel.map(threads, range(2), workers=2, **where):
         assert process != os.getpid()
-        assert variables == ["1", "1", "1", None]
+        assert variables == ["1", "1", "1", None, "-1"]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -238,6 +244,17 @@ def test_tasks_report_in_order_stop_fail_and_are_added(where: dict[str, Any]) ->
     assert outcomes["long"] == list(range(12)) and outcomes["added"] == list(range(4))
     assert 4 <= len(outcomes["stopped"]) < 50
     assert all(heard[place] == outcome for place, outcome in outcomes.items())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_error_of_the_receiver_is_the_drivers(where: dict[str, Any]) -> None:
+    def receive(place: str, message: int) -> bool:
+        raise OSError("the disk is full")
+
+    pool = parallel.Pool(counting, workers=2, receive=receive, **where)
+    with pool, pytest.raises(OSError, match="the disk is full"):
+        pool.submit("any", ("", 5))
+        list(pool.finished())
 
 
 @pytest.mark.parametrize("backend", PARALLEL)

@@ -70,7 +70,7 @@ class Cluster:
             "num_cpus": room.cpus,
             "num_gpus": room.gpus,
             "max_retries": 0,
-            "runtime_env": {"env_vars": tasks.environment(max(1, room.cpus))},
+            "runtime_env": {"env_vars": tasks.environment(room.cpus, room.gpus)},
         }
         self._task = ray.remote(_work).options(**options)
         self._function = digest, [ray.put(data)]

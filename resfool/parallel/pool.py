@@ -41,7 +41,7 @@ class Pool:
         ray_address: of the cluster: auto, host:port or ray://host:port; None starts one here.
         patience: seconds that a cluster has to grow to what was asked for.
         cpus: of each task, which are its threads too.
-        gpus: of each task, on ray.
+        gpus: of each task, on ray; without, only "serial" sees any.
         receive: takes a task's place and message, here and in the order in which the task sent
             them; returns whether the task should stop. The task may learn so a message later.
         restarted: is told the place of a task that is run again because its worker died; its

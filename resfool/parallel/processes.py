@@ -40,12 +40,27 @@ class Here:
         assert self._next is not None
         (ticket, item), self._next = self._next, None
         try:
-            return [(ticket, self._function(item, lambda message: self._tell(ticket, message)))]
+            return [(ticket, self._function(item, lambda message: self._passed(ticket, message)))]
+        except _Unheard as error:
+            raise error.cause from None
         except Exception as error:
             return [(ticket, Failure.of(error))]
 
+    def _passed(self, ticket: int, message: Any) -> bool:
+        try:
+            return self._tell(ticket, message)
+        except Exception as error:
+            raise _Unheard(error) from error
+
     def leave(self, at_once: bool) -> None:
         pass
+
+
+class _Unheard(BaseException):
+    """The driver could not take a message: not the task's error, nor for it to catch."""
+
+    def __init__(self, cause: Exception) -> None:
+        self.cause = cause
 
 
 class Processes:

@@ -75,9 +75,14 @@ class Crew(Protocol):
         """Let the workers go; those that are at work, or all, are killed."""
 
 
-def environment(threads: int) -> dict[str, str]:
-    """The variables of a worker that has some threads for BLAS and as many for TensorFlow."""
-    return dict.fromkeys(_THREADS, str(threads)) | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+def environment(threads: int, gpus: float = 0) -> dict[str, str]:
+    """The variables of a worker that has some threads for BLAS and as many for TensorFlow.
+
+    Without GPUs of its own it sees none: there its results would have other bits, and it would
+    take all their memory.
+    """
+    variables = dict.fromkeys(_THREADS, str(threads)) | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    return variables if gpus else variables | {"CUDA_VISIBLE_DEVICES": "-1"}
 
 
 def forget_tracking() -> None:
