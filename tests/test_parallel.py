@@ -23,6 +23,9 @@ from resfool.parallel import Died, Failure, Report
 from resfool.parameters import Backend
 from tests.conftest import ROOT
 
+# Ray reads them once, as it is imported, and without a token it would make one for the user.
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-of-the-tests-only"}
+
 # Hosts of a cluster have no tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -37,9 +40,7 @@ def cluster() -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     # The paths of Ray's sockets must be short.
-    with tempfile.TemporaryDirectory(prefix="ray") as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN", "a-token-of-the-tests-only")
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:
         command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"]
         command += ["--node-ip-address=127.0.0.1", f"--port={address.rpartition(':')[2]}"]
         command += ["--num-cpus=2", "--object-store-memory=100000000", f"--temp-dir={folder}"]
@@ -329,6 +330,7 @@ def alive(pid: int) -> bool:
     [
         ("127.0.0.1:1", "no Ray cluster answers at 127.0.0.1:1"),
         ("ray://127.0.0.1:1", "is its client server on"),
+        ("ray://127.0.0.1", "no Ray cluster answers at ray://127.0.0.1:10001"),
         ("nowhere.invalid:6379", "no Ray cluster answers at nowhere.invalid:6379"),
         ("somewhere", "must be auto, host:port or ray://host:port"),
         ("ray://", "must be auto, host:port or ray://host:port"),

@@ -185,10 +185,10 @@ class _Box:
 def _join(address: str | None) -> None:
     """Connect to a cluster, unless this process is in it or its caller has chosen one."""
     global _joined
-    wanted = address or "local"
+    wanted = _complete(address)
     if ray.is_initialized() and _joined in (None, wanted):
         return
-    _reach(address)
+    _reach(wanted)
     ray.shutdown()
     settings: dict[str, Any] = {"address": wanted, "log_to_driver": False}
     settings |= {"logging_level": "error", "configure_logging": True}
@@ -205,17 +205,22 @@ def _join(address: str | None) -> None:
     _joined = wanted
 
 
-def _reach(address: str | None) -> None:
-    """Ray itself waits for minutes."""
+def _complete(address: str | None) -> str:
+    """An address as Ray wants it."""
+    if address is None:
+        return "local"
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS", "auto")
-    if address in (None, "auto", "local"):
+    host = address.removeprefix("ray://")
+    return f"{address}:{_CLIENT_PORT}" if host != address and host and ":" not in host else address
+
+
+def _reach(address: str) -> None:
+    """Ray itself waits for minutes."""
+    if address in ("auto", "local"):
         return
-    assert address is not None
     client = address.startswith("ray://")
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if client and not host:
-        host, port = port, str(_CLIENT_PORT)
     if not host or not port.isdecimal():
         raise InputError(f"ray_address={address} must be auto, host:port or ray://host:port")
     try:
