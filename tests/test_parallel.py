@@ -35,18 +35,21 @@ PARALLEL = [p for p in BACKENDS if p.values != ("serial",)]
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
+def client_port() -> int:
+    """Of the cluster's client server."""
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def cluster(client_port: int) -> Iterator[str]:
     """The address of a Ray cluster of this machine with two CPUs and a token."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     # The paths of Ray's sockets must be short.
     with tempfile.TemporaryDirectory(prefix="ray") as folder:
         command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"]
         command += ["--node-ip-address=127.0.0.1", f"--port={address.rpartition(':')[2]}"]
         command += ["--num-cpus=2", "--object-store-memory=100000000", f"--temp-dir={folder}"]
-        command += [
-            "--include-dashboard=false",
-        ]
+        command += ["--include-dashboard=false", f"--ray-client-server-port={client_port}"]
         with (Path(folder) / "log").open("w") as log:
             head = subprocess.Popen(
                 command, stdout=log, stderr=log, env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
@@ -59,6 +62,11 @@ def cluster() -> Iterator[str]:
             if "ray" in sys.modules:
                 sys.modules["ray"].shutdown()
             kill_tree(head.pid)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
 
 
 def answers(address: str) -> bool:
@@ -330,7 +338,7 @@ def alive(pid: int) -> bool:
     [
         ("127.0.0.1:1", "no Ray cluster answers at 127.0.0.1:1"),
         ("ray://127.0.0.1:1", "is its client server on"),
-        ("ray://127.0.0.1", "no Ray cluster answers at ray://127.0.0.1:10001"),
+        ("ray://nowhere.invalid", "no Ray cluster answers at ray://nowhere.invalid:10001"),
         ("nowhere.invalid:6379", "no Ray cluster answers at nowhere.invalid:6379"),
         ("somewhere", "must be auto, host:port or ray://host:port"),
         ("ray://", "must be auto, host:port or ray://host:port"),
@@ -374,3 +382,11 @@ def test_chunks_grow_to_a_share_of_a_second_and_shrink_at_the_end() -> None:
     sizes.clear()
     parallel.map(time.sleep, [0.15] * 4, workers=2, progress=lambda n: sizes.update([n]))
     assert sizes == {1: 4}
+
+
+@on_ray
+def test_a_cluster_is_reached_from_outside(cluster: str, client_port: int) -> None:
+    address = f"ray://127.0.0.1:{client_port}"
+    found = parallel.map(squares, range(9), backend="ray", ray_address=address)
+    for one, expected in zip(found, map(squares, range(9)), strict=True):
+        np.testing.assert_array_equal(one, expected)
