@@ -20,7 +20,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             result = experiments.train(run, **settings)
             model_uri = record(run, result)
     print(f"train accuracy  {result.train.accuracy:.4f}  (the curve's last point)")
-    print(f"test accuracy   {result.test.accuracy:.4f}  (all {len(result.dataset.test)} images)")
+    judged = f"{result.part} accuracy"
+    count = len(result.dataset.split(result.part))
+    print(f"{judged:<15} {result.test.accuracy:.4f}  (all {count} images)")
     print(f"run             {run.run_id}")
     print(f"model           {model_uri}")
     print(f"look at it with {tracking.ui_command()}")
@@ -38,13 +40,7 @@ def record(run: tracking.TrainingRun, result: experiments.Training) -> str:
     """
     title = f"{result.network.name} on {result.dataset.name}"
     run.log_figure(figures.accuracy_curves(result.history, title), "accuracy_curves.png")
-    metrics = {
-        "final_train_accuracy": result.train.accuracy,
-        "final_train_loss": result.train.loss,
-        "final_test_accuracy": result.test.accuracy,
-        "final_test_loss": result.test.loss,
-    }
-    return run.log_model(result.model, result.dataset, metrics)
+    return run.log_model(result.model, result.dataset, result.final_metrics, result.part)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Nothing heavy is imported here, so that a wrong value is refused before TensorFl
 
 import argparse
 import contextlib
+import functools
 import inspect
 import re
 import sys
@@ -32,6 +33,19 @@ def public_parameters(function: Callable[..., Any]) -> dict[str, inspect.Paramet
     """The keyword-only parameters of `function`, in order: what a user may set."""
     parameters = inspect.signature(function).parameters
     return {n: p for n, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def without(function: Callable[..., Any], *names: str) -> Callable[..., Any]:
+    """A function as `parse` shall see it: without some of its public parameters."""
+
+    @functools.wraps(function)
+    def rest(*arguments: Any, **values: Any) -> Any:
+        return function(*arguments, **values)
+
+    whole = inspect.signature(function)
+    kept = [p for name, p in whole.parameters.items() if name not in names]
+    rest.__signature__ = whole.replace(parameters=kept)  # type: ignore[attr-defined]
+    return rest
 
 
 def parse(*functions: Callable[..., Any], argv: Sequence[str] | None = None) -> list[Values]:

@@ -11,7 +11,7 @@ import tempfile
 import urllib.request
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import metadata, resources
 from pathlib import Path
@@ -76,6 +76,34 @@ class Dataset:
     def classes(self) -> int:
         """How many classes there are."""
         return len(self.class_names)
+
+    def with_validation(self, share: float, seed: int) -> "Dataset":
+        """The same with some training images set aside for validation, and no others there.
+
+        Args:
+            share: of the training images of each class, rounded.
+            seed: decides which.
+
+        Returns:
+            A data set with the same test split.
+
+        Raises:
+            InputError: so small a share leaves nothing to validate on.
+        """
+        random = np.random.default_rng(seed)
+        aside = np.zeros(len(self.train), bool)
+        for label in range(self.classes):
+            of_class = random.permutation(np.flatnonzero(self.train.labels == label))
+            aside[of_class[: round(share * len(of_class))]] = True
+        if not aside.any():
+            raise InputError(
+                f"validation_share={share} of {len(self.train)} training images leaves none "
+                "to validate on"
+            )
+        kept, validation = (
+            Split(self.train.images[rows], self.train.labels[rows]) for rows in (~aside, aside)
+        )
+        return replace(self, train=kept, validation=validation)
 
     def split(self, part: Part) -> Split:
         """One part by its name."""

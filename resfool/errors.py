@@ -35,6 +35,10 @@ class NonFiniteLossError(ArithmeticError):
     """The training loss became infinite or not a number; training can't go on from there."""
 
 
+class TrialError(RuntimeError):
+    """A trial failed on its worker; the message names the error's type and what it said."""
+
+
 @contextlib.contextmanager
 def reading(path: object) -> Iterator[None]:
     """Turn whatever a damaged or hostile file raises, nearly anything, into one InputError.

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter
 
@@ -14,6 +16,7 @@ from resfool.parameters import show
 _LINES: dict[str, dict[str, Any]] = {
     "train": {"color": "tab:blue", "label": "training (average of 100 steps)"},
     "train_adversarial": {"color": "tab:red", "ls": "--", "label": "training, adversarial"},
+    "validation": {"color": "tab:green", "label": "validation"},
     "test": {"color": "tab:orange", "label": "test"},
 }
 
@@ -41,6 +44,156 @@ def accuracy_curves(history: Sequence[Mapping[str, float]], title: str) -> Figur
         axis_ticks(FormatStrFormatter("%g"))
     loss.legend()
     return figure
+
+
+def trainings(curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], title: str) -> Figure:
+    """Accuracies of several networks against the step, as in the paper's Figures 3 to 6.
+
+    Args:
+        curves: by the network's name, the histories of its trainings, one for each seed, with
+            points as in `accuracy_curves`.
+        title: says which data set.
+
+    Returns:
+        A figure of two panels: training on the left, test (or validation) on the right. Lines are
+        means over the seeds, bands go from the lowest to the highest.
+    """
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    figure.suptitle(title)
+    panels = figure.subplots(1, 2, sharey=True)
+    everything = [row for histories in curves.values() for one in histories for row in one]
+    judged = next(
+        (p for p in ("test", "validation") if any(f"{p}_accuracy" in r for r in everything)), "test"
+    )
+    for axes, part in zip(panels, ("train", judged), strict=True):
+        for number, (name, histories) in enumerate(curves.items()):
+            by_step: dict[float, list[float]] = {}
+            for row in (row for history in histories for row in history):
+                if f"{part}_accuracy" in row:
+                    by_step.setdefault(row["step"], []).append(row[f"{part}_accuracy"])
+            steps = sorted(by_step)
+            means = [float(np.mean(by_step[step])) for step in steps]
+            seeds = f" ({len(histories)} seeds)" if len(histories) > 1 else ""
+            marker = "o" if part == judged or len(steps) < 3 else ""
+            axes.plot(steps, means, color=f"C{number}", marker=marker, ms=3, label=f"{name}{seeds}")
+            low, high = ([end(by_step[step]) for step in steps] for end in (min, max))
+            axes.fill_between(steps, low, high, color=f"C{number}", alpha=0.15, lw=0)
+        axes.set(
+            xlabel="training step",
+            title="training, average of 100 steps" if part == "train" else part,
+        )
+        axes.grid(alpha=0.3)
+        axes.legend()
+    panels[0].set_ylabel("accuracy (bands: all seeds)")
+    return figure
+
+
+def tuning(
+    values: Sequence[float],
+    pruned: Sequence[bool],
+    importances: Mapping[str, float],
+    settings: Sequence[Mapping[str, Any]],
+    title: str,
+) -> Figure:
+    """A search: accuracy by trial, what explains it, and all trials in parallel coordinates.
+
+    Args:
+        values: validation accuracy of each trial, the last one before it if it was pruned.
+        pruned: whether each trial was.
+        importances: by setting, the share of the accuracy's variance that it explains.
+        settings: that each trial tried, the same ones everywhere.
+        title: says which network and data set.
+
+    Returns:
+        A figure of two panels and a wide one below them.
+    """
+    figure = Figure(figsize=(12, 8.5), layout="constrained")
+    figure.suptitle(title)
+    grid = figure.add_gridspec(2, 2)
+    _draw_history(figure.add_subplot(grid[0, 0]), values, pruned)
+    bars = figure.add_subplot(grid[0, 1])
+    names = list(importances)[::-1]
+    bars.barh(names, [importances[name] for name in names], color="tab:blue")
+    bars.set(xlabel="share of the accuracy's variance that it explains", xlim=(0, 1))
+    bars.set_title("what mattered" if names else "too few finished trials to say what mattered")
+    _draw_coordinates(figure, figure.add_subplot(grid[1, :]), values, pruned, settings)
+    return figure
+
+
+def _draw_history(axes: Axes, values: Sequence[float], pruned: Sequence[bool]) -> None:
+    numbers, cut = np.arange(len(values)), np.asarray(pruned, bool)
+    accuracies = np.asarray(values, float)
+    axes.plot(numbers[~cut], accuracies[~cut], "o", color="tab:blue", label="finished")
+    axes.plot(numbers[cut], accuracies[cut], "x", color="grey", label="pruned, where it stood")
+    best = np.maximum.accumulate(np.where(cut, -np.inf, accuracies))
+    axes.step(
+        numbers,
+        np.where(np.isfinite(best), best, np.nan),
+        where="post",
+        color="tab:red",
+        label="best",
+    )
+    axes.set(xlabel="trial", ylabel="validation accuracy", title="history")
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
+def _draw_coordinates(
+    figure: Figure,
+    axes: Axes,
+    values: Sequence[float],
+    pruned: Sequence[bool],
+    settings: Sequence[Mapping[str, Any]],
+) -> None:
+    """A line for each trial through its settings, coloured by its accuracy."""
+    names = list(settings[0]) if settings else []
+    heights = np.empty((len(settings), len(names)))
+    for column, name in enumerate(names):
+        tried = [one[name] for one in settings]
+        heights[:, column], marks = _heights(tried)
+        for height, mark in marks:
+            axes.annotate(
+                mark,
+                (column, height),
+                fontsize="small",
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+            )
+    finished = (
+        [v for v, cut in zip(values, pruned, strict=True) if not cut] or list(values) or [0.0]
+    )
+    scale = ScalarMappable(Normalize(min(finished), max(finished)), "viridis")
+    for row, value, cut in sorted(
+        zip(heights, values, pruned, strict=True), key=lambda each: (not each[2], each[1])
+    ):
+        style: dict[str, Any] = (
+            {"color": "lightgrey", "lw": 0.8}
+            if cut
+            else {"color": scale.to_rgba(np.asarray(value)), "lw": 1.5}
+        )
+        axes.plot(range(len(names)), row, **style)
+    axes.set_xticks(range(len(names)), labels=names)
+    axes.set(yticks=[], ylim=(-0.05, 1.05), title="all trials (grey: pruned)")
+    for column in range(len(names)):
+        axes.axvline(column, color="black", lw=0.6)
+    figure.colorbar(scale, ax=axes, label="validation accuracy")
+
+
+def _heights(tried: Sequence[Any]) -> tuple[np.ndarray, list[tuple[float, str]]]:
+    """Where on an axis from 0 to 1 values stand, and what is written on it."""
+    if any(isinstance(value, str) for value in tried) or len(set(tried)) <= 5:
+        kinds = sorted(set(tried))
+        places = {kind: i / max(1, len(kinds) - 1) for i, kind in enumerate(kinds)}
+        return np.array([places[v] for v in tried]), [(places[k], str(k)) for k in kinds]
+    numbers = np.asarray(tried, float)
+    wide = bool((numbers > 0).all() and numbers.max() / numbers.min() > 20)
+    along = np.log(numbers) if wide else numbers
+    low, high = float(along.min()), float(along.max())
+    marks = [
+        (end, f"{np.exp(value) if wide else value:.2g}") for end, value in ((0.0, low), (1.0, high))
+    ]
+    return (along - low) / max(high - low, 1e-12), marks
 
 
 @dataclass(frozen=True)
@@ -379,7 +532,7 @@ def _draw(axes: Axes, history: Sequence[Mapping[str, float]], quantity: str) -> 
         points = [(row["step"], row[key]) for row in history if key in row]
         if not points:
             continue
-        marker = "o" if split == "test" or len(points) < 3 else ""
+        marker = "o" if split in ("validation", "test") or len(points) < 3 else ""
         steps, values = zip(*points, strict=True)
         axes.plot(steps, values, marker=marker, **style)
     axes.set_xlabel("training step")

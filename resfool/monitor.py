@@ -1,7 +1,7 @@
 """What an experiment tells its surroundings while it runs, and what it asks of them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -38,6 +38,21 @@ class ModelSource:
 
 
 @dataclass(frozen=True)
+class FinishedTraining:
+    """A training that an earlier run finished.
+
+    Attributes:
+        uri: of its model.
+        metrics: its final figures.
+        curve: its points, each with "step", in order.
+    """
+
+    uri: str
+    metrics: Mapping[str, float]
+    curve: Sequence[Mapping[str, float]]
+
+
+@dataclass(frozen=True)
 class PerturbationSource:
     """A universal perturbation that somebody named, not loaded yet.
 
@@ -54,6 +69,14 @@ class PerturbationSource:
 
 class Monitor:
     """Listens to an experiment. This one does nothing; MLflow, a progress bar or a test do more."""
+
+    @property
+    def run_id(self) -> str:
+        """Where the experiment is recorded, once it has begun; empty if nowhere."""
+        return ""
+
+    def reopen(self, run_id: str) -> None:
+        """What is about to begin goes on with an earlier run."""
 
     def begin(self, name: str, facts: Mapping[str, Any], uses: Sequence[Use]) -> Path | None:
         """The arguments are checked and the data is read; the expensive part begins.
@@ -81,6 +104,24 @@ class Monitor:
     def part(self, name: str, facts: Mapping[str, Any]) -> Iterator[Self]:
         """A part of the experiment, such as one of several models, with curves of its own."""
         yield self
+
+    def beside(self) -> "AbstractContextManager[Monitor]":
+        """A part that is open at the same time as others, for work that is done elsewhere.
+
+        Its `begin` is called within; leaving it ends the part.
+        """
+        return nullcontext(self)
+
+    def find_training(self, key: str) -> "FinishedTraining | None":
+        """A finished training with the same settings and data, if there is one.
+
+        Args:
+            key: that `experiments.training_key` gives.
+
+        Returns:
+            The training, or None.
+        """
+        return None
 
     def find_model(self, uri: str) -> ModelSource:
         """Find a model that a user named; here only files can be found.

@@ -21,6 +21,8 @@ LabelSource = Literal["true", "prediction"]
 Solver = Literal["closest", "deepfool", "ddn", "cobyla"]  # of smallest perturbations
 Subspace = Literal["gradients", "rows", "pixels"]  # in which cobyla looks for one
 Backend = Literal["serial", "joblib", "ray"]  # of parallel work
+Sampler = Literal["tpe", "random"]  # of a search for settings
+Pruner = Literal["median", "halving", "none"]
 Part = Literal["train", "validation", "test"]  # of a data set
 RandomCoefficients = Literal["gaussian", "singular"]
 Coefficients = Literal["gaussian", "singular", "first", "optimised"]  # f_i of equation 8
@@ -187,12 +189,32 @@ Epsilons = Annotated[tuple[float, ...], BeforeValidator(parse_epsilons)]
 SizedNorm = Annotated[Norm, BeforeValidator(parse_norm)]
 PixelRange = Annotated[tuple[float, float], BeforeValidator(_parse_range)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
+Archs = Annotated[tuple[Arch, ...], BeforeValidator(_split_commas)]
 Counts = Annotated[
     tuple[PositiveCount, ...], BeforeValidator(_split_commas), BeforeValidator(_single)
 ]
 ImageShape = Annotated[Counts, AfterValidator(_check_image_shape)]
 # Seeds go into TensorFlow's stateless generators as 32-bit integers.
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+@dataclass(frozen=True)
+class Between:
+    """A range of a setting: of whole numbers if both ends are; `log` counts in magnitudes."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A few values of a setting."""
+
+    values: tuple[Any, ...]
+
+
+Span = Between | Choice
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from resfool.parameters import epsilon_name, show
 if TYPE_CHECKING:  # it needs TensorFlow, which isn't imported before the input is checked
     from resfool.attacks.minimal import Minimal
     from resfool.evaluation import Attacked, Example, Shown
-    from resfool.experiments import Transfer, Universal
+    from resfool.experiments import SweptTraining, Transfer, Tuning, Universal
 
 
 def rates_table(results: Sequence["Attacked"]) -> pd.DataFrame:
@@ -221,6 +221,102 @@ def universal_summary(result: "Universal") -> str:
     sizes = rates["final_l2_norm"], rates["final_linf_norm"]
     lines.append(f"norm            l2 {sizes[0]:.3f}, l-infinity {sizes[1]:.4f}")
     return "\n".join(lines)
+
+
+def trainings_table(swept: Sequence["SweptTraining"]) -> pd.DataFrame:
+    """A sweep's trainings, a row for each."""
+    settings = ("arch", "depth", "seed")
+    return pd.DataFrame(
+        {"network": each.network}
+        | {name: each.settings[name] for name in settings}
+        | dict(each.metrics)
+        | {"reused": each.reused, "error": each.error}
+        for each in swept
+    )
+
+
+def networks_table(swept: Sequence["SweptTraining"]) -> pd.DataFrame:
+    """A sweep's networks, a row for each: means and standard deviations over the seeds."""
+    rows = []
+    for network, trainings in _by_network(swept).items():
+        metrics = pd.DataFrame([dict(each.metrics) for each in trainings])
+        final = metrics[sorted(n for n in metrics if n.startswith("final_"))]
+        spread = final.std().add_suffix("_std")
+        rows.append(
+            {"network": network, "seeds": len(trainings)} | dict(final.mean()) | dict(spread)
+        )
+    return pd.DataFrame(rows)
+
+
+def trainings_figure(swept: Sequence["SweptTraining"], where: str) -> Figure:
+    """The figure of a sweep's accuracies (Figures 3 to 6)."""
+    curves = {
+        network: [each.curve for each in trainings]
+        for network, trainings in _by_network(swept).items()
+    }
+    return figures.trainings(curves, where)
+
+
+def sweep_summary(swept: Sequence["SweptTraining"]) -> str:
+    """A sweep's networks for the terminal."""
+    table = networks_table(swept)
+    figure_names = [n for n in table if str(n).endswith("_accuracy")]
+    lines = [f"{'network':<16}{'seeds':>6}" + "".join(f"{n[6:]:>24}" for n in figure_names)]
+    for _, row in table.iterrows():
+        cells = (
+            f"{row[n]:.4f}" + (f" +- {row[f'{n}_std']:.4f}" if row["seeds"] > 1 else "")
+            for n in figure_names
+        )
+        lines.append(
+            f"{row['network']:<16}{row['seeds']:>6}" + "".join(f"{cell:>24}" for cell in cells)
+        )
+    return "\n".join(lines)
+
+
+def trials_table(tuning: "Tuning") -> pd.DataFrame:
+    """A tuning's trials, a row for each."""
+    return pd.DataFrame(
+        {"trial": trial.number}
+        | trial.settings
+        | {
+            "validation_accuracy": trial.value,
+            "pruned": trial.pruned,
+            "seconds": trial.seconds,
+        }
+        for trial in tuning.tried
+    )
+
+
+def tuning_figure(tuning: "Tuning", title: str) -> Figure:
+    """The figure of a tuning: its history, what mattered, and all trials side by side."""
+    values = [trial.value for trial in tuning.tried]
+    pruned = [trial.pruned for trial in tuning.tried]
+    settings = [trial.settings for trial in tuning.tried]
+    return figures.tuning(values, pruned, tuning.importances, settings, title)
+
+
+def tuning_summary(tuning: "Tuning") -> str:
+    """A tuning for the terminal."""
+    pruned = sum(trial.pruned for trial in tuning.tried)
+    lines = [
+        f"trials          {len(tuning.tried)}, of which {pruned} were pruned",
+        f"best            {tuning.value:.4f} of the validation images",
+    ]
+    lines += [f"  {name:<14}{show(value)}" for name, value in tuning.best.items()]
+    if tuning.importances:
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in tuning.importances.items())
+        lines.append(f"what mattered   {shares}")
+    lines += ["train the best on all training images, and test it, with", tuning.command]
+    return "\n".join(lines)
+
+
+def _by_network(swept: Sequence["SweptTraining"]) -> dict[str, list["SweptTraining"]]:
+    """The trainings that ended well, by the name of their network."""
+    found: dict[str, list[SweptTraining]] = {}
+    for each in swept:
+        if each.metrics:
+            found.setdefault(each.network, []).append(each)
+    return found
 
 
 def transfer_table(result: "Transfer") -> pd.DataFrame:

@@ -23,13 +23,13 @@ from typing import IO, TYPE_CHECKING, Any, Self
 import mlflow
 from mlflow import MlflowClient
 from mlflow.data.numpy_dataset import from_numpy
-from mlflow.entities import Metric, Param
+from mlflow.entities import DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 
 from resfool import checkpoints, interrupts, stores
 from resfool.datasets import Dataset
 from resfool.errors import InputError
-from resfool.monitor import ModelSource, Monitor, PerturbationSource, Use
+from resfool.monitor import FinishedTraining, ModelSource, Monitor, PerturbationSource, Use
 from resfool.parameters import Part, show
 
 if TYPE_CHECKING:
@@ -64,19 +64,25 @@ class Run(Monitor):
     Args:
         progress: is told the steps done, their total and a short text.
         nested: whether it is a part of the run that is open.
+        beside: it is such a part, and open at the same time as others, for work elsewhere.
 
     Attributes:
         seconds: time spent on recording so far.
     """
 
-    def __init__(self, progress: Progress = _no_progress, *, nested: bool = False) -> None:
+    def __init__(
+        self, progress: Progress = _no_progress, *, nested: bool = False, beside: bool = False
+    ) -> None:
+        nested = nested or beside
         if not nested:
             _quieten_mlflow()
             stores.check(mlflow.get_tracking_uri())
         self.seconds = 0.0
         self._progress = progress
         self._nested = nested
+        self._beside = beside
         self._run_id: str | None = None
+        self._resumes = False
         self._began = 0.0
         self._open = False
         self._buffer: list[Metric] = []
@@ -102,7 +108,10 @@ class Run(Monitor):
             times = {"tracking_seconds": self.seconds, "total_seconds": total}
             self.point({"step": self._last_step, **times})
             self._flush()
-            mlflow.end_run(status)
+            if self._beside:
+                self._client.set_terminated(self.run_id, status)
+            else:
+                mlflow.end_run(status)
         if status == "KILLED" and self._project_run is not None and not self._nested:
             _start_keeping_killed(self._project_run)
 
@@ -119,6 +128,10 @@ class Run(Monitor):
 
     # What an experiment tells
 
+    def reopen(self, run_id: str) -> None:
+        """What is about to begin goes on in an earlier run."""
+        self._run_id, self._resumes = run_id, True
+
     def begin(self, name: str, facts: Mapping[str, Any], uses: Sequence[Use]) -> Path | None:
         """Open the run and log what is known."""
         self._began = started = time.monotonic()
@@ -130,9 +143,9 @@ class Run(Monitor):
                 uri = mlflow.get_tracking_uri()
                 raise InputError(f"{uri} can't be used for tracking: {error.message}") from error
         self._log_params(run, {**facts, **_origin()})
-        for dataset, part, context in uses:
-            mlflow.set_tag("dataset", dataset.name)
-            mlflow.log_input(_as_input(dataset, part), context=context)
+        for dataset, part, context in () if self._resumes else uses:
+            self._client.set_tag(self.run_id, "dataset", dataset.name)
+            self._client.log_inputs(self.run_id, [_as_use(dataset, part, context)])
         self.seconds += time.monotonic() - started
         return None
 
@@ -163,6 +176,31 @@ class Run(Monitor):
         with Run(self._progress, nested=True) as child:
             child.begin(name, facts, [])
             yield child
+
+    def beside(self) -> "Run":
+        """A run of its own under this one, open at the same time as others."""
+        return Run(beside=True)
+
+    def find_training(self, key: str) -> FinishedTraining | None:
+        """A finished training with the same settings and data, the latest if there are several."""
+        found = self._client.search_runs(
+            [self._client.get_run(self.run_id).info.experiment_id],
+            f"params.training_key = '{key}' and attributes.status = 'FINISHED'",
+            order_by=["attributes.start_time DESC"],
+        )
+        return next(
+            (self._finished(run) for run in found if "final_train_loss" in run.data.metrics), None
+        )
+
+    def _finished(self, run: Any) -> FinishedTraining:
+        """A training's figures, read back."""
+        points: dict[int, dict[str, float]] = {}
+        names = [n for n in run.data.metrics if n.startswith(("train_", "validation_", "test_"))]
+        for name in names:
+            for metric in self._client.get_metric_history(run.info.run_id, name):
+                points.setdefault(metric.step, {"step": metric.step})[name] = metric.value
+        curve = [points[step] for step in sorted(points)]
+        return FinishedTraining(f"runs:/{run.info.run_id}/model", run.data.metrics, curve)
 
     def find_model(self, uri: str) -> ModelSource:
         """Find a model in MLflow or among the files, without loading it."""
@@ -202,6 +240,10 @@ class Run(Monitor):
 
     # What an entry point logs at the end
 
+    def note(self, text: str) -> None:
+        """Describe the run, in Markdown."""
+        self._client.set_tag(self.run_id, "mlflow.note.content", text)
+
     def log_array(self, name: str, array: "ndarray") -> None:
         """Log an array as an `.npy` artifact."""
         import numpy as np
@@ -229,6 +271,45 @@ class Run(Monitor):
         self._client.log_table(self.run_id, table, f"{name}.json")
         self._client.log_text(self.run_id, table.to_csv(index=False), f"{name}.csv")
 
+    def log_model(
+        self,
+        model: "keras.Model",
+        dataset: Dataset,
+        metrics: Mapping[str, float],
+        part: Part = "test",
+    ) -> str:
+        """Log a classifier with its signature and requirements, and its figures on a data set.
+
+        Args:
+            model: plain Keras, from images in [0, 1] to logits.
+            dataset: what the figures were measured on.
+            metrics: its final figures.
+            part: of the data set, on which they were measured.
+
+        Returns:
+            The model's URI.
+        """
+        import mlflow.keras
+        from mlflow.models import ModelSignature
+        from mlflow.types import Schema, TensorSpec
+        from numpy import dtype, float32
+
+        started = time.monotonic()
+        self._flush()
+        single = dtype(float32)
+        signature = ModelSignature(
+            inputs=Schema([TensorSpec(single, (-1, *dataset.image_shape), "images")]),
+            outputs=Schema([TensorSpec(single, (-1, dataset.classes))]),
+        )
+        requirements = [f"{name}=={metadata.version(name)}" for name in ("keras", "tensorflow")]
+        with self._active():
+            info = mlflow.keras.log_model(
+                model, name="model", signature=signature, pip_requirements=requirements
+            )
+        self.seconds += time.monotonic() - started
+        self.log_model_metrics(info.model_id, metrics, dataset, part)
+        return f"models:/{info.model_id}"
+
     def log_model_metrics(
         self, model_id: str, metrics: Mapping[str, float], dataset: Dataset, part: Part
     ) -> None:
@@ -249,12 +330,74 @@ class Run(Monitor):
     # Within
 
     def _start(self, name: str) -> Any:
-        run = mlflow.start_run(run_name=name, nested=self._nested, log_system_metrics=True)
+        if self._resumes:
+            return self._reopened()
+        if self._beside:
+            run = self._started_beside(name)
+        else:
+            run = mlflow.start_run(run_name=name, nested=self._nested, log_system_metrics=True)
         self._open = True
         self._run_id = run.info.run_id
         if _GENERATED_NAME.fullmatch(run.info.run_name):
             self._client.set_tag(self.run_id, "mlflow.runName", name)
         return run
+
+    def _started_beside(self, name: str) -> Any:
+        # MLflow's open runs are a stack, of which only the top can be ended.
+        parent = mlflow.active_run()
+        assert parent is not None, "a part needs a whole"
+        origin = ("mlflow.user", "mlflow.source.")
+        tags = {k: v for k, v in parent.data.tags.items() if k.startswith(origin)}
+        tags["mlflow.parentRunId"] = parent.info.run_id
+        return self._client.create_run(parent.info.experiment_id, tags=tags, run_name=name)
+
+    def _reopened(self) -> Any:
+        # Otherwise start_run would attach to the run that `mlflow run` opened for this command.
+        os.environ.pop("MLFLOW_RUN_ID", None)
+        run = mlflow.start_run(run_id=self.run_id, log_system_metrics=True)
+        self._open = True
+        self._recorded = self._points(list(run.data.metrics))
+        self._point_to(run)
+        self._end_lost_parts(run)
+        return run
+
+    def _points(self, keys: list[str]) -> set[tuple[str, int]]:
+        return {
+            (key, metric.step)
+            for key in keys
+            if not key.startswith("system/")
+            for metric in self._client.get_metric_history(self.run_id, key)
+        }
+
+    def _point_to(self, run: Any) -> None:
+        """Make the run that `mlflow run` opened a pointer to the one that goes on."""
+        if self._project_run in (None, self.run_id):
+            return
+        note = f"Went on with run {self.run_id}, where everything is recorded."
+        for key, text in {
+            f"{_TAG}resumes": self.run_id,
+            "mlflow.runName": f"resumes {run.info.run_name}",
+            "mlflow.note.content": note,
+        }.items():
+            self._client.set_tag(self._project_run, key, text)
+
+    def _end_lost_parts(self, run: Any) -> None:
+        """Mark what a killed process left RUNNING under this run."""
+        lost = self._client.search_runs(
+            [run.info.experiment_id],
+            f"tags.mlflow.parentRunId = '{self.run_id}' and attributes.status = 'RUNNING'",
+        )
+        for part in lost:
+            self._client.set_terminated(part.info.run_id, "KILLED")
+
+    @contextlib.contextmanager
+    def _active(self) -> Iterator[None]:
+        """While this run is MLflow's active one, as some of its functions need."""
+        if self._beside:
+            with mlflow.start_run(run_id=self.run_id, nested=True):
+                yield
+        else:
+            yield
 
     def _flush(self) -> None:
         started = time.monotonic()
@@ -297,10 +440,9 @@ class TrainingRun(Run):
         stores.check_folder("checkpoint folder", checkpoint_dir)
         self.checkpoint: Path | None = None
         self._checkpoint_dir = checkpoint_dir
-        self._resumes = resume is not None
         self._lock: IO[str] | None = None
         if resume is not None:
-            self._run_id = resume
+            self.reopen(resume)
             self.checkpoint = self._find_checkpoint(resume)
 
     def __exit__(
@@ -317,44 +459,11 @@ class TrainingRun(Run):
 
     def begin(self, name: str, facts: Mapping[str, Any], uses: Sequence[Use]) -> Path:
         """Open the run, or open again the one to resume, and log what is known."""
-        super().begin(name, facts, [] if self._resumes else uses)
+        super().begin(name, facts, uses)
         assert self.checkpoint is not None
         tags = {_CHECKPOINT_TAG: str(self.checkpoint), f"{_TAG}host": platform.node()}
         mlflow.set_tags(tags | {"network": facts["network"]})
         return self.checkpoint
-
-    def log_model(
-        self, model: "keras.Model", dataset: Dataset, metrics: Mapping[str, float]
-    ) -> str:
-        """Log a classifier with its signature and requirements, and its figures on a data set.
-
-        Args:
-            model: plain Keras, from images in [0, 1] to logits.
-            dataset: what the figures were measured on.
-            metrics: its final figures.
-
-        Returns:
-            The model's URI.
-        """
-        import mlflow.keras
-        from mlflow.models import ModelSignature
-        from mlflow.types import Schema, TensorSpec
-        from numpy import dtype, float32
-
-        started = time.monotonic()
-        self._flush()
-        single = dtype(float32)
-        signature = ModelSignature(
-            inputs=Schema([TensorSpec(single, (-1, *dataset.image_shape), "images")]),
-            outputs=Schema([TensorSpec(single, (-1, dataset.classes))]),
-        )
-        requirements = [f"{name}=={metadata.version(name)}" for name in ("keras", "tensorflow")]
-        info = mlflow.keras.log_model(
-            model, name="model", signature=signature, pip_requirements=requirements
-        )
-        self.seconds += time.monotonic() - started
-        self.log_model_metrics(info.model_id, metrics, dataset, "test")
-        return f"models:/{info.model_id}"
 
     # Within
 
@@ -369,21 +478,7 @@ class TrainingRun(Run):
     def _reopened(self) -> Any:
         assert self.checkpoint is not None
         self._lock = checkpoints.hold(self.checkpoint)
-        # Otherwise start_run would attach to the run that `mlflow run` opened for this command.
-        os.environ.pop("MLFLOW_RUN_ID", None)
-        run = mlflow.start_run(run_id=self.run_id, log_system_metrics=True)
-        self._open = True
-        self._recorded = self._points(list(run.data.metrics))
-        self._point_to(run)
-        return run
-
-    def _points(self, keys: list[str]) -> set[tuple[str, int]]:
-        return {
-            (key, metric.step)
-            for key in keys
-            if not key.startswith("system/")
-            for metric in self._client.get_metric_history(self.run_id, key)
-        }
+        return super()._reopened()
 
     def _find_checkpoint(self, run_id: str) -> Path:
         uri = mlflow.get_tracking_uri()
@@ -402,18 +497,6 @@ class TrainingRun(Run):
             host = run.data.tags.get(f"{_TAG}host", "unknown")
             raise InputError(f"resume={run_id}: its checkpoint {path} (host {host}) isn't here")
         return Path(path)
-
-    def _point_to(self, run: Any) -> None:
-        """Make the run that `mlflow run` opened a pointer to the one that goes on."""
-        if self._project_run in (None, self.run_id):
-            return
-        note = f"Went on with run {self.run_id}, where everything is recorded."
-        for key, text in {
-            f"{_TAG}resumes": self.run_id,
-            "mlflow.runName": f"resumes {run.info.run_name}",
-            "mlflow.note.content": note,
-        }.items():
-            self._client.set_tag(self._project_run, key, text)
 
 
 def open_run(
@@ -582,6 +665,11 @@ def _as_input(dataset: Dataset, part: Part) -> Any:
             name=f"{dataset.name} {part}",
             digest=dataset.digest,
         )
+
+
+def _as_use(dataset: Dataset, part: Part, context: str) -> DatasetInput:
+    entity = mlflow.entities.Dataset(**_as_input(dataset, part).to_dict())
+    return DatasetInput(entity, [InputTag("mlflow.data.context", context)])
 
 
 def _origin() -> dict[str, str]:

@@ -239,6 +239,7 @@ def train(
     *,
     eval_every: int,
     evaluate: Callable[[], Score],
+    evaluated: str = "test",
     report: Callable[[Row], None] = lambda row: None,
     progress: Callable[[int, int, str], None] = lambda done, total, text: None,
     save: Callable[[], None] = lambda: None,
@@ -251,6 +252,7 @@ def train(
         steps: the step to stop at.
         eval_every: steps between two evaluations; the last step is evaluated in any case.
         evaluate: judges the model as it stands.
+        evaluated: what its figures are called after: the part of the data set that it looks at.
         report: is given each point of the curve, from the first on, those restored included.
         progress: is told the steps done, their total and a short text.
         save: keeps the trainer's state; called at the start, every `save_seconds`, when
@@ -269,8 +271,8 @@ def train(
     def tell() -> None:
         nonlocal reported
         while reported < len(trainer.history):
-            report(trainer.history[reported])
-            reported += 1
+            reported += 1  # before, or what `report` raises would have it told twice
+            report(trainer.history[reported - 1])
         progress(trainer.step, steps, _summary(trainer.history))
 
     save()
@@ -280,11 +282,11 @@ def train(
         while True:
             if trainer.step == steps:
                 trainer.close_window()
-            if _evaluation_due(trainer, steps, eval_every):
+            if _evaluation_due(trainer, steps, eval_every, f"{evaluated}_loss"):
                 tell()
                 score = evaluate()
-                row = {"step": trainer.step, "test_loss": score.loss}
-                trainer.history.append(row | {"test_accuracy": score.accuracy})
+                row = {"step": trainer.step, f"{evaluated}_loss": score.loss}
+                trainer.history.append(row | {f"{evaluated}_accuracy": score.accuracy})
             tell()
             if trainer.step == steps:
                 break
@@ -310,10 +312,10 @@ def train(
     return trainer.history
 
 
-def _evaluation_due(trainer: Trainer, steps: int, eval_every: int) -> bool:
+def _evaluation_due(trainer: Trainer, steps: int, eval_every: int, figure: str) -> bool:
     if trainer.step == 0 or (trainer.step % eval_every and trainer.step != steps):
         return False
-    return not any(r["step"] == trainer.step and "test_loss" in r for r in trainer.history[-2:])
+    return not any(r["step"] == trainer.step and figure in r for r in trainer.history[-2:])
 
 
 def _summary(history: Sequence[Row]) -> str:
@@ -321,7 +323,7 @@ def _summary(history: Sequence[Row]) -> str:
     latest: Row = {}
     for row in history[-40:]:
         latest |= row
-    kinds = ("train", "test")
+    kinds = ("train", "validation", "test")
     return ", ".join(
         f"{k} {latest[f'{k}_accuracy']:.3f}" for k in kinds if f"{k}_accuracy" in latest
     )

@@ -21,6 +21,8 @@ ENTRY_POINTS: dict[str, tuple[Callable[..., Any], ...]] = {
     "attack": (experiments.attack, experiments.transfer),
     "universal": (experiments.universal,),
     "mnist": (case_study,),
+    "sweep": (experiments.sweep, command_line.without(experiments.train, *experiments.SWEPT)),
+    "tune": (experiments.tune, command_line.without(experiments.train, *experiments.TUNED)),
 }
 
 
@@ -106,7 +108,7 @@ LAYERS = [
     {"training"},
     {"experiments"},
 ]
-SERVICES = {"tracking", "stores", "parallel", "figures", "progress", "command_line"}
+SERVICES = {"tracking", "stores", "parallel", "tuning", "figures", "progress", "command_line"}
 # Between results and figures: it may see both sides.
 BRIDGES = {"presentation"}
 # Where MLflow comes in by itself, as a user does by an entry point.
@@ -130,7 +132,22 @@ def test_the_import_rule() -> None:
     assert not modules["paper"]
 
 
-def test_only_tracking_and_the_evaluator_talk_to_mlflow() -> None:
-    for path in (ROOT / "resfool").rglob("*.py"):
-        talks = re.search(r"^\s*(import|from) mlflow", path.read_text(), re.M) is not None
-        assert talks == (path.stem in {"tracking", "evaluator"}), path
+# Who may import what connects us to the world.
+SPEAKERS = {
+    "mlflow": {"tracking", "evaluator"},
+    "optuna": {"tuning"},
+    "ray": {"parallel"},
+    "joblib": {"parallel"},
+}
+
+
+@pytest.mark.parametrize("package", SPEAKERS)
+def test_each_service_has_one_place(package: str) -> None:
+    package_root = ROOT / "resfool"
+    pattern = rf"^\s*(import|from) {package}\b"
+    speakers = {
+        path.relative_to(package_root).parts[0].removesuffix(".py")
+        for path in package_root.rglob("*.py")
+        if re.search(pattern, path.read_text(), re.M)
+    }
+    assert speakers == SPEAKERS[package]

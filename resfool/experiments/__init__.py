@@ -6,17 +6,29 @@ when everything that can be checked without it has been checked.
 """
 
 from resfool.experiments.attacking import attack
-from resfool.experiments.training import Training, resumed_settings, train
+from resfool.experiments.sweeping import SWEPT, SweptTraining, sweep
+from resfool.experiments.training import Training, resumed_settings, train, training_key
 from resfool.experiments.transferring import Transfer, transfer
+from resfool.experiments.trials import Row, Trained
+from resfool.experiments.tuning import TUNED, Tuning, tune
 from resfool.experiments.universal import Universal, universal
 
 __all__ = [
+    "SWEPT",
+    "TUNED",
+    "Row",
+    "SweptTraining",
+    "Trained",
     "Training",
     "Transfer",
+    "Tuning",
     "Universal",
     "attack",
     "resumed_settings",
+    "sweep",
     "train",
+    "training_key",
     "transfer",
+    "tune",
     "universal",
 ]

@@ -1,10 +1,12 @@
 """Training one network (sections III to V)."""
 
+import hashlib
 import inspect
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from resfool import checkpoints, datasets, devices, paper, parameters
 from resfool.errors import InputError
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from resfool.training import Row
 
 Settings = dict[str, Any]
+Judged = Literal["test", "validation"]  # the part of a data set that a training evaluates on
 
 _MAY_CHANGE = ("data_dir", "checkpoint_seconds")  # between a training and its resumption
 
@@ -46,7 +49,9 @@ class Training:
         model: plain Keras, float32, from raw pixels to logits.
         history: the curve: training figures of every 100 steps, test figures of every evaluation.
         train: the last point's training accuracy and loss.
-        test: the finished model's accuracy and loss on the whole test set.
+        test: the finished model's accuracy and loss on the whole test set, or on the validation
+            images if some were set aside.
+        part: which of the two.
         dataset: what it was trained and tested on.
         network: its shape, defaults filled in.
     """
@@ -55,12 +60,24 @@ class Training:
     history: list["Row"]
     train: "Score"
     test: "Score"
+    part: Judged
     dataset: datasets.Dataset
     network: parameters.Network
+
+    @property
+    def final_metrics(self) -> dict[str, float]:
+        """The final figures by their names in MLflow."""
+        scores = {"train": self.train, self.part: self.test}
+        return {
+            f"final_{part}_{figure}": float(getattr(score, figure))
+            for part, score in scores.items()
+            for figure in ("accuracy", "loss")
+        }
 
 
 def train(
     monitor: Monitor | None = None,
+    data: datasets.Dataset | None = None,
     /,
     *,
     arch: Arch,
@@ -75,6 +92,7 @@ def train(
     data_dir: str | None = None,
     per_class: Counts | None = None,
     data_seed: Seed = 0,
+    validation_share: Fraction = 0.0,
     steps: PositiveCount = paper.STEPS,
     batch_size: PositiveCount = paper.BATCH_SIZE,
     learning_rate: PositiveFloat = paper.LEARNING_RATE,
@@ -93,6 +111,7 @@ def train(
 
     Args:
         monitor: is told how it goes, and says where the checkpoint is kept.
+        data: what `load_data` gives, if it is here already.
         arch: convnet, resnet, highway, multiresnet or mlp.
         depth: 3x3 convolutions of the five stages, a multiple of 5; none is 10 (mlp: 5 layers).
         width: maps of every stage, or five comma separated numbers; none is 64 (mlp: 100).
@@ -104,7 +123,8 @@ def train(
         dataset: cifar10, mnist, mnist5k, digits, or npz:PATH with your own arrays.
         data_dir: folder with the official files; none looks into Keras's cache, then downloads.
         per_class: images per class for training, validation and test, such as 500,50,50.
-        data_seed: seed of such subsets.
+        data_seed: seed of such subsets, and of what is set aside.
+        validation_share: of the training images, set aside to evaluate on instead of the test set.
         steps: training steps.
         batch_size: images per step, drawn at random from the training set.
         learning_rate: step size of the optimizer.
@@ -116,7 +136,7 @@ def train(
         adversarial_weight: share of the loss on them in the loss that is minimised, 0 to 1.
         precision: float32, or bfloat16 for activations and gradients.
         seed: seed of the initial weights, the batches, dropout and augmentation.
-        eval_every: steps between two evaluations on the test set.
+        eval_every: steps between two evaluations.
         checkpoint_seconds: seconds between two checkpoints.
 
     Returns:
@@ -127,30 +147,24 @@ def train(
         NonFiniteLossError: the loss isn't finite any more.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the checkpoint is up to date.
     """
-    settings = {name: value for name, value in locals().items() if name != "monitor"}
+    settings = {n: v for n, v in locals().items() if n not in ("monitor", "data")}
     monitor = monitor or Monitor()
-    _check_adversarial(settings)
-    network = parameters.network(
-        arch,
-        depth=depth,
-        width=width,
-        convs_per_unit=convs_per_unit,
-        dropout=dropout,
-        gate_bias=gate_bias,
-        batch_norm=batch_norm,
-    )
-    data = datasets.load(dataset, data_dir=data_dir, per_class=per_class, seed=data_seed)
+    network = check(settings)
+    data = data or load_data(settings)
+    part: Judged = "validation" if validation_share else "test"
+    judged = data.split(part)
     facts = settings | {
         "network": network.name,
         "layers": network.depth,
         "widths": network.widths,
         "dataset_digest": data.digest,
         "train_images": len(data.train),
-        "test_images": len(data.test),
+        f"{part}_images": len(judged),
+        "training_key": training_key(settings, data.digest),
     }
     against = "" if adversarial == "none" else f" {adversarial} {show(adversarial_epsilon)}"
     name = f"{network.name}{against} {dataset} seed {seed}"
-    uses: list[Use] = [(data, "train", "training"), (data, "test", "testing")]
+    uses: list[Use] = [(data, "train", "training"), (data, part, "testing")]
     checkpoint = monitor.begin(name, facts, uses)
     identity = {"settings": settings, "dataset_digest": data.digest}
     arrays: dict[str, Any] = {}
@@ -203,7 +217,8 @@ def train(
         trainer,
         steps,
         eval_every=eval_every,
-        evaluate=lambda: evaluation.evaluate(model, data.test.images, data.test.labels),
+        evaluate=lambda: evaluation.evaluate(model, judged.images, judged.labels),
+        evaluated=part,
         report=monitor.point,
         progress=monitor.progress,
         save=save,
@@ -215,10 +230,64 @@ def train(
         model=plain,
         history=history,
         train=evaluation.Score(last["train_accuracy"], last["train_loss"]),
-        test=evaluation.evaluate(plain, data.test.images, data.test.labels),
+        test=evaluation.evaluate(plain, judged.images, judged.labels),
+        part=part,
         dataset=data,
         network=network,
     )
+
+
+def check(settings: Settings) -> parameters.Network:
+    """Check the arguments of `train` against each other.
+
+    Args:
+        settings: all of them.
+
+    Returns:
+        The network's shape, defaults filled in.
+
+    Raises:
+        InputError: they don't go together.
+    """
+    for name in ("adversarial_epsilon", "adversarial_weight"):
+        if settings["adversarial"] == "none" and settings[name] != default(name):
+            raise InputError(f"{name}={show(settings[name])} needs adversarial=fgsm")
+    shaping = ("depth", "width", "convs_per_unit", "dropout", "gate_bias", "batch_norm")
+    return parameters.network(settings["arch"], **{name: settings[name] for name in shaping})
+
+
+def load_data(settings: Settings) -> datasets.Dataset:
+    """The data set that the arguments of `train` lead to, with what they set aside set aside.
+
+    Args:
+        settings: all of them.
+
+    Returns:
+        The data set.
+
+    Raises:
+        InputError: it can't be loaded.
+    """
+    data = datasets.load(
+        settings["dataset"],
+        data_dir=settings["data_dir"],
+        per_class=settings["per_class"],
+        seed=settings["data_seed"],
+    )
+    share = settings["validation_share"]
+    return data.with_validation(share, settings["data_seed"]) if share else data
+
+
+def training_key(settings: Settings, dataset_digest: str) -> str:
+    """What trainings have in common that end with the same figures: a digest, 16 hex digits.
+
+    Args:
+        settings: arguments of `train`, all of them.
+        dataset_digest: of the data that they lead to.
+    """
+    telling = {name: show(value) for name, value in settings.items() if name not in _MAY_CHANGE}
+    text = json.dumps(telling | {"dataset_digest": dataset_digest}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def resumed_settings(given: Settings, checkpoint: Path) -> Settings:
@@ -249,12 +318,6 @@ def resumed_settings(given: Settings, checkpoint: Path) -> Settings:
     return stored
 
 
-def _check_adversarial(settings: Settings) -> None:
-    for name in ("adversarial_epsilon", "adversarial_weight"):
-        if settings["adversarial"] == "none" and settings[name] != _default(name):
-            raise InputError(f"{name}={show(settings[name])} needs adversarial=fgsm")
-
-
 def _check_same_training(stored: Mapping[str, Any], settings: Settings, digest: str) -> None:
     for name, value in settings.items():
         if name not in _MAY_CHANGE:
@@ -268,11 +331,12 @@ def _check_same_training(stored: Mapping[str, Any], settings: Settings, digest: 
 
 def _check_agrees(name: str, given: Any, settings: Settings) -> None:
     # A checkpoint from before there was this parameter was trained as its default does.
-    stored = settings.get(name, _default(name))
+    stored = settings.get(name, default(name))
     given, stored = (tuple(v) if isinstance(v, list) else v for v in (given, stored))
     if given != stored:
         raise InputError(f"the run to resume has {name}={show(stored)}, not {name}={show(given)}")
 
 
-def _default(name: str) -> Any:
+def default(name: str) -> Any:
+    """A parameter's default."""
     return inspect.signature(train).parameters[name].default

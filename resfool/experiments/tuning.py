@@ -1,0 +1,313 @@
+"""What the paper left untuned: a search on validation images, never on test images."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from resfool.datasets import Dataset
+from resfool.errors import InputError, TrialError, unknown
+from resfool.experiments.sweeping import Keep, OpenPool
+from resfool.experiments.training import Settings, check, default, load_data, training_key
+from resfool.experiments.trials import Recorder, Row, Trained, Trainer
+from resfool.monitor import Monitor
+from resfool.parameters import (
+    Arch,
+    Backend,
+    Between,
+    Choice,
+    Fraction,
+    Names,
+    NonNegativeFloat,
+    PositiveCount,
+    Pruner,
+    Sampler,
+    Seed,
+    Span,
+    show,
+)
+
+# Parameters of `train` that a tuning sets itself, or has no use for.
+TUNED = "arch", "seed", "validation_share", "checkpoint_seconds"
+
+_SPACE: dict[str, Span] = {
+    "learning_rate": Between(1e-4, 1e-1, log=True),
+    "weight_decay": Between(1e-5, 1e-1, log=True),
+    "dropout": Between(0.0, 0.5),
+    "gate_bias": Between(-4.0, 0.0),
+    "width": Choice((16, 32, 64)),
+    "depth": Choice((10, 15, 20, 25)),
+    "optimizer": Choice(("adam", "momentum", "sgd")),
+    "batch_size": Choice((32, 64, 128, 256)),
+}
+_MLP_SPACE: dict[str, Span] = {"width": Choice((50, 100, 200)), "depth": Choice((2, 3, 5, 7))}
+
+
+class Study(Protocol):
+    """What proposes settings and learns from them, such as `tuning.Study`."""
+
+    @property
+    def run_id(self) -> str | None:
+        """The run that the search is recorded in, if it has begun before."""
+
+    def record_in(self, run_id: str) -> None:
+        """Remember the run that the search is recorded in."""
+
+    def recover(self) -> int:
+        """Queue again what a killed process was at."""
+
+    def propose(self) -> Any:
+        """The next trial: its number and settings."""
+
+    def report(self, number: int, step: int, value: float) -> bool:
+        """Take a running trial's accuracy; whether to stop it."""
+
+    def tell(self, number: int, value: float | None) -> None:
+        """End a trial: with its accuracy, or None if it was stopped."""
+
+    def fail(self, number: int) -> None:
+        """End a trial that went wrong."""
+
+    def tried(self) -> list[Any]:
+        """The trials that ended."""
+
+    def importances(self) -> dict[str, float]:
+        """How much each setting matters."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What a search found.
+
+    Attributes:
+        tried: the trials in order, with number, settings, value, pruned and seconds.
+        importances: by setting, the share of the accuracy's variance that it explains.
+        best: settings of the best trial, as `train` takes them: those that were searched.
+        value: its validation accuracy.
+        command: the line that trains it on all training images, and tests it.
+    """
+
+    tried: list[Any]
+    importances: dict[str, float]
+    best: dict[str, Any]
+    value: float
+    command: str
+
+
+def tune(
+    monitor: Monitor,
+    open_pool: OpenPool,
+    open_study: Callable[..., Study],
+    keep: Keep,
+    training: Settings,
+    say: Callable[[str], None] = print,
+    /,
+    *,
+    arch: Arch,
+    trials: PositiveCount = 50,
+    search: Names | None = None,
+    sampler: Sampler = "tpe",
+    pruner: Pruner = "median",
+    validation_share: Fraction = 0.1,
+    seed: Seed = 0,
+    storage: str = "sqlite:///tuning.db",
+    workers: PositiveCount | None = None,
+    backend: Backend = "joblib",
+    ray_address: str | None = None,
+    cpus_per_trial: PositiveCount = 1,
+    gpus_per_trial: NonNegativeFloat = 0.0,
+    patience: NonNegativeFloat = 0.0,
+) -> Tuning:
+    """Search for the settings of an architecture that do best on validation images.
+
+    The same command goes on with a search that was interrupted, in the same run.
+
+    Args:
+        monitor: of the whole.
+        open_pool: opens workers, see `parallel.Pool`.
+        open_study: opens a search, see `tuning.Study`.
+        keep: is given each finished training's monitor, outcome, curve and data set.
+        training: the other arguments of `train`; what isn't at its default isn't searched.
+        say: is told the user what goes on from where, and what failed.
+        arch: convnet, resnet, highway, multiresnet or mlp.
+        trials: trainings that end, finished or pruned.
+        search: learning_rate, weight_decay, dropout, gate_bias, width, depth, optimizer and
+            batch_size, or some of them; none is all that the architecture has.
+        sampler: tpe (learns from earlier trials) or random.
+        pruner: median or halving stop trials that do badly early; none doesn't.
+        validation_share: of the training images, set aside to choose by.
+        seed: of the search and of every training.
+        storage: database of the search, an SQLAlchemy URL.
+        workers: trainings at a time; none is as many as the cores or the cluster hold.
+        backend: joblib (this machine), ray (a cluster) or serial.
+        ray_address: of the cluster, such as auto or host:port; none starts one here.
+        cpus_per_trial: cores, which are its threads.
+        gpus_per_trial: GPUs, on ray.
+        patience: seconds that a cluster has to grow to what is asked for.
+
+    Returns:
+        The trials and the best settings.
+
+    Raises:
+        InputError: an argument can't be used; nothing was trained.
+        TrialError: too many trials failed.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; what has ended is kept for the same command.
+    """
+    if not validation_share:
+        raise InputError("validation_share=0.0 leaves no images to choose by; give it such as 0.1")
+    own = {"arch": arch, "seed": seed, "validation_share": validation_share}
+    base = {"arch": arch} | training | own
+    if training["eval_every"] == default("eval_every"):
+        base["eval_every"] = max(1, training["steps"] // 10)
+    space = _space(arch, search, training)
+    check(base)
+    data = load_data(base)
+    setup = {
+        "space": {name: repr(span) for name, span in space.items()},
+        "sampler": sampler,
+        "pruner": pruner,
+        "training": training_key(base, data.digest),
+    }
+    digest = hashlib.sha256(json.dumps(setup, sort_keys=True).encode()).hexdigest()[:12]
+    study = open_study(
+        f"resfool {arch} {data.name} {digest}",
+        space,
+        storage=storage,
+        sampler=sampler,
+        pruner=pruner,
+        seed=seed,
+    )
+    facts = base | {
+        "trials": trials,
+        "search": tuple(space),
+        "sampler": sampler,
+        "pruner": pruner,
+        "dataset_digest": data.digest,
+        "backend": backend,
+    }
+    search_of = _Search(monitor, study, data, keep, say, base, trials)
+    trainer = Trainer(data if backend == "ray" else None)
+    recorder = Recorder(monitor, data, search_of.keep, search_of.watch)
+    with recorder, open_pool(trainer, receive=recorder.receive) as pool:
+        if study.run_id is not None:
+            monitor.reopen(study.run_id)
+        title = f"tuning of {arch}, {data.name}"
+        monitor.begin(title, facts, [(data, "train", "training"), (data, "validation", "tuning")])
+        study.record_in(monitor.run_id)
+        search_of.run(pool, recorder)
+    tried = study.tried()
+    best = max(tried, key=lambda trial: (not trial.pruned, trial.value))
+    found = _as_given(best.settings)
+    return Tuning(tried, study.importances(), found, best.value, _command(base | found))
+
+
+class _Search:
+    """A search that is going on."""
+
+    def __init__(
+        self,
+        monitor: Monitor,
+        study: Study,
+        data: Dataset,
+        keep: Keep,
+        say: Callable[[str], None],
+        base: Settings,
+        trials: int,
+    ) -> None:
+        self._monitor, self._study, self._data, self._keep_home = monitor, study, data, keep
+        self._say, self._base, self._trials = say, base, trials
+        self._best = 0.0
+        self._failures = 0
+        self._last: dict[int, float] = {}  # validation accuracy of the trials that run
+
+    def run(self, pool: Any, recorder: Recorder) -> None:
+        """Propose and learn until as many trials as are wanted have ended."""
+        lost = self._study.recover()
+        ended = len(self._study.tried())
+        if ended or lost:
+            self._say(f"going on with a search of which {ended} trials have ended")
+        for _ in range(min(pool.size, self._trials - ended)):
+            self._submit(pool)
+        for number, outcome in pool.finished():
+            ended += self._end(number, outcome, recorder)
+            self._progress(ended)
+            if ended + len(self._last) < self._trials:
+                self._submit(pool)
+
+    def keep(self, number: int, trained: Trained, own: Monitor, curve: Sequence[Row]) -> None:
+        self._keep_home(own, trained, curve, self._data)
+
+    def watch(self, number: int, row: Row) -> bool:
+        if "validation_accuracy" not in row:
+            return False
+        self._last[number] = row["validation_accuracy"]
+        return self._study.report(number, int(row["step"]), row["validation_accuracy"])
+
+    def _submit(self, pool: Any) -> None:
+        proposal = self._study.propose()
+        self._last[proposal.number] = 0.0
+        pool.submit(proposal.number, self._base | _as_given(proposal.settings))
+
+    def _end(self, number: int, outcome: Any, recorder: Recorder) -> bool:
+        """Record a trial's end and tell the study; whether it counts."""
+        del self._last[number]
+        done = recorder.end(number, outcome)
+        if done is not None:
+            accuracy = done.metrics["final_validation_accuracy"]
+            self._best = max(self._best, accuracy)
+            self._monitor.point({"step": number, "trial_validation_accuracy": accuracy})
+            self._monitor.point({"step": number, "best_validation_accuracy": self._best})
+            self._study.tell(number, accuracy)
+        elif outcome is None:
+            self._study.tell(number, None)
+        elif outcome.kind == "NonFiniteLossError":
+            self._say(f"trial {number} diverged, which counts as an accuracy of 0")
+            self._study.tell(number, 0.0)
+        else:
+            self._study.fail(number)
+            self._failures += 1
+            self._say(f"trial {number} failed: {outcome}")
+            if self._failures >= 5:
+                raise TrialError(f"{self._failures} trials failed; the last: {outcome}")
+            return False
+        return True
+
+    def _progress(self, ended: int) -> None:
+        text = f"trials, best validation accuracy {self._best:.4f}"
+        self._monitor.progress(ended, self._trials, text)
+
+
+def _space(arch: Arch, search: Sequence[str] | None, training: Settings) -> dict[str, Span]:
+    """What is searched: what was named, or all that the architecture has and wasn't given."""
+    known = {
+        name: span for name, span in _SPACE.items() if arch == "highway" or name != "gate_bias"
+    }
+    if arch == "mlp":
+        known |= _MLP_SPACE
+    for name in search or ():
+        if name not in known:
+            raise unknown(f"setting to search of {arch}", name, known)
+        if training[name] != default(name):
+            raise InputError(
+                f"{name}={show(training[name])} was given, so it can't be searched; "
+                "leave one of the two out"
+            )
+    names = search or [name for name in known if training[name] == default(name)]
+    return {name: known[name] for name in names}
+
+
+def _as_given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the search as `train` takes them."""
+    return {n: (v,) if n == "width" else v for n, v in settings.items()}
+
+
+def _command(settings: Settings) -> str:
+    """The line that trains with some settings on all training images."""
+    left_out = ("validation_share", "eval_every", "checkpoint_seconds")
+    words = [
+        f"-P {name}={show(value)}"
+        for name, value in settings.items()
+        if name == "arch" or (name not in left_out and value != default(name))
+    ]
+    return " ".join(["mlflow run . -e train", *words])

@@ -1,0 +1,260 @@
+"""The search for settings: planted optima, twins of one seed, and a driver that is killed."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from mlflow import MlflowClient
+from optuna.trial import TrialState
+
+from entry_points import tune
+from resfool import command_line, experiments, tracking, tuning
+from resfool.errors import InputError
+from resfool.experiments import trials
+from resfool.experiments.training import Settings
+from resfool.parallel.tasks import Failure
+from tests.conftest import ROOT, refused
+
+STEPS = 5
+
+
+def accuracy(settings: Settings) -> float:
+    """Planted: the learning rate decides nearly all, dropout a little, the rest nothing."""
+    import math
+
+    rate = abs(math.log10(settings["learning_rate"]) + 2.5)  # best at 10^-2.5
+    return max(0.0, 0.95 - 0.3 * rate - 0.05 * settings["dropout"])
+
+
+class FakePool:
+    """Trains by the formula: no network, no processes."""
+
+    size = 1
+
+    def __init__(self, function: Any, *, receive: Callable[[Any, Any], bool]) -> None:
+        self._receive = receive
+        self._waiting: deque[tuple[int, Settings]] = deque()
+        self.outcome: Callable[[Settings], Any] = lambda settings: None
+
+    def __enter__(self) -> "FakePool":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def submit(self, place: int, item: Settings) -> None:
+        self._waiting.append((place, item))
+
+    def finished(self) -> Iterator[tuple[int, Any]]:
+        while self._waiting:
+            place, settings = self._waiting.popleft()
+            yield place, self.trained(place, settings)
+
+    def trained(self, place: int, settings: Settings) -> Any:
+        final = accuracy(settings)
+        self._receive(place, ("begin", (f"trial {place}", {"trial": place}, [])))
+        for step in range(1, STEPS + 1):
+            row = {"step": step, "validation_accuracy": final * step / STEPS}
+            if self._receive(place, ("point", (row,))):
+                return None
+        return trials.Trained("net", "validation", {"final_validation_accuracy": final}, b"")
+
+
+def options(*words: str) -> tuple[dict[str, Any], Settings]:
+    given = ["--arch=mlp", "--dataset=digits", *words]
+    rest = command_line.without(experiments.train, *experiments.TUNED)
+    settings, training = command_line.parse(experiments.tune, rest, argv=given)
+    return settings, training
+
+
+def tuned(*words: str, pool: Any = FakePool, keep: Any = None) -> experiments.Tuning:
+    settings, training = options(*words)
+    with tracking.Run() as run:
+        return experiments.tune(
+            run,
+            pool,
+            tuning.Study,
+            keep or (lambda *arguments: None),
+            training,
+            lambda text: None,
+            **settings,
+        )
+
+
+def test_the_planted_optimum_is_found_and_what_matters_is_known(store: MlflowClient) -> None:
+    found = tuned("--trials=40", "--pruner=none")
+    assert len(found.tried) == 40
+    assert 10**-3 < found.best["learning_rate"] < 10**-2
+    assert next(iter(found.importances)) == "learning_rate"
+    assert found.importances["learning_rate"] > 0.7
+    # The line trains what was found: read back, it gives these very settings.
+    words = [
+        f"--{word}"
+        for word in found.command.removeprefix("mlflow run . -e train -P ").split(" -P ")
+    ]
+    (again,) = command_line.parse(experiments.train, argv=words)
+    assert {name: again[name] for name in found.best} == found.best
+    assert again["validation_share"] == 0.0
+
+
+def test_two_searches_of_one_seed_are_twins(store: MlflowClient) -> None:
+    one, other, third = (
+        tuned("--trials=15", f"--storage=sqlite:///{name}.db", f"--seed={seed}")
+        for name, seed in (("one", 3), ("other", 3), ("third", 4))
+    )
+    assert [(t.settings, t.value, t.pruned) for t in one.tried] == [
+        (t.settings, t.value, t.pruned) for t in other.tried
+    ]
+    assert any(trial.pruned for trial in one.tried)
+    assert [t.settings for t in one.tried] != [t.settings for t in third.tried]
+
+
+def parts(store: MlflowClient) -> tuple[Any, list[Any]]:
+    """The one run on top, and those under it."""
+    runs = store.search_runs(["0"])
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in runs if run is not parent]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} <= {parent.info.run_id}
+    return parent, children
+
+
+def test_a_killed_search_goes_on_in_its_run_with_exactly_as_many_trials(
+    store: MlflowClient, tmp_path: Path
+) -> None:
+    script = """
+import os, signal
+from tests import test_tuning
+
+class Dying(test_tuning.FakePool):
+    def trained(self, place, settings):
+        if place == 4:
+            self._receive(place, ("begin", (f"trial {place}", {}, [])))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().trained(place, settings)
+
+test_tuning.tuned("--trials=9", pool=Dying)
+"""
+    killed = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        timeout=120,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    _, children = parts(store)
+    assert sum(run.info.status == "RUNNING" for run in children) == 1
+    found = tuned("--trials=9")
+    parent, children = parts(store)
+    assert parent.info.status == "FINISHED"
+    states = [run.info.status for run in children]
+    assert sorted(states) == ["FINISHED"] * 9 + ["KILLED"]
+    assert len(found.tried) == 9
+    (study,) = optuna.get_all_study_summaries("sqlite:///tuning.db")
+    loaded = optuna.load_study(study_name=study.study_name, storage="sqlite:///tuning.db")
+    # What it was at when it was killed was tried again, not lost.
+    lost = [t for t in loaded.trials if t.state == TrialState.FAIL]
+    assert len(lost) == 1
+    assert sum(t.params == lost[0].params for t in loaded.trials) == 2
+    # The same command once more has nothing left to do.
+    assert [t.number for t in tuned("--trials=9").tried] == [t.number for t in found.tried]
+    assert len(parts(store)[1]) == 10
+
+
+def test_an_interrupted_search_leaves_nothing_running(store: MlflowClient) -> None:
+    class Interrupted(FakePool):
+        def trained(self, place: int, settings: Settings) -> Any:
+            if place == 2:
+                self._receive(place, ("begin", ("trial", {}, [])))
+                raise KeyboardInterrupt
+            return super().trained(place, settings)
+
+    with contextlib.suppress(KeyboardInterrupt):
+        tuned("--trials=5", pool=Interrupted)
+    parent, children = parts(store)
+    assert parent.info.status == "KILLED"
+    assert sorted(run.info.status for run in children) == ["FINISHED", "FINISHED", "KILLED"]
+    tuned("--trials=5")
+    assert parts(store)[0].info.status == "FINISHED"
+
+
+def test_divergence_is_a_bad_trial_and_other_failures_are_none(store: MlflowClient) -> None:
+    class Failing(FakePool):
+        def trained(self, place: int, settings: Settings) -> Any:
+            if place in (1, 3):
+                kind = "NonFiniteLossError" if place == 1 else "OSError"
+                self._receive(place, ("begin", ("trial", {}, [])))
+                return Failure(kind, "so it goes")
+            return super().trained(place, settings)
+
+    found = tuned("--trials=6", "--pruner=none", pool=Failing)
+    assert [t.number for t in found.tried] == [0, 1, 2, 4, 5, 6]
+    assert found.tried[1].value == 0
+    statuses = [run.info.status for run in parts(store)[1]]
+    assert statuses.count("FAILED") == 2
+
+
+def test_what_is_given_is_not_searched(store: MlflowClient) -> None:
+    found = tuned("--trials=2", "--depth=3", "--learning_rate=0.004")
+    assert {"depth", "learning_rate", "gate_bias"}.isdisjoint(found.best)
+    assert "-P depth=3" in found.command and "-P learning_rate=0.004" in found.command
+    only = tuned("--trials=2", "--search=learning_rate,dropout")
+    assert set(only.best) == {"learning_rate", "dropout"}
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--search=learning_rat"], "did you mean 'learning_rate'?"),
+        (["--search=gate_bias"], "unknown setting to search of mlp 'gate_bias'"),
+        (["--search=depth", "--depth=3"], "depth=3 was given, so it can't be searched"),
+        (["--validation_share=0"], "leaves no images to choose by"),
+        (["--storage=sqlite:////no/such/folder/t.db"], "can't be used for tuning"),
+        (["--storage=nonsense"], "can't be used for tuning"),
+        (["--sampler=tpi"], "did you mean 'tpe'?"),
+        (["--trials=0"], "trials=0"),
+        (["--gpus_per_trial=1"], "gpus=1"),
+    ],
+)
+def test_bad_input_is_refused_in_one_sentence_and_leaves_no_run(
+    store: MlflowClient, capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
+) -> None:
+    line = refused(tune.main, capsys, "--arch=mlp", "--dataset=digits", *words)
+    assert sentence in line
+    assert not store.search_runs(["0"])
+
+
+def test_halving_and_random_search_work(store: MlflowClient) -> None:
+    found = tuned("--trials=12", "--sampler=random", "--pruner=halving")
+    assert len(found.tried) == 12
+
+
+def test_a_study_refuses_what_is_no_database() -> None:
+    with pytest.raises(InputError, match="storage=mysql"):
+        tuning.Study(
+            "s", {}, storage="mysql://nobody@127.0.0.1:9/x", sampler="tpe", pruner="none", seed=0
+        )
+
+
+def test_tune_as_a_user_runs_it(store: MlflowClient, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--arch=mlp", "--dataset=digits", "--steps=60", "--trials=3", "--backend=serial"]
+    tune.main([*words, "--search=learning_rate,width"])
+    parent, children = parts(store)
+    assert len(children) == 3
+    assert {run.info.status for run in [parent, *children]} == {"FINISHED"}
+    printed = capsys.readouterr().out
+    assert "mlflow run . -e train -P arch=mlp" in printed
+    names = {item.path for item in store.list_artifacts(parent.info.run_id)}
+    assert {"tuning.png", "trials.csv", "trials.json"} <= names
+    for run in children:
+        history = store.get_metric_history(run.info.run_id, "validation_accuracy")
+        assert [metric.step for metric in history][-1:] == [60] or "pruned" in run.data.params
+        assert "test_accuracy" not in run.data.metrics
