@@ -16,7 +16,9 @@ A library that isn't installed is left out.
 import argparse
 import importlib.util
 import statistics
+import sys
 import time
+import types
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -128,6 +130,12 @@ def of_foolbox(model: "keras.Model") -> dict[str, Attack]:
 def of_adv_lib(model: "keras.Model") -> dict[str, Attack]:
     """The functions df and ddn, on a copy of the network."""
     import torch
+
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError):
+        # It may be built for another torch; adv-lib needs it only for a distance not used here.
+        sys.modules["torchvision"] = types.SimpleNamespace(models=None)  # type: ignore[assignment]
     from adv_lib.attacks import ddn, df
 
     copy = torch_copy(model)
