@@ -685,3 +685,15 @@ def test_an_error_is_one_line_and_survives_a_worker() -> None:
         "unknown solver 'cobila'; did you mean 'cobyla'? known: cobyla, deepfool"
     )
     assert str(unknown("solver", "xyz", ["cobyla"])) == "unknown solver 'xyz'; known: cobyla"
+
+
+@pytest.mark.parametrize("name", ["mnist5k", "digits"])
+def test_a_data_set_travels_whole_and_as_bytes_where_it_was(name: str) -> None:
+    data = datasets.load(name)
+    packed = pickle.dumps(data)
+    there = pickle.loads(packed)
+    assert there.digest == data.digest
+    assert not there.train.images.flags.writeable
+    pixels = sum(split.images.size for split in (data.train, data.validation, data.test))
+    # Grey levels of digits go from 0 to 16, so those stay float32.
+    assert len(packed) / pixels < 1.2 if name == "mnist5k" else len(packed) / pixels > 4

@@ -218,40 +218,44 @@ class _Search:
         self._monitor, self._study, self._data, self._keep_home = monitor, study, data, keep
         self._say, self._base, self._trials = say, base, trials
         self._best = 0.0
+        self._ended = 0
         self._failures = 0
-        self._last: dict[int, float] = {}  # validation accuracy of the trials that run
+        self._steps: dict[int, int] = {}  # that the trials which run have done
 
     def run(self, pool: Any, recorder: Recorder) -> None:
         """Propose and learn until as many trials as are wanted have ended."""
         lost = self._study.recover()
-        ended = len(self._study.tried())
-        if ended or lost:
-            self._say(f"going on with a search of which {ended} trials have ended")
-        for _ in range(min(pool.size, self._trials - ended)):
+        tried = self._study.tried()
+        self._ended = len(tried)
+        self._best = max((trial.value for trial in tried if not trial.pruned), default=0.0)
+        if tried or lost:
+            self._say(f"going on with a search of which {self._ended} trials have ended")
+        for _ in range(min(pool.size, self._trials - self._ended)):
             self._submit(pool)
         for number, outcome in pool.finished():
-            ended += self._end(number, outcome, recorder)
-            self._progress(ended)
-            if ended + len(self._last) < self._trials:
+            self._ended += self._end(number, outcome, recorder)
+            self._progress()
+            if self._ended + len(self._steps) < self._trials:
                 self._submit(pool)
 
     def keep(self, number: int, trained: Trained, own: Monitor, curve: Sequence[Row]) -> None:
         self._keep_home(own, trained, curve, self._data)
 
     def watch(self, number: int, row: Row) -> bool:
+        self._steps[number] = int(row["step"])
+        self._progress()
         if "validation_accuracy" not in row:
             return False
-        self._last[number] = row["validation_accuracy"]
         return self._study.report(number, int(row["step"]), row["validation_accuracy"])
 
     def _submit(self, pool: Any) -> None:
         proposal = self._study.propose()
-        self._last[proposal.number] = 0.0
+        self._steps[proposal.number] = 0
         pool.submit(proposal.number, self._base | _as_given(proposal.settings))
 
     def _end(self, number: int, outcome: Any, recorder: Recorder) -> bool:
         """Record a trial's end and tell the study; whether it counts."""
-        del self._last[number]
+        del self._steps[number]
         done = recorder.end(number, outcome)
         if done is not None:
             accuracy = done.metrics["final_validation_accuracy"]
@@ -273,9 +277,10 @@ class _Search:
             return False
         return True
 
-    def _progress(self, ended: int) -> None:
-        text = f"trials, best validation accuracy {self._best:.4f}"
-        self._monitor.progress(ended, self._trials, text)
+    def _progress(self) -> None:
+        steps = sum(self._steps.values())
+        text = f"trials, best {self._best:.4f}; {len(self._steps)} at work have done {steps} steps"
+        self._monitor.progress(self._ended, self._trials, text)
 
 
 def _space(arch: Arch, search: Sequence[str] | None, training: Settings) -> dict[str, Span]:

@@ -17,6 +17,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import cloudpickle
 import joblib
 import ray
+from ray._private import services
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import resfool
@@ -210,14 +211,22 @@ def _complete(address: str | None) -> str:
     if address is None:
         return "local"
     if address == "auto":
-        address = os.environ.get("RAY_ADDRESS", "auto")
+        address = os.environ.get("RAY_ADDRESS") or _found()
     host = address.removeprefix("ray://")
     return f"{address}:{_CLIENT_PORT}" if host != address and host and ":" not in host else address
 
 
+def _found() -> str:
+    """The address of the cluster that this machine is part of, which may have died since."""
+    try:
+        return str(services.canonicalize_bootstrap_address("auto"))
+    except ConnectionError as error:
+        raise _refused("auto", error) from error
+
+
 def _reach(address: str) -> None:
     """Ray itself waits for minutes."""
-    if address in ("auto", "local"):
+    if address == "local":
         return
     client = address.startswith("ray://")
     host, _, port = address.removeprefix("ray://").rpartition(":")
