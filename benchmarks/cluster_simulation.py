@@ -57,7 +57,7 @@ def simulate(nodes: int, lengths: list[float]) -> None:
             took = run(cluster.address, count, seconds)
             best = ROUNDS * seconds
             cells = [nodes, workers, f"{seconds:g}", count, f"{took:.1f}", f"{best:.1f}"]
-            cells += [f"{best / took:.0%}", f"{count / took:.0f}"]
+            cells += [f"{best / took:.0%}", f"{count / took:.1f}"]
             print(f"| {' | '.join(map(str, cells))} |", flush=True)
     finally:
         ray.shutdown()

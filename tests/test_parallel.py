@@ -352,6 +352,12 @@ def test_an_address_without_a_cluster_is_refused(address: str, message: str) -> 
     assert time.monotonic() - began < 10
 
 
+def test_a_cluster_that_has_died_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(InputError, match=r"no Ray cluster answers at 127\.0\.0\.1:1"):
+        parallel.map(failing, [1], backend="ray", ray_address="auto")
+
+
 @on_ray
 @pytest.mark.parametrize(
     ("asked", "message"),
