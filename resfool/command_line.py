@@ -14,7 +14,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
-from resfool.errors import InputError, NonFiniteLossError, unknown
+from resfool.errors import InputError, NonFiniteLossError, WorkError, unknown
 from resfool.parameters import show
 
 Values = dict[str, Any]
@@ -115,7 +115,7 @@ def one_sentence_errors() -> Iterator[None]:
         yield
     except UsageError as error:
         _exit(error, 2)
-    except (InputError, NonFiniteLossError) as error:
+    except (InputError, NonFiniteLossError, WorkError) as error:
         _exit(error, 1)
     except KeyboardInterrupt:
         _exit("interrupted", 130)

@@ -35,8 +35,12 @@ class NonFiniteLossError(ArithmeticError):
     """The training loss became infinite or not a number; training can't go on from there."""
 
 
-class TrialError(RuntimeError):
-    """A trial failed on its worker; the message names the error's type and what it said."""
+class WorkError(RuntimeError):
+    """Independent work failed where it ran; the message names what, the error's type and text."""
+
+
+class TrialError(WorkError):
+    """A trial failed."""
 
 
 @contextlib.contextmanager

@@ -101,6 +101,19 @@ def test_a_training_that_diverges_leaves_the_others(
     assert "failed: NonFiniteLossError" in capsys.readouterr().out
 
 
+def test_if_all_fail_one_sentence_says_so(
+    store: MlflowClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(monitor: Any, data: Any, /, **settings: Any) -> Any:
+        monitor.begin("a training", {}, [])
+        raise OSError("no room on the disk")
+
+    monkeypatch.setattr(trials, "train", failing)
+    line = refused(sweep.main, capsys, "--arch=mlp", *GRID)
+    assert "all 1 trainings failed; the first: OSError: no room on the disk" in line
+    assert [run.info.status for run in store.search_runs(["0"])] == ["FAILED", "FAILED"]
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

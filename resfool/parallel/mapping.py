@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from resfool.errors import WorkError
 from resfool.parallel.pool import ATTEMPTS, Pool
 from resfool.parallel.tasks import Died, Failure, Report
 from resfool.parameters import Backend
@@ -13,7 +14,7 @@ _CHUNK_SECONDS = 0.2  # of work that travels together
 _Chunk = tuple[int, int]  # the first item and the one after the last
 
 
-class TaskError(RuntimeError):
+class TaskError(WorkError):
     """A task failed; the message names its item, the error's type and what the error said.
 
     Attributes:
