@@ -32,6 +32,14 @@ _MAX_PARAMETERS = 500_000_000
 _TRUST = "; trust=yes loads it with MLflow's own loader, which may run the model's code"
 
 
+def saved(model: "keras.Model") -> bytes:
+    """A model as the content of its `.keras` file, to be sent elsewhere."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.keras"
+        model.save(path)
+        return path.read_bytes()
+
+
 def load(path: Path, *, max_parameters: int = _MAX_PARAMETERS) -> "keras.Model":
     """Load a Keras model that nobody vouches for, without running code that it names.
 

@@ -128,9 +128,10 @@ def _view(example: "Example", shown: "Shown", names: Sequence[str]) -> ExampleVi
 
 
 def solved_table(solved: "Minimal") -> pd.DataFrame:
-    """How each image's smallest perturbation was found."""
+    """How each fitting image's smallest perturbation was found, in the order of the matrix."""
     return pd.DataFrame(
         {
+            "image": range(len(solved.norms)),
             "flipped": solved.flipped,
             "l2_norm": solved.norms,
             "evaluations": solved.evaluations,

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 _FLUSH_SECONDS = 5.0
 _TAG = "resfool."
 _CHECKPOINT_TAG = f"{_TAG}checkpoint"
+# By which a training of ours is known, and its data found again.
+_TRAINING_FACTS = {"dataset", "dataset_digest", "data_dir", "data_seed", "per_class"}
 _RECORDED_VERSIONS = ("resfool", "tensorflow", "keras", "mlflow", "numpy")
 # MLflow's own names for runs that were given none: "adjective-noun-123".
 _MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
@@ -607,10 +609,11 @@ def _find_logged_model(client: MlflowClient, uri: str) -> ModelSource:
     if run_id is None:
         return source(name=f"{name} {version}" if name else rest)
     run = client.get_run(run_id)
-    if _CHECKPOINT_TAG in run.data.tags and "network" in run.data.tags:
-        training = run.data.params
-        label = _network_label(training, run.data.tags["network"])
-        return source(name=label, training=training)
+    training = run.data.params
+    # Runs from before it was a parameter have it as a tag.
+    network = run.data.tags.get("network") or training.get("network")
+    if network is not None and training.keys() >= _TRAINING_FACTS:
+        return source(name=_network_label(training, network), training=training)
     return source(name=f"{name} {version}" if name else run.info.run_name)
 
 

@@ -8,7 +8,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from entry_points import sweep, train
+from entry_points import attack, sweep, train
 from resfool import experiments
 from resfool.experiments import trials
 from tests.conftest import QUICK, refused
@@ -99,6 +99,21 @@ def test_a_training_that_diverges_leaves_the_others(
     assert failed.tolist() == [False, True]
     assert statuses == {"1": "FINISHED", "2": "FAILED"}
     assert "failed: NonFiniteLossError" in capsys.readouterr().out
+
+
+def test_a_sweeps_models_know_their_data_and_what_was_set_aside(store: MlflowClient) -> None:
+    sweep.main(["--arch=mlp", "--depth=1", *GRID, "--validation_share=0.2"])
+    (child,) = parts(store, latest(store).info.run_id)
+    attack.main([f"--model=runs:/{child.info.run_id}/model", "--epsilons=0,0.1", "--samples=50"])
+    run = latest(store)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["model_name"] == "mlp-1"
+    assert run.data.params["dataset_digest"] == child.data.params["dataset_digest"]
+    attack.main(
+        [f"--model=runs:/{child.info.run_id}/model", "--epsilons=0,0.1", "--split=validation"]
+    )
+    # 20% of a hundred training images of each of ten classes.
+    assert latest(store).data.params["attacked_images"] == "200"
 
 
 def test_if_all_fail_one_sentence_says_so(

@@ -167,6 +167,11 @@ def test_a_matrix_of_another_model_is_refused(
     matrix = f"runs:/{run.info.run_id}"
     line = refused(capsys, model="theirs.keras", dataset="digits", matrix=matrix)
     assert "was made for a model with digest" in line
+    large = keras.Sequential([keras.Input((28, 28, 1)), keras.layers.Flatten()])
+    large.add(keras.layers.Dense(10))
+    large.save("large.keras")
+    line = refused(capsys, model="large.keras", dataset="mnist5k", matrix=matrix)
+    assert "was made for images of the shape [8, 8, 1], not [28, 28, 1]" in line
 
 
 def test_the_mnist_case_study_is_one_run_with_two_parts(store: MlflowClient) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 from scipy import optimize
 
-from resfool import inference
+from resfool import classifiers, inference
 from resfool.attacks.gradient import Progress, loss_gradient
 from resfool.errors import InputError, unknown
 from resfool.inference import BATCH_SIZE
@@ -630,7 +630,7 @@ def cobyla(
         The shortest perturbation that was met and flips, or zero.
     """
     images = problem.images
-    shared = _Shared(_saved(problem.model), subspace, evaluations, problem.clip)
+    shared = _Shared(classifiers.saved(problem.model), subspace, evaluations, problem.clip)
     tasks = []
     for rows in inference.batches(len(images), problem.batch_size):
         near = _surroundings(problem, rows, candidates)
@@ -684,7 +684,7 @@ class _Shared:
     def model(self) -> keras.Model:
         """Loaded once in each process."""
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / _FILE
+            path = Path(folder) / "model.keras"
             path.write_bytes(self.file)
             return keras.saving.load_model(path, compile=False)
 
@@ -692,16 +692,6 @@ class _Shared:
     def rows(self) -> np.ndarray:
         """See `_row_space`."""
         return _row_space(self.model)
-
-
-_FILE = "model.keras"
-
-
-def _saved(model: keras.Model) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / _FILE
-        model.save(path)
-        return path.read_bytes()
 
 
 @dataclass(frozen=True)

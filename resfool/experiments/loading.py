@@ -8,6 +8,7 @@ import numpy as np
 
 from resfool import classifiers, datasets
 from resfool.errors import InputError
+from resfool.experiments.training import load_data as load_training_data
 from resfool.monitor import ModelSource, Monitor
 from resfool.parameters import Part
 
@@ -148,11 +149,15 @@ def load_data(
     if per_class is None and stored_counts != "none":
         per_class = tuple(int(count) for count in stored_counts.split(","))
     stored_dir = training["data_dir"]
-    data = datasets.load(
-        training["dataset"],
-        data_dir=data_dir or (None if stored_dir == "none" else stored_dir),
-        per_class=per_class,
-        seed=int(float(training["data_seed"])),
+    data = load_training_data(
+        {
+            "dataset": training["dataset"],
+            "data_dir": data_dir or (None if stored_dir == "none" else stored_dir),
+            "per_class": per_class,
+            "data_seed": int(float(training["data_seed"])),
+            # Runs from before there was this parameter set nothing aside.
+            "validation_share": float(training.get("validation_share", 0)),
+        }
     )
     for source in sources:
         digest = source.training["dataset_digest"]

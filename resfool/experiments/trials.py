@@ -73,10 +73,7 @@ class Trainer:
             result = train(_Telling(report), self.data, **settings)
         except _Stopped:
             return None
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.keras"
-            result.model.save(path)
-            model = path.read_bytes()
+        model = classifiers.saved(result.model)
         return Trained(result.network.name, result.part, result.final_metrics, model)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -311,7 +312,7 @@ def _command(settings: Settings) -> str:
     """The line that trains with some settings on all training images."""
     left_out = ("validation_share", "eval_every", "checkpoint_seconds")
     words = [
-        f"-P {name}={show(value)}"
+        f"-P {shlex.quote(f'{name}={show(value)}')}"
         for name, value in settings.items()
         if name == "arch" or (name not in left_out and value != default(name))
     ]
