@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter
+from matplotlib.ticker import FormatStrFormatter, MaxNLocator
 
 from resfool.parameters import show
 
@@ -84,7 +84,8 @@ def trainings(curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], tit
         )
         axes.grid(alpha=0.3)
         axes.legend()
-    panels[0].set_ylabel("accuracy (bands: all seeds)")
+    several = any(len(histories) > 1 for histories in curves.values())
+    panels[0].set_ylabel("accuracy" + " (bands: all seeds)" * several)
     return figure
 
 
@@ -134,6 +135,7 @@ def _draw_history(axes: Axes, values: Sequence[float], pruned: Sequence[bool]) -
         label="best",
     )
     axes.set(xlabel="trial", ylabel="validation accuracy", title="history")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()
 

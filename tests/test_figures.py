@@ -110,3 +110,31 @@ def test_the_transfer_matrix_shows_every_rate_and_noise_below(shape: tuple[int, 
     assert texts[0, shape[0]] == ("0.020" if shape == (1, 1) else "0.020-0.050")
     assert len(texts) == (shape[0] + 1) * shape[1]
     figure.savefig(io.BytesIO())
+
+
+def test_networks_are_shown_by_their_means_over_seeds() -> None:
+    histories = [
+        [{"step": 100, "train_accuracy": a}, {"step": 100, "test_accuracy": a / 2}]
+        for a in (0.2, 0.6)
+    ]
+    figure = figures.trainings({"net": histories, "other": histories[:1]}, "digits")
+    left, right = figure.axes
+    assert [np.asarray(line.get_ydata()).tolist() for line in left.lines] == [[0.4], [0.2]]
+    assert [np.asarray(line.get_ydata()).tolist() for line in right.lines] == [[0.2], [0.1]]
+    legend = right.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["net (2 seeds)", "other"]
+
+
+def test_a_searchs_best_is_that_of_the_finished_trials() -> None:
+    settings = [
+        {"rate": rate, "kind": kind} for rate, kind in ((1.0, "a"), (100.0, "b"), (2.0, "a"))
+    ]
+    figure = figures.tuning([0.3, 0.9, 0.5], [False, True, False], {"rate": 0.8}, settings, "net")
+    history, bars, coordinates = figure.axes[:3]
+    *_, best = history.lines
+    assert np.asarray(best.get_ydata()).tolist() == [0.3, 0.3, 0.5]
+    assert [bar.get_extents().width for bar in bars.patches] == [
+        pytest.approx(0.8 * bars.get_window_extent().width, rel=1e-6)
+    ]
+    assert [label.get_text() for label in coordinates.get_xticklabels()] == ["rate", "kind"]
