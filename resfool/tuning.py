@@ -1,12 +1,15 @@
 """The search for better settings: the only file that talks to Optuna."""
 
 import logging
+import os
+import platform
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
+import psutil
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -19,7 +22,7 @@ from resfool.errors import InputError
 from resfool.parameters import Choice, Pruner, Sampler, Span
 
 _ENDED = TrialState.COMPLETE, TrialState.PRUNED
-_RUN = "run_id"
+_RUN, _DRIVER = "run_id", "driver"
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,8 @@ class Study:
         seed: of the sampler.
 
     Raises:
-        InputError: the storage can't be used.
+        InputError: the storage can't be used, or another process of this machine is at work on
+            the study.
     """
 
     def __init__(
@@ -89,6 +93,12 @@ class Study:
         except Exception as error:  # SQLAlchemy's, a database driver's, or a missing one's
             reason = str(error).splitlines()[0]
             raise InputError(f"storage={storage} can't be used for tuning: {reason}") from error
+        other = _at_work(self._study.user_attrs.get(_DRIVER))
+        if other is not None:
+            raise InputError(
+                f"process {other} is at work on this very search; wait for it or end it,"
+                f" or search elsewhere with another storage than {storage}"
+            )
         # A search that goes on must not draw again what it drew at its beginning.
         self._study.sampler = _SAMPLERS[sampler](seed + known)
         self._running: dict[int, optuna.Trial] = {}
@@ -100,8 +110,9 @@ class Study:
         return None if found is None else str(found)
 
     def record_in(self, run_id: str) -> None:
-        """Remember the run that the study is recorded in."""
+        """Remember the run that the study is recorded in, and that this process is at work."""
         self._study.set_user_attr(_RUN, run_id)
+        self._study.set_user_attr(_DRIVER, _this_process())
 
     def recover(self) -> int:
         """Put what a killed process was at back into the queue; how many trials that are."""
@@ -152,6 +163,23 @@ class Study:
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         found = optuna.importance.get_param_importances(self._study, evaluator=evaluator)
         return {name: float(share) for name, share in found.items()}
+
+
+def _this_process() -> dict[str, Any]:
+    """Tells this process from any other, of another time or machine too."""
+    process = psutil.Process()
+    return {"host": platform.node(), "pid": process.pid, "created": process.create_time()}
+
+
+def _at_work(driver: Mapping[str, Any] | None) -> int | None:
+    """The process of this machine that has begun a study, if it is another one and there still."""
+    if driver is None or driver["host"] != platform.node() or driver["pid"] == os.getpid():
+        return None
+    try:
+        same = psutil.Process(driver["pid"]).create_time() == driver["created"]
+    except psutil.NoSuchProcess:
+        return None
+    return int(driver["pid"]) if same else None
 
 
 def _tried(trial: FrozenTrial) -> TriedTrial:

@@ -19,6 +19,7 @@ import pytest
 
 from resfool import parallel
 from resfool.errors import InputError
+from resfool.experiments import trials
 from resfool.parallel import Died, Failure, Report
 from resfool.parameters import Backend
 from tests.conftest import ROOT
@@ -169,6 +170,21 @@ def test_nothing_to_do_is_done(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_there_from_before_does_not_run_again(where: dict[str, Any]) -> None:
+    kept: dict[int, int] = {}
+    before = {place: -place for place in (0, 2, 3, 8)}
+    found = parallel.map(
+        failing, range(9), workers=2, finished=before, keep=kept.__setitem__, **where
+    )
+    assert found == [before.get(place, place) for place in range(9)]
+    assert kept == {place: place for place in (1, 4, 5, 6, 7)}
+    with pytest.raises(parallel.TaskError, match=r"item 4 of 9: LookupError") as caught:
+        parallel.map(failing, range(9), workers=2, finished={0: 0, 1: 1}, **where)
+    assert caught.value.finished.keys() >= {0, 1}
+    assert parallel.map(failing, [3], finished={0: 7}, **where) == [7]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_error_names_its_item_and_keeps_the_rest(where: dict[str, Any], workers: int) -> None:
     with pytest.raises(parallel.TaskError) as caught:
@@ -255,6 +271,24 @@ def test_tasks_report_in_order_stop_fail_and_are_added(where: dict[str, Any]) ->
     assert all(heard[place] == outcome for place, outcome in outcomes.items())
 
 
+@pytest.mark.parametrize("backend", PARALLEL)
+def test_a_training_has_the_same_bits_everywhere(where: dict[str, Any]) -> None:
+    """Convolutions and sums over a batch, as a sweep or a tuning has them."""
+    settings = {"arch": "resnet", "depth": 5, "width": (4,), "dataset": "digits", "steps": 10}
+
+    def trained(**pool: Any) -> list[Any]:
+        with parallel.Pool(trials.Trainer(), receive=lambda place, message: False, **pool) as crew:
+            for seed in range(2):
+                crew.submit(seed, settings | {"per_class": (20, 0, 20), "seed": seed})
+            outcomes = dict(crew.finished())
+        return [(outcomes[seed].metrics, weights(outcomes[seed])) for seed in range(2)]
+
+    def weights(outcome: Any) -> list[bytes]:
+        return [value.tobytes() for value in outcome.load_model().get_weights()]
+
+    assert trained(workers=2, **where) == trained(backend="serial")
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_error_of_the_receiver_is_the_drivers(where: dict[str, Any]) -> None:
     def receive(place: str, message: int) -> bool:
@@ -266,7 +300,7 @@ def test_an_error_of_the_receiver_is_the_drivers(where: dict[str, Any]) -> None:
         list(pool.finished())
 
 
-@pytest.mark.parametrize("backend", PARALLEL)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_task_whose_worker_is_killed_begins_anew(where: dict[str, Any], tmp_path: Path) -> None:
     heard: dict[int, list[int]] = {0: [], 1: []}
     before: list[list[int]] = []
@@ -287,7 +321,7 @@ def test_a_task_whose_worker_is_killed_begins_anew(where: dict[str, Any], tmp_pa
     assert heard == outcomes == {0: list(range(6)), 1: list(range(6))}
 
 
-@pytest.mark.parametrize("backend", PARALLEL)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_task_that_always_kills_its_worker_ends(where: dict[str, Any], tmp_path: Path) -> None:
     with parallel.Pool(lambda item, report: mortal(item), workers=1, **where) as pool:
         pool.submit("bad", (str(tmp_path), 0, 9))

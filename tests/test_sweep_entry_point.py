@@ -1,7 +1,9 @@
 """`sweep` as a user runs it."""
 
+import sys
 from typing import Any
 
+import cloudpickle
 import mlflow
 import pandas as pd
 import pytest
@@ -10,8 +12,11 @@ from mlflow.entities import Run
 
 from entry_points import attack, sweep, train
 from resfool import experiments
-from resfool.experiments import trials
+from resfool.experiments import sweeping, trials
 from tests.conftest import QUICK, refused
+
+# The processes that train have no tests.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 GRID = ["--dataset=digits", "--width=8", "--steps=40", "--eval_every=20", "--backend=serial"]
 
@@ -85,11 +90,12 @@ def test_a_grid_is_trained_once_and_compared(
 def test_a_training_that_diverges_leaves_the_others(
     store: MlflowClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def diverging(monitor: Any, data: Any, /, **settings: Any) -> Any:
-        rate = 1e30 if settings["depth"] == 2 else 0.01
-        return experiments.train(monitor, data, **(settings | {"learning_rate": rate}))
+    class Diverging(trials.Trainer):
+        def __call__(self, settings: Any, report: Any) -> Any:
+            rate = 1e30 if settings["depth"] == 2 else 0.01
+            return super().__call__(settings | {"learning_rate": rate}, report)
 
-    monkeypatch.setattr(trials, "train", diverging)
+    monkeypatch.setattr(sweeping, "Trainer", Diverging)
     sweep.main(["--arch=mlp", "--depth=1,2", *GRID, "--optimizer=sgd"])
     run = latest(store)
     found = table(run, "trainings")
@@ -119,11 +125,12 @@ def test_a_sweeps_models_know_their_data_and_what_was_set_aside(store: MlflowCli
 def test_if_all_fail_one_sentence_says_so(
     store: MlflowClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(monitor: Any, data: Any, /, **settings: Any) -> Any:
-        monitor.begin("a training", {}, [])
-        raise OSError("no room on the disk")
+    class Failing(trials.Trainer):
+        def __call__(self, settings: Any, report: Any) -> Any:
+            report(("begin", ("a training", {}, [])))
+            raise OSError("no room on the disk")
 
-    monkeypatch.setattr(trials, "train", failing)
+    monkeypatch.setattr(sweeping, "Trainer", Failing)
     line = refused(sweep.main, capsys, "--arch=mlp", *GRID)
     assert "all 1 trainings failed; the first: OSError: no room on the disk" in line
     assert [run.info.status for run in store.search_runs(["0"])] == ["FAILED", "FAILED"]

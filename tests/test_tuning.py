@@ -169,6 +169,36 @@ test_tuning.tuned("--trials=9", pool=Dying)
     assert len(parts(store)[1]) == 10
 
 
+def test_two_drivers_never_share_a_search(store: MlflowClient, tmp_path: Path) -> None:
+    script = """
+import sys
+from tests import test_tuning
+
+class Waiting(test_tuning.FakePool):
+    def trained(self, place, settings):
+        print("at work", flush=True)
+        sys.stdin.read()
+        return super().trained(place, settings)
+
+test_tuning.tuned("--trials=1", pool=Waiting)
+"""
+    other = subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert other.stdout is not None
+    assert other.stdout.readline() == "at work\n"
+    with pytest.raises(InputError, match=f"process {other.pid} is at work on this very search"):
+        tuned("--trials=1")
+    other.communicate("", timeout=60)
+    assert other.returncode == 0
+    assert len(tuned("--trials=2").tried) == 2
+
+
 def test_an_interrupted_search_leaves_nothing_running(store: MlflowClient) -> None:
     class Interrupted(FakePool):
         def trained(self, place: int, settings: Settings) -> Any:

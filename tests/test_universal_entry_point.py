@@ -1,5 +1,6 @@
 """`universal` and `mnist` as a user runs them."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mlflow.entities import Run
 
 from entry_points import mnist, train, universal
 from resfool import checkpoints, experiments
+from resfool.attacks import minimal
 from resfool.monitor import Monitor
 from resfool.parameters import show
 from tests import conftest
@@ -111,6 +113,35 @@ def test_an_interrupted_solve_goes_on(store: MlflowClient, trained: str) -> None
     whole = experiments.universal(None, None, told.append, **options)
     assert resumed.matrix is not None and whole.matrix is not None
     np.testing.assert_array_equal(resumed.matrix.rows, whole.matrix.rows)
+
+
+def test_each_image_that_cobyla_has_solved_is_kept(store: MlflowClient, trained: str) -> None:
+    uri = f"runs:/{trained}/model"
+    path = Path(mlflow.artifacts.download_artifacts(uri)) / "data" / "model.keras"
+    options: dict[str, Any] = {"model": str(path), "dataset": "digits", "draws": 1}
+    options |= {"solver": "cobyla", "samples": 12, "test_samples": 50}
+    solved: list[int] = []
+
+    def serial(function: Any, items: Any, *, stop: int | None = None, **rest: Any) -> list[Any]:
+        def counted(item: Any) -> Any:
+            if len(solved) == stop:
+                raise KeyboardInterrupt
+            solved.append(1)
+            return function(item)
+
+        return minimal.one_by_one(counted, items, **rest)
+
+    told: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        experiments.universal(None, functools.partial(serial, stop=7), told.append, **options)
+    resumed = experiments.universal(None, serial, told.append, **options)
+    assert len(solved) == 12
+    assert "going on with an interrupted solve, of which 7 images are done" in told
+    whole = experiments.universal(None, None, told.append, **options)
+    assert resumed.solved is not None and whole.solved is not None
+    for name in ("perturbations", "norms", "flipped", "evaluations"):
+        np.testing.assert_array_equal(getattr(resumed.solved, name), getattr(whole.solved, name))
+    assert not list(Path("checkpoints").glob("solve-*"))
 
 
 def test_a_rank_that_the_matrix_has_not_is_clamped_with_a_sentence(

@@ -9,7 +9,7 @@ judged elsewhere, and the perturbation is shortened along its own ray until it o
 import functools
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,14 +41,22 @@ def _quiet(images: int) -> None:
     pass
 
 
-def _one_by_one(
-    function: Callable[[Any], Any], items: Sequence[Any], *, progress: Progress
+def one_by_one(
+    function: Callable[[Any], Any],
+    items: Sequence[Any],
+    *,
+    progress: Progress,
+    finished: Mapping[int, Any] | None = None,
+    keep: Callable[[int, Any], None] = lambda place, result: None,
 ) -> list[Any]:
-    results = []
-    for item in items:
-        results.append(function(item))
-        progress(1)
-    return results
+    """What `parallel.map` does, in this process: see there."""
+    results = dict(finished or {})
+    for place, item in enumerate(items):
+        if place not in results:
+            results[place] = function(item)
+            keep(place, results[place])
+            progress(1)
+    return [results[place] for place in range(len(items))]
 
 
 @dataclass(frozen=True)
@@ -122,7 +130,7 @@ def smallest_perturbations(
     evaluations: int | None = None,
     clip: bool = False,
     batch_size: int = BATCH_SIZE,
-    map: Map = _one_by_one,
+    map: Map = one_by_one,
     progress: Progress = _quiet,
 ) -> Minimal:
     """The smallest l2 perturbation of each image that changes the model's prediction.
@@ -607,7 +615,7 @@ def cobyla(
     candidates: int,
     subspace: Subspace = "gradients",
     evaluations: int | None = None,
-    map: Map = _one_by_one,
+    map: Map = one_by_one,
 ) -> Attempt:
     """The paper's own: minimise ||r||_2 without derivatives, constrained to change the class.
 

@@ -1,12 +1,13 @@
 """One perturbation for all images (section VI): fitted on training images, judged on others."""
 
+import functools
 import hashlib
 import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -329,38 +330,113 @@ def _choose(split: datasets.Split, samples: int | None, seed: int, what: str) ->
 
 
 def _solved(work: _Work) -> "Minimal":
-    """Algorithm 2's perturbations, solved in chunks of which each is kept when it is done."""
+    """Algorithm 2's perturbations; those that are done are kept until all are."""
+    s = work.settings
+    options: Any = {name: s[name] for name in ("solver", "subspace", "batch_size")}
+    problem = work.identity | options | {"images": _digest(work.fitting.images)}
+    solve = _solved_in_chunks
+    if s["solver"] == "cobyla":
+        solve, problem = _solved_one_by_one, problem | {"kept": "each image"}
+    path = Path(s["solve_dir"]) / f"solve-{_digest(json.dumps(problem, sort_keys=True))}.npz"
+    found = solve(work, path, options)
+    path.unlink(missing_ok=True)
+    return found
+
+
+def _solved_in_chunks(work: _Work, path: Path, options: dict[str, Any]) -> "Minimal":
+    """Solvers that work in batches here."""
     from resfool.attacks import minimal
 
-    s, images = work.settings, work.fitting.images
-    options: Any = {name: s[name] for name in ("solver", "subspace", "batch_size")}
-    problem = work.identity | options | {"images": _digest(images)}
-    path = Path(s["solve_dir"]) / f"solve-{_digest(json.dumps(problem, sort_keys=True))}.npz"
-    if work.map is not None:
-        options["map"] = work.map
-    found, done, due = None, 0, 0.0
+    images, found, done = work.fitting.images, None, 0
     if path.exists():
         found = minimal.Minimal(**checkpoints.load(path)[0])
         done = len(found.norms)
-        work.say(f"going on with an interrupted solve, of which {done} images are done")
-    try:
+        _say_going_on(work, done)
+
+    def save() -> None:
+        checkpoints.save(path, vars(found), {})
+
+    with _Keeper(save) as keeper:
         while found is None or done < len(images):
             work.monitor.progress(done, len(images), "images solved")
             more = images[done : done + _CHUNK]
             solved = minimal.smallest_perturbations(work.model, more, **options)
             found = solved if found is None else found.followed_by(solved)
             done += len(more)
-            began = time.monotonic()
-            if began >= due:
-                checkpoints.save(path, vars(found), {})
-                due = time.monotonic() + (time.monotonic() - began) / _SAVING
-    except BaseException:
-        if found is not None:
-            checkpoints.save(path, vars(found), {})
-        raise
+            keeper.more_is_done()
     work.monitor.progress(done, len(images), "images solved")
-    path.unlink(missing_ok=True)
     return found
+
+
+def _solved_one_by_one(work: _Work, path: Path, options: dict[str, Any]) -> "Minimal":
+    """COBYLA, whose images are spread over workers, each by itself."""
+    from resfool.attacks import minimal
+
+    images = work.fitting.images
+    kept: dict[int, tuple[np.ndarray, int, float]] = {}
+    if path.exists():
+        stored = checkpoints.load(path)[0]
+        parts = (stored[name].tolist() for name in ("places", "passes", "seconds"))
+        for place, passes, seconds, solution in zip(*parts, stored["perturbations"], strict=True):
+            kept[place] = solution, passes, seconds
+        _say_going_on(work, len(kept))
+    done = len(kept)
+
+    def progress(more: int) -> None:
+        nonlocal done
+        done += more
+        work.monitor.progress(done, len(images), "images solved")
+
+    def save() -> None:
+        perturbations, passes, seconds = map(np.array, zip(*kept.values(), strict=True))
+        columns = {"perturbations": perturbations, "passes": passes, "seconds": seconds}
+        checkpoints.save(path, columns | {"places": np.array(list(kept))}, {})
+
+    def keep(place: int, result: tuple[np.ndarray, int, float]) -> None:
+        kept[place] = result
+        keeper.more_is_done()
+
+    progress(0)
+    spread = work.map or minimal.one_by_one
+    keeping = functools.partial(spread, finished=dict(kept), keep=keep)
+    with _Keeper(save) as keeper:
+        return minimal.smallest_perturbations(
+            work.model, images, map=keeping, progress=progress, **options
+        )
+
+
+def _say_going_on(work: _Work, done: int) -> None:
+    work.say(f"going on with an interrupted solve, of which {done} images are done")
+
+
+class _Keeper:
+    """Saves now and then, and when the block is left by an error if there is something new.
+
+    Args:
+        save: that takes some time, of which no more than a small share of all is spent.
+    """
+
+    def __init__(self, save: Callable[[], None]) -> None:
+        self._save = save
+        self._due, self._unsaved = 0.0, False
+
+    def more_is_done(self) -> None:
+        self._unsaved = True
+        began = time.monotonic()
+        if began >= self._due:
+            self._save_now()
+            self._due = time.monotonic() + (time.monotonic() - began) / _SAVING
+
+    def _save_now(self) -> None:
+        self._save()
+        self._unsaved = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if error is not None and self._unsaved:
+            self._save_now()
 
 
 def _digest(*parts: Any) -> str:

@@ -1,7 +1,8 @@
 """The same results in the same order, on however many workers."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from resfool.errors import WorkError
@@ -10,8 +11,6 @@ from resfool.parallel.tasks import Died, Failure, Report
 from resfool.parameters import Backend
 
 _CHUNK_SECONDS = 0.2  # of work that travels together
-
-_Chunk = tuple[int, int]  # the first item and the one after the last
 
 
 class TaskError(WorkError):
@@ -30,6 +29,10 @@ def _quiet(tasks: int) -> None:
     pass
 
 
+def _forget(place: int, result: Any) -> None:
+    pass
+
+
 def map(
     function: Callable[[Any], Any],
     items: Sequence[Any],
@@ -39,6 +42,8 @@ def map(
     ray_address: str | None = None,
     patience: float = 0.0,
     progress: Callable[[int], None] = _quiet,
+    finished: Mapping[int, Any] | None = None,
+    keep: Callable[[int, Any], None] = _forget,
 ) -> list[Any]:
     """A function's results for all items, in their order, whichever way they are computed.
 
@@ -57,6 +62,8 @@ def map(
         ray_address: of the cluster: auto, host:port or ray://host:port; None starts one here.
         patience: seconds that a cluster has to grow to the number of workers.
         progress: is told how many more items are done.
+        finished: results that are there from before, by their items' places; these items don't run.
+        keep: is given the place and the result of each other item as soon as it has come.
 
     Returns:
         The results, in the items' order.
@@ -65,8 +72,9 @@ def map(
         TaskError: what went wrong first; what hasn't begun by then never does.
         InputError: the cluster can't be reached, or is too small.
     """
-    if not items:
-        return []
+    results = dict(finished or {})
+    if len(results) == len(items):
+        return [results[place] for place in range(len(items))]
     pool = Pool(
         _Chunked(function),
         backend="joblib" if backend == "serial" else backend,
@@ -76,55 +84,65 @@ def map(
         attempts=1,
     )
     with pool:
-        return _Spread(pool, items, progress).results()
+        return _Spread(pool, items, results, progress, keep).results()
 
 
 class _Spread:
     """Items on their way to a pool's workers and back."""
 
-    def __init__(self, pool: Pool, items: Sequence[Any], progress: Callable[[int], None]) -> None:
-        self._pool, self._items, self._progress = pool, items, progress
-        self._next, self._size = 0, 1
-        self._results: dict[int, Any] = {}
+    def __init__(
+        self,
+        pool: Pool,
+        items: Sequence[Any],
+        results: dict[int, Any],
+        progress: Callable[[int], None],
+        keep: Callable[[int, Any], None],
+    ) -> None:
+        self._pool, self._items, self._progress, self._keep_home = pool, items, progress, keep
+        self._waiting = deque(place for place in range(len(items)) if place not in results)
+        self._size = 1
+        self._results = results
         self._deaths: dict[int, int] = {}
 
     def results(self) -> list[Any]:
         for _ in range(self._pool.size):
             self._send_more()
-        for (start, stop), outcome in self._pool.finished():
+        for places, outcome in self._pool.finished():
             if isinstance(outcome, Died):
-                self._send_again(range(start, stop), outcome)
+                self._send_again(places, outcome)
             elif isinstance(outcome, Failure):  # of the travel, not of an item
-                raise self._failed(start, outcome)
+                raise self._failed(places[0], outcome)
             else:
-                self._keep(start, *outcome)
+                self._keep(places, *outcome)
                 self._send_more()
         return [self._results[place] for place in range(len(self._items))]
 
     def _send_more(self) -> None:
-        left = len(self._items) - self._next
         # The last chunks are small, so that all workers end at about the same time.
-        size = min(self._size, -(-left // (2 * self._pool.size)))
+        size = min(self._size, -(-len(self._waiting) // (2 * self._pool.size)))
         if size:
-            self._send(self._next, self._next + size)
-            self._next += size
+            self._send([self._waiting.popleft() for _ in range(size)])
 
-    def _send(self, start: int, stop: int) -> None:
-        self._pool.submit((start, stop), [self._items[place] for place in range(start, stop)])
+    def _send(self, places: list[int]) -> None:
+        self._pool.submit(places, [self._items[place] for place in places])
 
-    def _keep(self, start: int, results: list[Any], failure: Failure | None, each: float) -> None:
-        self._results.update(enumerate(results, start))
+    def _keep(
+        self, places: list[int], results: list[Any], failure: Failure | None, each: float
+    ) -> None:
+        for place, result in zip(places, results, strict=False):
+            self._results[place] = result
+            self._keep_home(place, result)
         self._progress(len(results))
         if failure is not None:
-            raise self._failed(start + len(results), failure)
+            raise self._failed(places[len(results)], failure)
         self._size = max(1, int(_CHUNK_SECONDS / each))
 
-    def _send_again(self, places: range, death: Died) -> None:
+    def _send_again(self, places: list[int], death: Died) -> None:
         for place in places:
             self._deaths[place] = self._deaths.get(place, 0) + 1
             if self._deaths[place] == ATTEMPTS:
                 raise self._failed(place, f"its process died {ATTEMPTS} times; {death.message}")
-            self._send(place, place + 1)
+            self._send([place])
 
     def _failed(self, place: int, why: Failure | str) -> TaskError:
         error = TaskError(f"item {place + 1} of {len(self._items)}: {why}", self._results)

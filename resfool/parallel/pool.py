@@ -35,13 +35,13 @@ class Pool:
         function: of an item and a report; `report(message)` sends something picklable to the
             driver and returns whether the task should stop. Function, items, messages and results
             go to and fro between processes, so they must be picklable.
-        backend: "joblib" runs in processes of this machine, "ray" on a cluster, and "serial" here,
-            one task after another, with all threads.
+        backend: "joblib" runs in processes of this machine, "ray" on a cluster, and "serial" in one
+            process, one task after another.
         workers: tasks at a time; None is as many as there is room for.
         ray_address: of the cluster: auto, host:port or ray://host:port; None starts one here.
         patience: seconds that a cluster has to grow to what was asked for.
         cpus: of each task, which are its threads too.
-        gpus: of each task, on ray; without, only "serial" sees any.
+        gpus: of each task, on ray; without, only "serial" sees any, and all of them.
         receive: takes a task's place and message, here and in the order in which the task sent
             them; returns whether the task should stop. The task may learn so a message later.
         restarted: is told the place of a task that is run again because its worker died; its
@@ -141,8 +141,8 @@ class Pool:
 def _local(
     backend: Backend, function: Function, tell: Tell, workers: int | None, cpus: int, gpus: float
 ) -> Crew:
-    if backend == "serial":
-        return processes.Here(function, tell)
     if gpus:
         raise InputError(f"gpus={gpus:g} for each task needs backend=ray, which deals them out")
+    if backend == "serial":
+        return processes.Processes(function, tell, 1, cpus, sees_gpus=True)
     return processes.Processes(function, tell, workers, cpus)

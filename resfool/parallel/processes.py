@@ -18,49 +18,10 @@ from joblib.externals.loky.backend.utils import kill_process_tree
 
 from resfool import devices
 from resfool.parallel import tasks
-from resfool.parallel.tasks import Died, Failure, Function, Tell
+from resfool.parallel.tasks import Died, Function, Tell
 
 _IDLE_SECONDS = 300.0  # after which a process without work ends
 _idle: list["_Worker"] = []  # processes with their libraries loaded, for the next crew
-
-
-class Here:
-    """The driver itself, with all its threads."""
-
-    size = 1
-
-    def __init__(self, function: Function, tell: Tell) -> None:
-        self._function, self._tell = function, tell
-        self._next: tuple[int, Any] | None = None
-
-    def start(self, ticket: int, item: Any) -> None:
-        self._next = ticket, item
-
-    def wait(self) -> list[tuple[int, Any]]:
-        assert self._next is not None
-        (ticket, item), self._next = self._next, None
-        try:
-            return [(ticket, self._function(item, lambda message: self._passed(ticket, message)))]
-        except _Unheard as error:
-            raise error.cause from None
-        except Exception as error:
-            return [(ticket, Failure.of(error))]
-
-    def _passed(self, ticket: int, message: Any) -> bool:
-        try:
-            return self._tell(ticket, message)
-        except Exception as error:
-            raise _Unheard(error) from error
-
-    def leave(self, at_once: bool) -> None:
-        pass
-
-
-class _Unheard(BaseException):
-    """The driver could not take a message: not the task's error, nor for it to catch."""
-
-    def __init__(self, cause: Exception) -> None:
-        self.cause = cause
 
 
 class Processes:
@@ -71,11 +32,19 @@ class Processes:
         tell: takes messages.
         workers: how many; None is as many as the cores can hold.
         threads: of each, for BLAS and for TensorFlow.
+        sees_gpus: whether it sees those of this machine, for a crew of one.
     """
 
-    def __init__(self, function: Function, tell: Tell, workers: int | None, threads: int) -> None:
+    def __init__(
+        self,
+        function: Function,
+        tell: Tell,
+        workers: int | None,
+        threads: int,
+        sees_gpus: bool = False,
+    ) -> None:
         self._digest, self._function = tasks.packed(function)
-        self._tell, self._threads = tell, threads
+        self._tell, self._kind = tell, (threads, sees_gpus)
         self.size = workers or max(1, joblib.cpu_count() // threads)
         self._free: list[_Worker] = []
         self._busy: dict[Any, tuple[int, _Worker]] = {}
@@ -93,12 +62,12 @@ class Processes:
     def _worker(self) -> "_Worker":
         if self._free:
             return self._free.pop()
-        for worker in [worker for worker in _idle if worker.threads == self._threads]:
+        for worker in [worker for worker in _idle if worker.kind == self._kind]:
             _idle.remove(worker)
             if worker.process.is_alive():
                 return worker
             worker.kill()
-        return _Worker(self._threads)
+        return _Worker(*self._kind)
 
     def wait(self) -> list[tuple[int, Any]]:
         ended: list[tuple[int, Any]] = []
@@ -134,12 +103,11 @@ class Processes:
 class _Worker:
     """A process and our end of its pipe."""
 
-    def __init__(self, threads: int) -> None:
-        self.threads, self.digest = threads, ""
+    def __init__(self, threads: int, sees_gpus: bool) -> None:
+        self.kind, self.digest = (threads, sees_gpus), ""
         self.pipe, theirs = connection.Pipe()
-        self.process = LokyProcess(
-            target=_work, args=(theirs,), daemon=True, env=tasks.environment(threads)
-        )
+        variables = tasks.environment(threads, gpus=sees_gpus)
+        self.process = LokyProcess(target=_work, args=(theirs,), daemon=True, env=variables)
         self.process.start()
         theirs.close()  # or its end would never be seen
 
