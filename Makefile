@@ -19,7 +19,7 @@ test: $(INSTALLED)
 	$(BIN)/pytest --numprocesses 2 --dist loadgroup
 
 # Two hosts in network namespaces; as root on Linux.
-test-cluster: $(INSTALLED)
+test-cluster: .venv/.cluster
 	$(BIN)/pytest -rs tests/cluster
 
 format: $(INSTALLED)
@@ -45,6 +45,10 @@ clean:
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $@
+
+.venv/.cluster: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,cluster]"
 	touch $@
 
 .venv/.benchmarks: $(INSTALLED)

@@ -17,6 +17,7 @@ import cloudpickle
 import numpy as np
 
 from resfool import parallel
+from resfool.errors import InputError
 from resfool.parallel import Report
 from tests.conftest import ROOT
 
@@ -119,6 +120,48 @@ def _trial(steps: int, report: Report) -> str:
     return "done"
 
 
+def growth(address: str) -> dict[str, Any]:
+    """Two workers of a cluster that has one CPU: at once, and once it has grown."""
+    asked: dict[str, Any] = {"backend": "ray", "ray_address": address, "workers": 2}
+    parallel.map(abs, [0], backend="ray", ray_address=address)
+    began, refusal = time.monotonic(), ""
+    try:
+        parallel.map(abs, [0], **asked)
+    except InputError as error:
+        refusal = str(error)
+    refused = time.monotonic() - began
+    print("refused", flush=True)
+    hosts = parallel.map(_where, range(IMAGES), patience=60, **asked)
+    return {"refusal": refusal, "seconds": refused, "hosts": list(Counter(hosts).values())}
+
+
+def _where(item: int) -> str:
+    import ray
+
+    time.sleep(0.5)
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def runs(store: str) -> list[dict[str, Any]]:
+    """What a tracking server has: every run, and the artifacts of its models."""
+    import mlflow
+
+    client = mlflow.MlflowClient(store)
+    (experiment,) = client.search_experiments()
+    found = client.search_runs([experiment.experiment_id])
+    models = client.search_logged_models([experiment.experiment_id])
+    artifacts = {m.source_run_id: client.list_logged_model_artifacts(m.model_id) for m in models}
+    return [
+        {
+            "status": run.info.status,
+            "child": "mlflow.parentRunId" in run.data.tags,
+            "model": [file.path for file in artifacts.get(run.info.run_id, [])],
+        }
+        for run in found
+    ]
+
+
 if __name__ == "__main__":
     work, where = sys.argv[1:]
-    print(json.dumps({"solve": solve, "trials": trials}[work](where)), flush=True)
+    works = {"solve": solve, "trials": trials, "growth": growth, "runs": runs}
+    print(json.dumps(works[work](where)), flush=True)

@@ -143,4 +143,5 @@ def _environment() -> dict[str, str]:
     """Without proxies, which would not be reached, and without the driver's MLflow."""
     foreign = ("_PROXY", "MLFLOW_", "RAY_")
     kept = {n: v for n, v in os.environ.items() if not any(f in n.upper() for f in foreign)}
-    return kept | TOKEN | QUIET
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return kept | TOKEN | QUIET | {"PATH": path}

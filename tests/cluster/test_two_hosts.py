@@ -18,27 +18,46 @@ from tests.conftest import ROOT
 if reason := why_not():
     pytest.skip(reason, allow_module_level=True)
 
-RAY = str(Path(sys.executable).with_name("ray"))
+RAY, MLFLOW = (str(Path(sys.executable).with_name(name)) for name in ("ray", "mlflow"))
 HEAD, WORKER = "10.77.0.1", "10.77.0.2"
 ADDRESS = f"{HEAD}:6379"
+JOBS = f"http://{HEAD}:8265"
+SWEEP = (
+    "--arch=mlp --dataset=digits --steps=60 --eval_every=30 --seeds=2"
+    " --backend=ray --ray_address=auto"
+)
 SIZE = ["--num-cpus=1", "--object-store-memory=100000000", "--block"]
 
 
 @pytest.fixture
-def hosts() -> Iterator[tuple[Host, Host]]:
-    """Head and worker with Ray on them, one CPU each."""
+def folder() -> Iterator[Path]:
+    """Of the hosts, with a short path, which Ray's sockets need."""
     with tempfile.TemporaryDirectory(prefix="ray") as name:
-        folder = Path(name)
-        with Host(folder, HEAD, True) as head, Host(folder, WORKER, False) as worker:
-            head.join(worker)
-            own = [f"--node-ip-address={HEAD}", "--port=6379", "--include-dashboard=false"]
-            head.start([RAY, "start", "--head", *own, f"--temp-dir={folder}", *SIZE])
-            wait_until(lambda: head.processes("raylet"))
-            other = [f"--address={ADDRESS}", f"--node-ip-address={WORKER}"]
-            worker.start([RAY, "start", *other, *SIZE])
-            wait_until(lambda: worker.processes("raylet"))
-            time.sleep(3)
-            yield head, worker
+        yield Path(name)
+
+
+@pytest.fixture
+def hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
+    """Head and worker with Ray on them, one CPU each."""
+    with Host(folder, HEAD, True) as head, Host(folder, WORKER, False) as worker:
+        head.join(worker)
+        start_head(head, folder)
+        start_worker(worker)
+        time.sleep(3)
+        yield head, worker
+
+
+def start_head(head: Host, folder: Path, *more: str) -> None:
+    own = [f"--node-ip-address={HEAD}", "--port=6379", f"--temp-dir={folder}"]
+    own += more or ["--include-dashboard=false"]
+    head.start([RAY, "start", "--head", *own, *SIZE])
+    wait_until(lambda: head.processes("raylet"))
+
+
+def start_worker(worker: Host) -> None:
+    other = [f"--address={ADDRESS}", f"--node-ip-address={WORKER}"]
+    worker.start([RAY, "start", *other, *SIZE])
+    wait_until(lambda: worker.processes("raylet"))
 
 
 def wait_until(true: Callable[[], Any], seconds: float = 60) -> None:
@@ -48,9 +67,14 @@ def wait_until(true: Callable[[], Any], seconds: float = 60) -> None:
         time.sleep(0.2)
 
 
-def drive(head: Host, work: str, at: Callable[[list[str]], bool] = lambda lines: False) -> Any:
+def drive(
+    host: Host,
+    work: str,
+    at: Callable[[list[str]], bool] = lambda lines: False,
+    address: str = ADDRESS,
+) -> Any:
     """Run the driver; yields once its lines so far are as awaited, then what it found."""
-    driver = head.start([sys.executable, "-m", "tests.cluster.driver", work, ADDRESS], ROOT)
+    driver = host.start([sys.executable, "-m", "tests.cluster.driver", work, address], ROOT)
     lines: list[str] = []
     assert driver.stdout is not None
     for line in driver.stdout:
@@ -104,6 +128,61 @@ def test_a_trial_whose_process_is_killed_begins_anew(hosts: tuple[Host, Host]) -
     ((_, before),) = found["restarts"]
     assert before == list(range(len(before))) and len(before) >= 3
     assert found["heard"] == [list(range(STEPS))] * 2
+
+
+def test_a_cluster_that_grows_is_waited_for(folder: Path) -> None:
+    with Host(folder, HEAD, True) as head, Host(folder, WORKER, False) as worker:
+        head.join(worker)
+        start_head(head, folder)
+        run = drive(head, "growth", lambda lines: lines[-1] == "refused\n")
+        next(run)
+        start_worker(worker)
+        found = next(run)
+    print(found)
+    assert found["refusal"].startswith("2 workers of 1 CPU each don't fit the Ray cluster")
+    assert found["seconds"] < 5
+    assert len(found["hosts"]) == 2 and sum(found["hosts"]) == IMAGES
+
+
+def test_a_job_runs_on_both_hosts(folder: Path) -> None:
+    # The head has no checkout: what the job runs there is what was sent to it.
+    with Host(folder, HEAD, False) as head, Host(folder, WORKER, True) as outside:
+        head.join(outside)
+        store = serve(outside, folder)
+        start_head(head, folder, "--include-dashboard=true", f"--dashboard-host={HEAD}")
+        start_worker(outside)
+        wait_until(lambda: answers(outside, f"{store}/health") and answers(outside, JOBS))
+        job = submit(outside, store, *SWEEP.split())
+        wait_until(lambda: all(host.processes("ray::_work") for host in (head, outside)), 120)
+        printed = job.communicate()[0]
+        print(printed)
+        (found,) = drive(outside, "runs", address=store)
+    print(found)
+    assert job.returncode == 0 and "test_accuracy" in printed
+    assert [run["status"] for run in found] == ["FINISHED"] * 3
+    children = [run for run in found if run["child"]]
+    assert len(children) == 2 and all("MLmodel" in run["model"] for run in children)
+
+
+def serve(host: Host, folder: Path) -> str:
+    """Start a tracking server; its address."""
+    command = [MLFLOW, "server", f"--host={host.address}", "--port=5000", "--workers=1"]
+    command += [f"--backend-store-uri=sqlite:///{folder}/mlflow.db"]
+    host.start([*command, f"--artifacts-destination={folder}/artifacts"], folder)
+    return f"http://{host.address}:5000"
+
+
+def answers(host: Host, url: str) -> bool:
+    ask = f"import urllib.request; urllib.request.urlopen({url!r}, timeout=5)"
+    return host.start([sys.executable, "-c", ask]).wait() == 0
+
+
+def submit(host: Host, store: str, *parameters: str) -> "subprocess.Popen[str]":
+    """Submit a sweep, with all that it needs, from the checkout."""
+    variables = json.dumps({"env_vars": {"MLFLOW_TRACKING_URI": store}})
+    command = [RAY, "job", "submit", f"--address={JOBS}", "--working-dir=."]
+    command += [f"--runtime-env-json={variables}", "--", "python", "-m", "entry_points.sweep"]
+    return host.start([*command, *parameters], ROOT)
 
 
 def test_nothing_of_the_hosts_is_left() -> None:
