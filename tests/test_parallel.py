@@ -1,11 +1,13 @@
 """Parallel work: the same results in the same order, whichever way they are computed."""
 
+import http.server
 import os
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -56,7 +58,10 @@ def cluster(client_port: int) -> Iterator[str]:
                 command, stdout=log, stderr=log, env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
             )
         try:
-            wait_until(lambda: head.poll() is not None or answers(address), 60)
+            client = f"127.0.0.1:{client_port}"
+            wait_until(
+                lambda: head.poll() is not None or (answers(address) and answers(client)), 60
+            )
             assert head.poll() is None, (Path(folder) / "log").read_text()
             yield address
         finally:
@@ -390,6 +395,38 @@ def test_a_cluster_that_has_died_is_not_waited_for(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(InputError, match=r"no Ray cluster answers at 127\.0\.0\.1:1"):
         parallel.map(failing, [1], backend="ray", ray_address="auto")
+
+
+@on_ray
+@pytest.mark.parametrize("token", [{"RAY_AUTH_TOKEN": "another"}, {"RAY_AUTH_MODE": "disabled"}])
+def test_a_wrong_token_is_refused(cluster: str, token: dict[str, str]) -> None:
+    # In a process of its own, since Ray reads the token once.
+    script = """if True:
+        import sys, time
+        from resfool import errors, parallel
+        import resfool.parallel.cluster
+        began = time.monotonic()
+        try:
+            parallel.map(abs, [1], backend="ray", ray_address=sys.argv[1])
+        except errors.InputError as error:
+            print(time.monotonic() - began, error)
+        """
+    command = [sys.executable, "-c", script, cluster]
+    ran = subprocess.run(command, env=os.environ | token, capture_output=True, text=True)
+    seconds, _, sentence = ran.stdout.partition(" ")
+    assert sentence.startswith(
+        f"can't join the Ray cluster at {cluster}: it doesn't take this machine's token; "
+    ), ran
+    assert float(seconds) < 5
+
+
+def test_another_service_is_no_cluster() -> None:
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{server.server_port}"
+        with pytest.raises(InputError, match=f"what answers at {address} is no Ray cluster"):
+            parallel.map(failing, [1], backend="ray", ray_address=address)
+        server.shutdown()
 
 
 @on_ray

@@ -15,9 +15,12 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import cloudpickle
+import grpc
 import joblib
 import ray
-from ray._private import services
+from ray._private import ray_constants, services
+from ray._private.grpc_utils import init_grpc_channel
+from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import resfool
@@ -241,9 +244,25 @@ def _reach(address: str) -> None:
             else "has it been started there (ray start --head), and is the port open?"
         )
         raise InputError(f"no Ray cluster answers at {address} ({error}); {hint}") from error
+    if not client:
+        _greet(address)
 
 
-def _refused(address: str | None, error: Exception) -> InputError:
+def _greet(address: str) -> None:
+    """Whether a head answers, and takes this machine's token; Ray itself asks for 20 s or more."""
+    with init_grpc_channel(address, ray_constants.GLOBAL_GRPC_OPTIONS) as channel:
+        head = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+        try:
+            head.CheckAlive(gcs_service_pb2.CheckAliveRequest(), timeout=_REACH_SECONDS)
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                raise _refused(address, "it doesn't take this machine's token") from error
+            if error.code() == grpc.StatusCode.UNAVAILABLE:
+                raise InputError(f"what answers at {address} is no Ray cluster") from error
+            # A head that is slow is left to Ray's patience.
+
+
+def _refused(address: str | None, error: Exception | str) -> InputError:
     said = " ".join(str(error).split())[:300]
     if address is None:
         return InputError(f"Ray doesn't start here: {said}")

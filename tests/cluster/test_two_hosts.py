@@ -22,8 +22,9 @@ RAY, MLFLOW = (str(Path(sys.executable).with_name(name)) for name in ("ray", "ml
 HEAD, WORKER = "10.77.0.1", "10.77.0.2"
 ADDRESS = f"{HEAD}:6379"
 JOBS = f"http://{HEAD}:8265"
+SUBMISSION = "the-only-one"
 SWEEP = (
-    "--arch=mlp --dataset=digits --steps=60 --eval_every=30 --seeds=2"
+    "python -m entry_points.sweep --arch=mlp --dataset=digits --seeds=2"
     " --backend=ray --ray_address=auto"
 )
 SIZE = ["--num-cpus=1", "--object-store-memory=100000000", "--block"]
@@ -144,24 +145,43 @@ def test_a_cluster_that_grows_is_waited_for(folder: Path) -> None:
     assert len(found["hosts"]) == 2 and sum(found["hosts"]) == IMAGES
 
 
-def test_a_job_runs_on_both_hosts(folder: Path) -> None:
-    # The head has no checkout: what the job runs there is what was sent to it.
-    with Host(folder, HEAD, False) as head, Host(folder, WORKER, True) as outside:
-        head.join(outside)
-        store = serve(outside, folder)
+@pytest.fixture
+def jobs(folder: Path) -> Iterator[tuple[Host, Host, str]]:
+    """Head, without a checkout, and a worker with one; and a tracking server on the worker."""
+    with Host(folder, HEAD, False) as head, Host(folder, WORKER, True) as worker:
+        head.join(worker)
+        store = serve(worker, folder)
         start_head(head, folder, "--include-dashboard=true", f"--dashboard-host={HEAD}")
-        start_worker(outside)
-        wait_until(lambda: answers(outside, f"{store}/health") and answers(outside, JOBS))
-        job = submit(outside, store, *SWEEP.split())
-        wait_until(lambda: all(host.processes("ray::_work") for host in (head, outside)), 120)
-        printed = job.communicate()[0]
-        print(printed)
-        (found,) = drive(outside, "runs", address=store)
+        start_worker(worker)
+        wait_until(lambda: answers(worker, f"{store}/health") and answers(worker, JOBS))
+        yield head, worker, store
+
+
+def test_a_job_runs_on_both_hosts(jobs: tuple[Host, Host, str]) -> None:
+    head, worker, store = jobs
+    job = submit(worker, store, "--steps=60", "--eval_every=30")
+    wait_until(lambda: all(host.processes("ray::_work") for host in (head, worker)), 120)
+    printed = job.communicate()[0]
+    print(printed)
+    (found,) = drive(worker, "runs", address=store)
     print(found)
     assert job.returncode == 0 and "test_accuracy" in printed
     assert [run["status"] for run in found] == ["FINISHED"] * 3
     children = [run for run in found if run["child"]]
     assert len(children) == 2 and all("MLmodel" in run["model"] for run in children)
+
+
+def test_a_job_that_is_stopped_leaves_killed_runs(jobs: tuple[Host, Host, str]) -> None:
+    head, worker, store = jobs
+    job = submit(worker, store, "--steps=1000000", "--eval_every=1000")
+    wait_until(lambda: len(next(drive(worker, "runs", address=store))) == 3, 120)
+    worker.start([RAY, "job", "stop", f"--address={JOBS}", SUBMISSION]).wait()
+    printed = job.communicate()[0]
+    (found,) = drive(worker, "runs", address=store)
+    print(printed, found)
+    assert "resfool: interrupted" in printed
+    assert [run["status"] for run in found] == ["KILLED"] * 3
+    wait_until(lambda: not any(host.processes("ray::_work") for host in (head, worker)))
 
 
 def serve(host: Host, folder: Path) -> str:
@@ -179,10 +199,10 @@ def answers(host: Host, url: str) -> bool:
 
 def submit(host: Host, store: str, *parameters: str) -> "subprocess.Popen[str]":
     """Submit a sweep, with all that it needs, from the checkout."""
-    variables = json.dumps({"env_vars": {"MLFLOW_TRACKING_URI": store}})
-    command = [RAY, "job", "submit", f"--address={JOBS}", "--working-dir=."]
-    command += [f"--runtime-env-json={variables}", "--", "python", "-m", "entry_points.sweep"]
-    return host.start([*command, *parameters], ROOT)
+    variables = {"MLFLOW_TRACKING_URI": store, "RAY_JOB_STOP_WAIT_TIME_S": "10"}
+    command = [RAY, "job", "submit", f"--address={JOBS}", f"--submission-id={SUBMISSION}"]
+    command += ["--working-dir=.", f"--runtime-env-json={json.dumps({'env_vars': variables})}"]
+    return host.start([*command, "--", *SWEEP.split(), *parameters], ROOT)
 
 
 def test_nothing_of_the_hosts_is_left() -> None:
