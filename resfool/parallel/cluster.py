@@ -256,13 +256,16 @@ def _greet(address: str) -> None:
             head.CheckAlive(gcs_service_pb2.CheckAliveRequest(), timeout=_REACH_SECONDS)
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.UNAUTHENTICATED:
-                raise _refused(address, "it doesn't take this machine's token") from error
+                raise InputError(
+                    f"the Ray cluster at {address} doesn't take this machine's token; give it the"
+                    " cluster's (RAY_AUTH_MODE=token, RAY_AUTH_TOKEN=...)"
+                ) from error
             if error.code() == grpc.StatusCode.UNAVAILABLE:
                 raise InputError(f"what answers at {address} is no Ray cluster") from error
             # A head that is slow is left to Ray's patience.
 
 
-def _refused(address: str | None, error: Exception | str) -> InputError:
+def _refused(address: str | None, error: Exception) -> InputError:
     said = " ".join(str(error).split())[:300]
     if address is None:
         return InputError(f"Ray doesn't start here: {said}")

@@ -44,7 +44,6 @@ def hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
         head.join(worker)
         start_head(head, folder)
         start_worker(worker)
-        time.sleep(3)
         yield head, worker
 
 
@@ -58,7 +57,13 @@ def start_head(head: Host, folder: Path, *more: str) -> None:
 def start_worker(worker: Host) -> None:
     other = [f"--address={ADDRESS}", f"--node-ip-address={WORKER}"]
     worker.start([RAY, "start", *other, *SIZE])
-    wait_until(lambda: worker.processes("raylet"))
+    wait_until(lambda: nodes(worker) == 2)
+
+
+def nodes(host: Host) -> int:
+    """How many are in the cluster."""
+    asked = host.start([RAY, "status", f"--address={ADDRESS}"])
+    return asked.communicate()[0].count(" node_")
 
 
 def wait_until(true: Callable[[], Any], seconds: float = 60) -> None:
