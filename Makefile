@@ -37,6 +37,7 @@ benchmark-attacks: .venv/.attack-benchmarks
 
 benchmark-parallel: $(INSTALLED)
 	$(BIN)/python -m benchmarks.parallel_backends
+	$(BIN)/python -m benchmarks.tuning_load
 	$(BIN)/python -m benchmarks.cluster_simulation
 
 clean:

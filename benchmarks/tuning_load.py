@@ -18,8 +18,8 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
-TRIAL = ["--arch=highway", "--depth=5", "--width=8", "--dataset=digits", "--steps=300"]
-TRIAL += ["--eval_every=100", "--batch_size=64", "--pruner=none"]
+TRIAL = ["--arch=mlp", "--dataset=digits", "--steps=5000", "--eval_every=1000", "--pruner=none"]
+TRIAL += ["--search=learning_rate,weight_decay"]
 
 
 def main() -> None:
