@@ -35,9 +35,10 @@ def _sweep(settings: Values) -> tuple[str, str]:
     """Attack along gradients; the run's id, and what to print."""
     method = settings["method"]
     with ProgressReport(f"{method}, image passes") as progress, tracking.Run(progress) as run:
-        results = experiments.attack(run, _record, **settings)
+        results = experiments.attack(run, record, **settings)
         run.log_figure(presentation.fooling_rates(results, method), "fooling_rates.png")
-        run.log_table(presentation.rates_table(results), "rates")
+        if len(results) > 1:
+            run.log_table(presentation.rates_table(results), "rates")
     return run.run_id, presentation.summary(results)
 
 
@@ -50,12 +51,14 @@ def _transfer(settings: Values) -> tuple[str, str]:
     return run.run_id, presentation.transfer_summary(result)
 
 
-def _record(
+def record(
     run: tracking.Run, source: ModelSource, attacked: "Attacked", dataset: Dataset, part: Part
 ) -> None:
     """Log one model's result as soon as it is there."""
     run.point({"step": 0} | presentation.scalars(attacked))
     run.log_table(presentation.images_table(attacked), "images")
+    run.log_table(presentation.spectrum_table(attacked), "spectrum")
+    run.log_table(presentation.rates_table([attacked]), "rates")
     if attacked.examples:
         run.log_figure(presentation.examples(attacked), "examples.png")
     if source.model_id is not None:

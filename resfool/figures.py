@@ -46,13 +46,19 @@ def accuracy_curves(history: Sequence[Mapping[str, float]], title: str) -> Figur
     return figure
 
 
-def trainings(curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], title: str) -> Figure:
+def trainings(
+    curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]],
+    title: str,
+    printed: Mapping[str, tuple[float, float]] | None = None,
+) -> Figure:
     """Accuracies of several networks against the step, as in the paper's Figures 3 to 6.
 
     Args:
         curves: by the network's name, the histories of its trainings, one for each seed, with
             points as in `accuracy_curves`.
         title: says which data set.
+        printed: the paper's final accuracies by the network's name, training and test, drawn as
+            stars at the end.
 
     Returns:
         A figure of two panels: training on the left, test (or validation) on the right. Lines are
@@ -78,6 +84,11 @@ def trainings(curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], tit
             axes.plot(steps, means, color=f"C{number}", marker=marker, ms=3, label=f"{name}{seeds}")
             low, high = ([end(by_step[step]) for step in steps] for end in (min, max))
             axes.fill_between(steps, low, high, color=f"C{number}", alpha=0.15, lw=0)
+            if printed is not None and name in printed and steps:
+                final = printed[name][part == judged]
+                axes.plot(steps[-1], final, "*", color=f"C{number}", ms=13, mec="black", mew=0.6)
+        if printed:
+            axes.plot([], [], "*", color="white", ms=13, mec="black", label="printed in the paper")
         axes.set(
             xlabel="training step",
             title="training, average of 100 steps" if part == "train" else part,

@@ -38,18 +38,33 @@ class ModelSource:
 
 
 @dataclass(frozen=True)
-class FinishedTraining:
-    """A training that an earlier run finished.
+class FinishedRun:
+    """A run that has finished, read back.
 
     Attributes:
-        uri: of its model.
-        metrics: its final figures.
+        run_id: of the run.
+        link: to its page in the tracking server's user interface.
+        facts: its parameters.
+        metrics: the last value of each.
         curve: its points, each with "step", in order.
+        find_file: the local path of a file that it left, or None.
     """
 
-    uri: str
-    metrics: Mapping[str, float]
-    curve: Sequence[Mapping[str, float]]
+    run_id: str
+    link: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    curve: Sequence[Mapping[str, float]] = ()
+    find_file: Callable[[str], Path | None] = lambda name: None
+
+    @property
+    def model(self) -> str:
+        """The URI of its model, if it left one."""
+        return f"runs:/{self.run_id}/model"
+
+    def points(self, name: str) -> dict[int, float]:
+        """A curve's values by their steps."""
+        return {int(row["step"]): row[name] for row in self.curve if name in row}
 
 
 @dataclass(frozen=True)
@@ -112,14 +127,15 @@ class Monitor:
         """
         return nullcontext(self)
 
-    def find_training(self, key: str) -> "FinishedTraining | None":
-        """A finished training with the same settings and data, if there is one.
+    def find_finished(self, facts: Mapping[str, str], metric: str) -> FinishedRun | None:
+        """A finished run by its parameters, the latest if there are several.
 
         Args:
-            key: that `experiments.training_key` gives.
+            facts: parameters that it must have, such as `identity.facts` gives.
+            metric: that it must have.
 
         Returns:
-            The training, or None.
+            The run, or None.
         """
         return None
 

@@ -36,3 +36,58 @@ TABLE_2 = {
     ("multiresnet", 25): (0.9887, 0.8610),
     ("highway", 25): (0.9827, 0.8038),
 }
+
+# Section VI.C: accuracies of the 5-layer network.
+MNIST_TRAIN_ACCURACY = 0.93
+MNIST_TEST_ACCURACY = 0.91
+UNIVERSAL_FOOLING_RATE = 0.80  # section VIII: "a fooling rate greater than 80%"
+COEFFICIENT_VARIANCE = 25  # section VI.B, equation 8
+
+# Section V.C: "testing/training accuracy ratios ... 92.6% vs. 90.3%" at 50 layers.
+GENERALISATION = {"multiresnet": 0.926, "resnet": 0.903}
+
+# What each result shows, by the name that a reproduction knows it by.
+RESULTS = {
+    "table1": ("Table I", "Training and test accuracies on CIFAR-10 after 10,000 steps"),
+    "table2": ("Table II", "Training and test accuracies on CIFAR-10 after 50,000 steps"),
+    "table3": ("Table III", "Adversarial examples of the 10-layer ResNet"),
+    "figure3": ("Figure 3", "ResNet against ConvNet"),
+    "figure4": ("Figure 4", "HighwayNet against ResNet"),
+    "figure5": ("Figure 5", "MultiResNet against ResNet"),
+    "figure6": ("Figure 6", "50,000 steps of the 25-layer networks"),
+    "figure7": ("Figure 7", "Fooling rate and singular values for the 5-layer network"),
+    "figure8": ("Figure 8", "The universal perturbation of Algorithm 2"),
+    "figure9": ("Figure 9", "Digits perturbed with the vector of Figure 8"),
+    "figure10": ("Figure 10", "Digits perturbed with a random vector"),
+    "figure11": ("Figure 11", "Fooling rate and singular values for the 10-layer networks"),
+}
+
+# What the paper concludes from them, by the name of the rule that looks for it, with the section.
+CLAIMS = {
+    "convnet_degrades": ("V.A", "The 50-layer ConvNet trains worse than the 25-layer one"),
+    "resnet_trains_deeper": ("V.A", "The 50-layer ResNet trains better than the 25-layer one"),
+    "resnet_tests_deeper": ("V.A", "The 50-layer ResNet tests better than the 25-layer one"),
+    "resnet_beats_convnet": ("V.A", "ResNet tests better than ConvNet at equal depth"),
+    "resnet_is_faster": ("V.A", "ResNet converges faster than ConvNet early in training"),
+    "resnet_adds_nothing": ("V.A", "ResNet has no more parameters than ConvNet"),
+    "highway_trains_deep": ("V.B", "Unlike the ConvNet, HighwayNet still trains with 50 layers"),
+    "highway_overfits": ("V.B", "HighwayNet fits more than ResNet, yet tests worse (25 layers)"),
+    "highway_degrades": ("V.B", "The 50-layer HighwayNet trains and tests worse than 25 layers"),
+    "multiresnet_deeper": ("V.C", "The 50-layer MultiResNet tests better than the 25-layer one"),
+    "multiresnet_best": ("V.C", "MultiResNet tests best of all with 50 layers"),
+    "multiresnet_generalises": (
+        "V.C",
+        "MultiResNet overfits least: highest ratio of test to training accuracy (50 layers)",
+    ),
+    "long_order": ("V.C", "After 50,000 steps MultiResNet tests best and HighwayNet worst"),
+    "universal_beats_noise": ("VI.C", "Algorithm 2 fools more than a random vector of equal norm"),
+    "universal_fools": ("VIII", "One universal perturbation fools more than 80% of the digits"),
+    "spectrum_falls": (
+        "VI.C",
+        "The singular values of smallest perturbations fall faster than a random matrix's",
+    ),
+    "multiresnet_fooled": ("VII", "MultiResNet is the most easily fooled of the 10-layer networks"),
+    "others_alike": ("VII", "ConvNet and ResNet are fooled alike"),
+    "signs_spectrum": ("VII", "The spectrum of gradient signs falls faster than a random matrix's"),
+    "invisible_fooling": ("VII", "Perturbations too small to see change predictions"),
+}

@@ -23,6 +23,7 @@ Subspace = Literal["gradients", "rows", "pixels"]  # in which cobyla looks for o
 Backend = Literal["serial", "joblib", "ray"]  # of parallel work
 Sampler = Literal["tpe", "random"]  # of a search for settings
 Pruner = Literal["median", "halving", "none"]
+ScaleName = Literal["paper", "quick"]  # of a reproduction
 Part = Literal["train", "validation", "test"]  # of a data set
 RandomCoefficients = Literal["gaussian", "singular"]
 Coefficients = Literal["gaussian", "singular", "first", "optimised"]  # f_i of equation 8
@@ -334,3 +335,12 @@ def show(value: Any) -> str:
         if value == levels / 255:
             return f"{levels}/255"
     return str(value)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit a person would say: 45 s, 12 min, 3.5 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from resfool import figures
+from resfool.attacks import lowrank
 from resfool.figures import ExampleRow, ExampleView, FoolingCurve, UniversalRow
 from resfool.parameters import epsilon_name, show
 
@@ -73,11 +74,24 @@ def scalars(attacked: "Attacked") -> dict[str, float]:
     found = {
         "clean_accuracy": attacked.clean_accuracy,
         "zero_gradient_share": attacked.sweep.zero_gradient_share,
+        "energy_of_10_directions": lowrank.energy(attacked.singular_values, 10),
+        "random_energy_of_10_directions": lowrank.energy(attacked.random_singular_values, 10),
     }
     smallest = attacked.sweep.smallest
     if smallest is not None and np.isfinite(np.median(smallest)):
         found["median_smallest_epsilon"] = float(np.median(smallest))
     return found
+
+
+def spectrum_table(attacked: "Attacked") -> pd.DataFrame:
+    """Singular values of the gradient signs, and of a random matrix, largest first."""
+    return pd.DataFrame(
+        {
+            "index": range(1, len(attacked.singular_values) + 1),
+            "singular_value": attacked.singular_values,
+            "random_singular_value": attacked.random_singular_values,
+        }
+    )
 
 
 def model_metrics(attacked: "Attacked") -> dict[str, float]:

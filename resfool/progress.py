@@ -16,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from resfool.parameters import duration
+
 _LINE_SECONDS = 30.0
 
 
@@ -93,12 +95,3 @@ class ProgressReport:
             left = (now - began) / (done - done_before) * (total - done)
             words.append(f"about {duration(left)} left")
         return ", ".join(words)
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the unit a person would say: 45 s, 12 min, 3.5 h."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 6000:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

@@ -29,7 +29,7 @@ from mlflow.exceptions import MlflowException
 from resfool import checkpoints, interrupts, stores
 from resfool.datasets import Dataset
 from resfool.errors import InputError
-from resfool.monitor import FinishedTraining, ModelSource, Monitor, PerturbationSource, Use
+from resfool.monitor import FinishedRun, ModelSource, Monitor, PerturbationSource, Use
 from resfool.parameters import Part, show
 
 if TYPE_CHECKING:
@@ -183,26 +183,58 @@ class Run(Monitor):
         """A run of its own under this one, open at the same time as others."""
         return Run(beside=True)
 
-    def find_training(self, key: str) -> FinishedTraining | None:
-        """A finished training with the same settings and data, the latest if there are several."""
-        found = self._client.search_runs(
-            [self._client.get_run(self.run_id).info.experiment_id],
-            f"params.training_key = '{key}' and attributes.status = 'FINISHED'",
-            order_by=["attributes.start_time DESC"],
-        )
-        return next(
-            (self._finished(run) for run in found if "final_train_loss" in run.data.metrics), None
+    def find_finished(self, facts: Mapping[str, str], metric: str) -> FinishedRun | None:
+        """A finished run by its parameters, the latest if there are several."""
+        found = self._search(facts, "attributes.status = 'FINISHED'")
+        return next((self._read(run) for run in found if metric in run.data.metrics), None)
+
+    def find_interrupted(self, facts: Mapping[str, str]) -> str | None:
+        """A training that didn't finish and whose checkpoint is here: its run's id, or None."""
+        for run in self._search(facts, "attributes.status != 'FINISHED'"):
+            path = run.data.tags.get(_CHECKPOINT_TAG)
+            if path is not None and Path(path).exists():
+                return str(run.info.run_id)
+        return None
+
+    def _search(self, facts: Mapping[str, str], status: str) -> list[Any]:
+        """Runs with some parameters in any experiment of the store, the latest first."""
+        if not stores.exists(mlflow.get_tracking_uri()):
+            return []
+        conditions = [f"params.{name} = '{value}'" for name, value in facts.items()]
+        return list(
+            self._client.search_runs(
+                [experiment.experiment_id for experiment in self._client.search_experiments()],
+                " and ".join([*conditions, status]),
+                order_by=["attributes.start_time DESC"],
+            )
         )
 
-    def _finished(self, run: Any) -> FinishedTraining:
-        """A training's figures, read back."""
+    def read(self, run_id: str) -> FinishedRun:
+        """A run with its figures and files, read back."""
+        return self._read(self._client.get_run(run_id))
+
+    def _read(self, run: Any) -> FinishedRun:
+        run_id = run.info.run_id
         points: dict[int, dict[str, float]] = {}
-        names = [n for n in run.data.metrics if n.startswith(("train_", "validation_", "test_"))]
-        for name in names:
-            for metric in self._client.get_metric_history(run.info.run_id, name):
-                points.setdefault(metric.step, {"step": metric.step})[name] = metric.value
-        curve = [points[step] for step in sorted(points)]
-        return FinishedTraining(f"runs:/{run.info.run_id}/model", run.data.metrics, curve)
+        for name in run.data.metrics:
+            if not name.startswith("system/"):
+                for metric in self._client.get_metric_history(run_id, name):
+                    points.setdefault(metric.step, {"step": metric.step})[name] = metric.value
+        names = {item.path for item in self._client.list_artifacts(run_id)}
+
+        def find_file(name: str) -> Path | None:
+            if name not in names:
+                return None
+            return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name))
+
+        return FinishedRun(
+            run_id,
+            _link(run.info.experiment_id, run_id),
+            run.data.params,
+            run.data.metrics,
+            [points[step] for step in sorted(points)],
+            find_file,
+        )
 
     def find_model(self, uri: str) -> ModelSource:
         """Find a model in MLflow or among the files, without loading it."""
@@ -246,6 +278,12 @@ class Run(Monitor):
         """Describe the run, in Markdown."""
         self._client.set_tag(self.run_id, "mlflow.note.content", text)
 
+    def add_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
+        """Log more figures of a run that has finished."""
+        now = int(time.time() * 1000)
+        found = [Metric(name, value, now, 0) for name, value in metrics.items()]
+        self._client.log_batch(run_id, metrics=found)
+
     def log_array(self, name: str, array: "ndarray") -> None:
         """Log an array as an `.npy` artifact."""
         import numpy as np
@@ -263,6 +301,14 @@ class Run(Monitor):
             path = Path(folder) / name
             checkpoints.save(path, arrays, facts)
             self._client.log_artifact(self.run_id, str(path))
+
+    def log_file(self, name: str, content: bytes) -> None:
+        """Log bytes as an artifact, whose name may have folders in it."""
+        folder, _, last = name.rpartition("/")
+        with tempfile.TemporaryDirectory() as temporary:
+            path = Path(temporary) / last
+            path.write_bytes(content)
+            self._client.log_artifact(self.run_id, str(path), folder or None)
 
     def log_figure(self, figure: "Figure", name: str) -> None:
         """Log a figure as a PNG artifact."""
@@ -356,10 +402,11 @@ class Run(Monitor):
     def _reopened(self) -> Any:
         # Otherwise start_run would attach to the run that `mlflow run` opened for this command.
         os.environ.pop("MLFLOW_RUN_ID", None)
-        run = mlflow.start_run(run_id=self.run_id, log_system_metrics=True)
+        run = mlflow.start_run(run_id=self.run_id, nested=self._nested, log_system_metrics=True)
         self._open = True
         self._recorded = self._points(list(run.data.metrics))
-        self._point_to(run)
+        if not self._nested:
+            self._point_to(run)
         self._end_lost_parts(run)
         return run
 
@@ -522,6 +569,13 @@ def open_run(
         InputError: the tracking store can't be used, or there is no such run to resume.
     """
     return TrainingRun(progress, resume=resume, checkpoint_dir=Path(checkpoint_dir))
+
+
+def _link(experiment_id: str, run_id: str) -> str:
+    """A run's page; that of a store in a file is there while `mlflow ui` runs on its own port."""
+    uri = mlflow.get_tracking_uri()
+    server = uri.rstrip("/") if uri.startswith(("http://", "https://")) else "http://127.0.0.1:5000"
+    return f"{server}/#/experiments/{experiment_id}/runs/{run_id}"
 
 
 def ui_command() -> str:

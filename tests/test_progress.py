@@ -2,7 +2,7 @@
 
 import pytest
 
-from resfool import progress
+from resfool import parameters, progress
 from resfool.progress import ProgressReport
 
 
@@ -51,4 +51,4 @@ def test_the_estimate_counts_from_where_work_was_resumed(
     ("seconds", "text"), [(5, "5 s"), (99, "99 s"), (120, "2 min"), (7200, "2.0 h")]
 )
 def test_durations_are_said_as_a_person_would(seconds: float, text: str) -> None:
-    assert progress.duration(seconds) == text
+    assert parameters.duration(seconds) == text

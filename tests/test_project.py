@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from entry_points.mnist import case_study
+from entry_points.reproduce import Maker
 from resfool import command_line, experiments, tracking
 from resfool.parameters import show
 from tests.conftest import ROOT
@@ -22,6 +23,7 @@ ENTRY_POINTS: dict[str, tuple[Callable[..., Any], ...]] = {
     "universal": (experiments.universal,),
     "mnist": (case_study,),
     "sweep": (experiments.sweep, command_line.without(experiments.train, *experiments.SWEPT)),
+    "reproduce": (experiments.reproduce, Maker),
     "tune": (experiments.tune, command_line.without(experiments.train, *experiments.TUNED)),
 }
 
@@ -108,9 +110,12 @@ LAYERS = [
     {"training"},
     {"experiments"},
 ]
-SERVICES = {"tracking", "stores", "parallel", "tuning", "figures", "progress", "command_line"}
+SERVICES = {
+    *("tracking", "stores", "parallel", "tuning"),
+    *("figures", "report", "progress", "command_line"),
+}
 # Between results and figures: it may see both sides.
-BRIDGES = {"presentation"}
+BRIDGES = {"presentation", "reproduction"}
 # Where MLflow comes in by itself, as a user does by an entry point.
 ENTRANCES = {"evaluator"}
 CORE = set().union(*LAYERS)

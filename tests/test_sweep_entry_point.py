@@ -153,11 +153,3 @@ def test_bad_input_is_refused_in_one_sentence_and_leaves_no_run(
     line = refused(sweep.main, capsys, "--dataset=digits", *words)
     assert sentence in line
     assert not store.search_runs(["0"])
-
-
-def test_settings_are_known_by_a_key_whatever_does_not_matter() -> None:
-    settings: dict[str, Any] = {"seed": 1, "learning_rate": 0.001, "data_dir": "here"}
-    key = experiments.training_key(settings, "digest")
-    assert key == experiments.training_key(settings | {"data_dir": "there"}, "digest")
-    assert key != experiments.training_key(settings | {"seed": 2}, "digest")
-    assert key != experiments.training_key(settings, "other")

@@ -35,9 +35,19 @@ class Decomposition:
 
     def energy(self, rank: int) -> float:
         """The share of the sum of squares that the first singular directions hold."""
-        squares = self.singular_values**2
-        total = float(squares.sum())
-        return float(squares[:rank].sum()) / total if total else 0.0
+        return energy(self.singular_values, rank)
+
+
+def energy(singular_values: np.ndarray, rank: int) -> float:
+    """The share of a matrix's sum of squares that its first singular directions hold.
+
+    Args:
+        singular_values: all of them, largest first.
+        rank: how many directions.
+    """
+    squares = np.square(singular_values, dtype=np.float64)
+    total = float(squares.sum())
+    return float(squares[:rank].sum()) / total if total else 0.0
 
 
 def decompose(

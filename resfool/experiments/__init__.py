@@ -6,8 +6,9 @@ when everything that can be checked without it has been checked.
 """
 
 from resfool.experiments.attacking import attack
+from resfool.experiments.reproducing import Reproduction, reproduce
 from resfool.experiments.sweeping import SWEPT, SweptTraining, sweep
-from resfool.experiments.training import Training, resumed_settings, train, training_key
+from resfool.experiments.training import Training, resumed_settings, train
 from resfool.experiments.transferring import Transfer, transfer
 from resfool.experiments.trials import Row, Trained
 from resfool.experiments.tuning import TUNED, Tuning, tune
@@ -16,6 +17,7 @@ from resfool.experiments.universal import Universal, universal
 __all__ = [
     "SWEPT",
     "TUNED",
+    "Reproduction",
     "Row",
     "SweptTraining",
     "Trained",
@@ -24,10 +26,10 @@ __all__ = [
     "Tuning",
     "Universal",
     "attack",
+    "reproduce",
     "resumed_settings",
     "sweep",
     "train",
-    "training_key",
     "transfer",
     "tune",
     "universal",

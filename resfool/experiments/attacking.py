@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from resfool import datasets, devices
-from resfool.experiments import comparing
+from resfool.experiments import comparing, identity
 from resfool.experiments.loading import (
     choose,
     distinct_names,
@@ -108,16 +108,21 @@ def attack(
 
     names = distinct_names([source.name for source in sources])
     loaded = load_classifiers(sources, names, data, input_range, trust)
-    facts = settings | {
-        "dataset": data.name,
-        "dataset_digest": data.digest,
-        "attacked_images": len(chosen),
-    }
+    facts = (
+        settings
+        | {
+            "dataset": data.name,
+            "dataset_digest": data.digest,
+            "attacked_images": len(chosen),
+        }
+        | identity.facts("attack", settings, data.digest)
+    )
     title = f"{method} on {', '.join(names)}, {data.name} {split}"
     monitor.begin(title, facts, [(data, split, "attacked")])
     results = []
     for number, (source, name, classifier) in enumerate(zip(sources, names, loaded, strict=True)):
-        with comparing.part(monitor, names, number, facts | {"model": source.uri}) as part:
+        own = identity.facts("attack", settings | {"model": (source.uri,)}, data.digest)
+        with comparing.part(monitor, names, number, facts | own | {"model": source.uri}) as part:
             swept = evaluation.sweep(
                 classifier,
                 chosen.images,

@@ -8,7 +8,8 @@ from typing import Any
 
 from resfool.datasets import Dataset
 from resfool.errors import InputError, TrialError
-from resfool.experiments.training import Settings, check, load_data, training_key
+from resfool.experiments import identity
+from resfool.experiments.training import Settings, check, load_data
 from resfool.experiments.trials import Pool, Recorder, Row, Trained, Trainer
 from resfool.monitor import Monitor
 from resfool.parameters import Archs, Backend, Counts, NonNegativeFloat, Part, PositiveCount, show
@@ -143,7 +144,9 @@ def sweep(
 
 def _reused(monitor: Monitor, training: SweptTraining, data: Dataset) -> SweptTraining:
     """A training with the figures of an earlier run that did it, if there is one."""
-    found = monitor.find_training(training_key(training.settings, data.digest))
+    found = monitor.find_finished(
+        identity.facts("train", training.settings, data.digest), "final_train_loss"
+    )
     if found is None:
         return training
     return replace(training, curve=found.curve, metrics=found.metrics, reused=True)

@@ -1,8 +1,6 @@
 """Training one network (sections III to V)."""
 
-import hashlib
 import inspect
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from resfool import checkpoints, datasets, devices, paper, parameters
 from resfool.errors import InputError
+from resfool.experiments import identity
 from resfool.monitor import Monitor, Use
 from resfool.parameters import (
     Adversarial,
@@ -153,20 +152,23 @@ def train(
     data = data or load_data(settings)
     part: Judged = "validation" if validation_share else "test"
     judged = data.split(part)
-    facts = settings | {
-        "network": network.name,
-        "layers": network.depth,
-        "widths": network.widths,
-        "dataset_digest": data.digest,
-        "train_images": len(data.train),
-        f"{part}_images": len(judged),
-        "training_key": training_key(settings, data.digest),
-    }
+    facts = (
+        settings
+        | {
+            "network": network.name,
+            "layers": network.depth,
+            "widths": network.widths,
+            "dataset_digest": data.digest,
+            "train_images": len(data.train),
+            f"{part}_images": len(judged),
+        }
+        | identity.facts("train", settings, data.digest)
+    )
     against = "" if adversarial == "none" else f" {adversarial} {show(adversarial_epsilon)}"
     name = f"{network.name}{against} {dataset} seed {seed}"
     uses: list[Use] = [(data, "train", "training"), (data, part, "testing")]
     checkpoint = monitor.begin(name, facts, uses)
-    identity = {"settings": settings, "dataset_digest": data.digest}
+    same = {"settings": settings, "dataset_digest": data.digest}
     arrays: dict[str, Any] = {}
     stored: dict[str, Any] = {}
     if checkpoint is not None and checkpoint.exists():
@@ -174,7 +176,7 @@ def train(
         _check_same_training(stored, settings, data.digest)
     elif checkpoint is not None:
         # Without a state yet, so that a run killed before its first step can be resumed too.
-        checkpoints.save(checkpoint, {}, identity)
+        checkpoints.save(checkpoint, {}, same)
 
     devices.start_tensorflow()
     from resfool import architectures, evaluation, training
@@ -211,7 +213,7 @@ def train(
     def save() -> None:
         if checkpoint is not None:
             arrays, state = trainer.state()
-            checkpoints.save(checkpoint, arrays, identity | state)
+            checkpoints.save(checkpoint, arrays, same | state)
 
     history = training.train(
         trainer,
@@ -276,18 +278,6 @@ def load_data(settings: Settings) -> datasets.Dataset:
     )
     share = settings["validation_share"]
     return data.with_validation(share, settings["data_seed"]) if share else data
-
-
-def training_key(settings: Settings, dataset_digest: str) -> str:
-    """What trainings have in common that end with the same figures: a digest, 16 hex digits.
-
-    Args:
-        settings: arguments of `train`, all of them.
-        dataset_digest: of the data that they lead to.
-    """
-    telling = {name: show(value) for name, value in settings.items() if name not in _MAY_CHANGE}
-    text = json.dumps(telling | {"dataset_digest": dataset_digest}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def resumed_settings(given: Settings, checkpoint: Path) -> Settings:

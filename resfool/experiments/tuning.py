@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 from resfool.datasets import Dataset
 from resfool.errors import InputError, TrialError, unknown
+from resfool.experiments import identity
 from resfool.experiments.sweeping import Keep, OpenPool
-from resfool.experiments.training import Settings, check, default, load_data, training_key
+from resfool.experiments.training import Settings, check, default, load_data
 from resfool.experiments.trials import Recorder, Row, Trained, Trainer
 from resfool.monitor import Monitor
 from resfool.parameters import (
@@ -168,7 +169,7 @@ def tune(
         "space": {name: repr(span) for name, span in space.items()},
         "sampler": sampler,
         "pruner": pruner,
-        "training": training_key(base, data.digest),
+        "training": identity.key(base, data.digest),
     }
     digest = hashlib.sha256(json.dumps(setup, sort_keys=True).encode()).hexdigest()[:12]
     study = open_study(

@@ -13,6 +13,7 @@ import numpy as np
 
 from resfool import checkpoints, datasets, devices
 from resfool.errors import InputError
+from resfool.experiments import identity
 from resfool.experiments.loading import draw, find_models, load_classifier, load_data
 from resfool.monitor import Monitor
 from resfool.parameters import (
@@ -172,16 +173,20 @@ def universal(
     from resfool import judging
 
     classifier = load_classifier(source, source.name, data, input_range, trust)
-    identity = {"model": _digest(*classifier.get_weights()), "image_shape": list(data.image_shape)}
-    reused = None if stored is None else _stored_matrix(str(matrix), *stored, identity)
-    facts = settings | {
-        "model_name": source.name,
-        "dataset": data.name,
-        "dataset_digest": data.digest,
-    }
+    same = {"model": _digest(*classifier.get_weights()), "image_shape": list(data.image_shape)}
+    reused = None if stored is None else _stored_matrix(str(matrix), *stored, same)
+    facts = (
+        settings
+        | {
+            "model_name": source.name,
+            "dataset": data.name,
+            "dataset_digest": data.digest,
+        }
+        | identity.facts("universal", settings, data.digest)
+    )
     title = f"universal {algorithm} on {source.name}, {data.name}"
     monitor.begin(title, facts, [(data, "train", "fitted"), (data, "test", "judged")])
-    work = _Work(classifier, fitting, held_out.images, monitor, map, say, settings, identity)
+    work = _Work(classifier, fitting, held_out.images, monitor, map, say, settings, same)
     found, solved, ranked, spectrum = reused, None, None, None
     rates: list[float] = []
     if algorithm in ("1", "gradient", "random"):
@@ -202,7 +207,7 @@ def universal(
         solved=solved,
         singular_values=spectrum,
         fit_rates=rates,
-        identity=identity,
+        identity=same,
     )
 
 
@@ -313,6 +318,8 @@ def _approximated(
     for row in ranked.rows:
         work.monitor.point({"step": int(row["rank"])} | row)
     noise = lowrank.singular_values(lowrank.random_matrix(matrix.rows, s["seed"]))
+    share = lowrank.energy(noise, 10)
+    work.monitor.point({"step": 0, "random_energy_of_10_directions": share})
     return ranked, (decomposition.singular_values, noise)
 
 

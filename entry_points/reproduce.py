@@ -1,0 +1,109 @@
+"""`mlflow run . -e reproduce`: make what the paper's tables and figures need, and compare."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from entry_points import attack, train, universal
+from resfool import (
+    command_line,
+    experiments,
+    interrupts,
+    parallel,
+    presentation,
+    report,
+    reproduction,
+    stores,
+    tracking,
+)
+from resfool.command_line import Values
+from resfool.datasets import Dataset
+from resfool.monitor import FinishedRun
+from resfool.progress import ProgressReport
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the command line, make or find the runs, and report on them."""
+    with command_line.one_sentence_errors():
+        settings, places = command_line.parse(experiments.reproduce, Maker, argv=argv)
+        interrupts.raise_once()
+        with ProgressReport("reproduce") as progress, tracking.Run(progress) as run:
+            maker = Maker(run, progress, **places)
+            found = experiments.reproduce(run, maker, print, **settings)
+            if found is None:
+                return
+            record(run, found)
+    print(reproduction.summary(found))
+    print(f"report          report.html, an artifact of run {run.run_id}")
+    print(f"look at it with {tracking.ui_command()}")
+
+
+class Maker:
+    """Makes runs under the reproduction's own, as the other entry points do, and finds them.
+
+    Args:
+        run: of the reproduction.
+        progress: shows how it goes.
+        checkpoint_dir: folder for checkpoints and interrupted solves.
+    """
+
+    def __init__(
+        self,
+        run: tracking.Run,
+        progress: ProgressReport,
+        /,
+        *,
+        checkpoint_dir: str = "checkpoints",
+    ) -> None:
+        self._run, self._progress, self._folder = run, progress, checkpoint_dir
+        stores.check_folder("checkpoint folder", Path(checkpoint_dir))
+        self.find = run.find_finished
+        self.find_interrupted = run.find_interrupted
+
+    def make(
+        self, experiment: str, settings: Values, data: Dataset, resume: str | None
+    ) -> FinishedRun:
+        """Make a run, or go on with a training."""
+        run_id = {"train": self._train, "attack": self._attack, "universal": self._universal}[
+            experiment
+        ](settings, data, resume)
+        return self._run.read(run_id)
+
+    def _train(self, settings: Values, data: Dataset, resume: str | None) -> str:
+        own = tracking.TrainingRun(
+            self._progress, resume=resume, checkpoint_dir=Path(self._folder), nested=True
+        )
+        with own:
+            train.record(own, experiments.train(own, data, **settings))
+        return own.run_id
+
+    def _attack(self, settings: Values, data: Dataset, resume: str | None) -> str:
+        with tracking.Run(self._progress, nested=True) as own:
+            results = experiments.attack(own, attack.record, **settings)
+            figure = presentation.fooling_rates(results, settings["method"])
+            own.log_figure(figure, "fooling_rates.png")
+        return own.run_id
+
+    def _universal(self, settings: Values, data: Dataset, resume: str | None) -> str:
+        with tracking.Run(self._progress, nested=True) as own:
+            settings = settings | {"solve_dir": self._folder}
+            universal.record(own, experiments.universal(own, parallel.map, print, **settings))
+        return own.run_id
+
+    def add_metrics(self, run: FinishedRun, metrics: Mapping[str, float]) -> None:
+        """Log more figures of a run."""
+        self._run.add_metrics(run.run_id, metrics)
+
+
+def record(run: tracking.Run, found: experiments.Reproduction) -> None:
+    """Log the report, as a page and as Markdown, its pictures and its tables."""
+    made = reproduction.as_report(found)
+    run.log_file("report.html", report.as_html(made).encode())
+    run.log_file("report.md", report.as_markdown(made, "pictures").encode())
+    for picture in made.pictures:
+        run.log_file(f"pictures/{picture.name}.png", picture.png)
+    run.log_table(reproduction.claims_table(found), "claims")
+    run.log_table(reproduction.comparison_table(found), "accuracies")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,317 @@
+"""Whether what the paper concludes is seen: a rule for each of its claims."""
+
+import itertools
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from resfool import paper
+from resfool.experiments.reproducing import FOOLED, Label
+from resfool.monitor import FinishedRun
+from resfool.parameters import epsilon_step, show
+
+Verdict = Literal["seen", "not seen", "not run"]
+Runs = Mapping[Label, Sequence[FinishedRun]]
+
+_SMALL = tuple(n / 255 for n in (1, 2, 3, 4, 6, 8))  # that the networks' sensitivity is judged at
+_EARLY = 0.1  # of a training, that "early" means
+_INVISIBLE = 4 / 255  # a change of every pixel that hardly anybody sees
+_ALIKE = 0.05  # a difference of fooling rates that still counts as alike
+
+
+class _NotRunError(LookupError):
+    """Runs that a rule needs aren't there."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What became of a claim.
+
+    Attributes:
+        name: of the claim.
+        section: of the paper.
+        text: what the paper says.
+        verdict: whether it is seen here.
+        figure: the figures that decide it.
+    """
+
+    name: str
+    section: str
+    text: str
+    verdict: Verdict
+    figure: str
+
+
+def decide(runs: Runs) -> list[Decision]:
+    """Look for each of the paper's claims in some runs.
+
+    Args:
+        runs: by what they are to the paper, one for each seed.
+
+    Returns:
+        A decision for each claim, in the paper's order.
+    """
+    found = []
+    for name, (section, text) in paper.CLAIMS.items():
+        try:
+            seen, figure = RULES[name](runs)
+            verdict: Verdict = "seen" if seen else "not seen"
+        except _NotRunError as error:
+            verdict, figure = "not run", f"needs {error}"
+        found.append(Decision(name, section, text, verdict, figure))
+    return found
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """Some seeds' values in a few characters: 0.842, or 0.842 ± 0.003 (3 seeds)."""
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    mean, deviation = statistics.fmean(values), statistics.stdev(values)
+    return f"{mean:.3f} ± {deviation:.3f} ({len(values)} seeds)"
+
+
+def metric(runs: Runs, label: Label, name: str) -> list[float]:
+    """A metric of each seed's run; those that lack it are left out."""
+    return [run.metrics[name] for run in runs.get(label, ()) if name in run.metrics]
+
+
+@dataclass(frozen=True)
+class _Figure:
+    """Some seeds' values with a name."""
+
+    name: str
+    values: Sequence[float]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    def __str__(self) -> str:
+        return f"{self.name} {mean_and_deviation(self.values)}"
+
+
+def _get(runs: Runs, label: Label, name: str, what: str = "") -> _Figure:
+    values = metric(runs, label, name)
+    network = f"{label[-2]}-{label[-1]}" if len(label) > 2 else "the 5-layer network"
+    if not values:
+        raise _NotRunError(
+            {"short": network, "long": f"{network}, the long training"}.get(
+                str(label[0]), f"the {label[0]} on {network}"
+            )
+        )
+    return _Figure(what or network, values)
+
+
+def _final(runs: Runs, arch: str, depth: int, part: str, kind: str = "short") -> _Figure:
+    return _get(runs, (kind, arch, depth), f"final_{part}_accuracy")
+
+
+def _higher(one: _Figure, other: _Figure, what: str) -> tuple[bool, str]:
+    return one.mean > other.mean, f"{what}: {one}, {other}"
+
+
+def _all(*parts: tuple[bool, str]) -> tuple[bool, str]:
+    return all(seen for seen, _ in parts), "; ".join(text for _, text in parts)
+
+
+def _convnet_degrades(runs: Runs) -> tuple[bool, str]:
+    deep, shallow = (_final(runs, "convnet", depth, "train") for depth in (50, 25))
+    return _higher(shallow, deep, "training accuracy")
+
+
+def _deeper(runs: Runs, arch: str, part: str) -> tuple[bool, str]:
+    deep, shallow = (_final(runs, arch, depth, part) for depth in (50, 25))
+    return _higher(deep, shallow, f"{part} accuracy")
+
+
+def _resnet_beats_convnet(runs: Runs) -> tuple[bool, str]:
+    return _all(
+        *(
+            _higher(
+                _final(runs, "resnet", depth, "test"),
+                _final(runs, "convnet", depth, "test"),
+                "test accuracy",
+            )
+            for depth in (25, 50)
+        )
+    )
+
+
+def _resnet_is_faster(runs: Runs) -> tuple[bool, str]:
+    early = []
+    for arch in ("resnet", "convnet"):
+        _final(runs, arch, 25, "train")
+        curves = [run.points("train_accuracy") for run in runs["short", arch, 25]]
+        last = max(max(curve) for curve in curves)
+        step = min(step for step in curves[0] if step >= _EARLY * last)
+        early.append(_Figure(f"{arch}-25", [curve[step] for curve in curves]))
+    return _higher(early[0], early[1], f"training accuracy by step {step:,}")
+
+
+def _resnet_adds_nothing(runs: Runs) -> tuple[bool, str]:
+    counts = {}
+    for arch, depth in itertools.product(("resnet", "convnet"), (25, 50)):
+        for run in runs.get(("short", arch, depth), ()):
+            counts[arch, depth] = int(run.facts["parameter_count"])
+    pairs = [depth for depth in (25, 50) if {("resnet", depth), ("convnet", depth)} <= set(counts)]
+    if not pairs:
+        raise _NotRunError("resnet and convnet of equal depth")
+    text = "; ".join(
+        f"resnet-{d} {counts['resnet', d]:,}, convnet-{d} {counts['convnet', d]:,} parameters"
+        for d in pairs
+    )
+    return all(counts["resnet", d] <= counts["convnet", d] for d in pairs), text
+
+
+def _highway_trains_deep(runs: Runs) -> tuple[bool, str]:
+    return _higher(
+        _final(runs, "highway", 50, "train"),
+        _final(runs, "convnet", 50, "train"),
+        "training accuracy",
+    )
+
+
+def _highway_overfits(runs: Runs) -> tuple[bool, str]:
+    highway, resnet = (
+        [_final(runs, arch, 25, part) for part in ("train", "test")]
+        for arch in ("highway", "resnet")
+    )
+    return _all(
+        _higher(highway[0], resnet[0], "training accuracy"),
+        (highway[1].mean < resnet[1].mean, f"test accuracy: {highway[1]}, {resnet[1]}"),
+    )
+
+
+def _highway_degrades(runs: Runs) -> tuple[bool, str]:
+    parts = []
+    for part in ("train", "test"):
+        deep, shallow = (_final(runs, "highway", depth, part) for depth in (50, 25))
+        parts.append(_higher(shallow, deep, f"{part} accuracy"))
+    return _all(*parts)
+
+
+def _best(runs: Runs, archs: Sequence[str], depth: int, kind: str) -> list[_Figure]:
+    return sorted(
+        (_final(runs, arch, depth, "test", kind) for arch in archs), key=lambda f: -f.mean
+    )
+
+
+_ALL = ("multiresnet", "resnet", "convnet", "highway")
+
+
+def _multiresnet_best(runs: Runs) -> tuple[bool, str]:
+    order = _best(runs, _ALL, 50, "short")
+    return order[0].name.startswith("multi"), f"test accuracy: {', '.join(map(str, order))}"
+
+
+def _long_order(runs: Runs) -> tuple[bool, str]:
+    order = _best(runs, _ALL, 25, "long")
+    seen = order[0].name.startswith("multi") and order[-1].name.startswith("highway")
+    return seen, f"test accuracy: {', '.join(map(str, order))}"
+
+
+def _multiresnet_generalises(runs: Runs) -> tuple[bool, str]:
+    ratios = []
+    for arch in ("multiresnet", "resnet", "highway"):
+        train, test = (_final(runs, arch, 50, part) for part in ("train", "test"))
+        pairs = zip(test.values, train.values, strict=True)
+        ratios.append(_Figure(train.name, [a / b for a, b in pairs]))
+    best = max(ratios, key=lambda ratio: ratio.mean)
+    return best is ratios[0], f"test over training accuracy: {', '.join(map(str, ratios))}"
+
+
+_UNIVERSAL = ("universal", "digits")
+
+
+def _universal_beats_noise(runs: Runs) -> tuple[bool, str]:
+    return _higher(
+        _get(runs, _UNIVERSAL, "final_fooling_rate", "Algorithm 2"),
+        _get(runs, _UNIVERSAL, "final_random_fooling_rate", "random vector"),
+        "fooling rate",
+    )
+
+
+def _universal_fools(runs: Runs) -> tuple[bool, str]:
+    _get(runs, _UNIVERSAL, "final_fooling_rate")
+    by_rank: dict[int, list[float]] = {}
+    for run in runs[_UNIVERSAL]:
+        for rank, rate in run.points("fooling_rate").items():
+            by_rank.setdefault(rank, []).append(rate)
+    if not by_rank:
+        raise _NotRunError("fooling rates over the number of singular vectors")
+    rank, rates = max(by_rank.items(), key=lambda entry: statistics.fmean(entry[1]))
+    best = _Figure(f"with {rank} singular vectors", rates)
+    return best.mean > paper.UNIVERSAL_FOOLING_RATE, f"fooling rate, mean of the draws: {best}"
+
+
+def _spectrum_falls(runs: Runs) -> tuple[bool, str]:
+    ours = _get(runs, _UNIVERSAL, "energy_of_10_directions", "perturbations")
+    noise = _get(runs, _UNIVERSAL, "random_energy_of_10_directions", "random matrix")
+    return _higher(ours, noise, "share of the energy in 10 directions")
+
+
+def _sensitivity(runs: Runs, arch: str) -> _Figure:
+    """The mean fooling rate over small epsilons."""
+    label = ("attack", "short", arch, 10)
+    _get(runs, label, "clean_accuracy")
+    rates = []
+    for run in runs[label]:
+        points = run.points("fooling_rate")
+        rates.append(statistics.fmean(points[epsilon_step(e)] for e in _SMALL))
+    return _Figure(f"{arch}-10", rates)
+
+
+def _multiresnet_fooled(runs: Runs) -> tuple[bool, str]:
+    found = {arch: _sensitivity(runs, arch) for arch in FOOLED}
+    most = max(found, key=lambda arch: found[arch].mean)
+    what = f"mean fooling rate over epsilons up to {show(_SMALL[-1])}"
+    return most == "multiresnet", f"{what}: {', '.join(map(str, found.values()))}"
+
+
+def _others_alike(runs: Runs) -> tuple[bool, str]:
+    convnet, resnet = (_sensitivity(runs, arch) for arch in ("convnet", "resnet"))
+    what = f"mean fooling rate over epsilons up to {show(_SMALL[-1])}"
+    return abs(convnet.mean - resnet.mean) < _ALIKE, f"{what}: {convnet}, {resnet}"
+
+
+def _signs_spectrum(runs: Runs) -> tuple[bool, str]:
+    parts = []
+    for arch in FOOLED:
+        label = ("attack", "short", arch, 10)
+        ours = _get(runs, label, "energy_of_10_directions", f"{arch}-10")
+        noise = _get(runs, label, "random_energy_of_10_directions", "random")
+        parts.append(_higher(ours, noise, "share of the energy in 10 directions"))
+    return _all(*parts)
+
+
+def _invisible_fooling(runs: Runs) -> tuple[bool, str]:
+    label = ("attack", "short", "resnet", 10)
+    _get(runs, label, "clean_accuracy")
+    rates = [run.points("fooling_rate")[epsilon_step(_INVISIBLE)] for run in runs[label]]
+    figure = _Figure("resnet-10", rates)
+    return figure.mean > 0, f"fooling rate at epsilon {show(_INVISIBLE)}: {figure}"
+
+
+RULES: dict[str, Callable[[Runs], tuple[bool, str]]] = {
+    "convnet_degrades": _convnet_degrades,
+    "resnet_trains_deeper": lambda runs: _deeper(runs, "resnet", "train"),
+    "resnet_tests_deeper": lambda runs: _deeper(runs, "resnet", "test"),
+    "resnet_beats_convnet": _resnet_beats_convnet,
+    "resnet_is_faster": _resnet_is_faster,
+    "resnet_adds_nothing": _resnet_adds_nothing,
+    "highway_trains_deep": _highway_trains_deep,
+    "highway_overfits": _highway_overfits,
+    "highway_degrades": _highway_degrades,
+    "multiresnet_deeper": lambda runs: _deeper(runs, "multiresnet", "test"),
+    "multiresnet_best": _multiresnet_best,
+    "multiresnet_generalises": _multiresnet_generalises,
+    "long_order": _long_order,
+    "universal_beats_noise": _universal_beats_noise,
+    "universal_fools": _universal_fools,
+    "spectrum_falls": _spectrum_falls,
+    "multiresnet_fooled": _multiresnet_fooled,
+    "others_alike": _others_alike,
+    "signs_spectrum": _signs_spectrum,
+    "invisible_fooling": _invisible_fooling,
+}

@@ -1,0 +1,514 @@
+"""The whole paper: which runs each table and figure needs, made or found again."""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
+
+from resfool import datasets, devices, paper
+from resfool.errors import InputError, NonFiniteLossError, unknown
+from resfool.experiments import identity
+from resfool.experiments.attacking import attack
+from resfool.experiments.training import Settings, load_data, train
+from resfool.experiments.universal import universal
+from resfool.monitor import FinishedRun, Monitor
+from resfool.parameters import Names, PositiveCount, Precision, ScaleName, duration, show
+
+Experiment = Literal["train", "attack", "universal"]
+Label = tuple[str | int, ...]
+
+ARCHS = ("convnet", "resnet", "highway", "multiresnet")
+DEEP = (25, 50)
+FOOLED = ("resnet", "multiresnet", "convnet")  # of Figure 11, with 10 layers
+READINGS = "readings"  # a target of ours: what the paper leaves open
+
+# Other ways to read the paper, tried on 10 layers: architecture, and what is changed.
+OTHER_READINGS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("resnet", {"augment": "crop_flip"}),
+    ("resnet", {"convs_per_unit": 2}),
+    ("resnet", {"optimizer": "momentum"}),
+    ("resnet", {"optimizer": "sgd"}),
+    ("convnet", {"batch_norm": False}),
+)
+
+
+def reading_label(arch: str, change: Mapping[str, Any]) -> Label:
+    """What a training of another reading is known by.
+
+    Args:
+        arch: its architecture.
+        change: what is other than in our reading.
+    """
+    return ("reading", arch, *(f"{name}={show(value)}" for name, value in change.items()))
+
+
+_FUNCTIONS: dict[Experiment, Callable[..., Any]] = {
+    "train": train,
+    "attack": attack,
+    "universal": universal,
+}
+# A metric that only a whole run of the experiment has.
+_LAST_METRIC: dict[Experiment, str] = {
+    "train": "final_train_loss",
+    "attack": "clean_accuracy",
+    "universal": "final_fooling_rate",
+}
+_PAPERS_WAY = "papers_way_test_accuracy"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large a reproduction is.
+
+    Attributes:
+        networks: data and width of the convolutional networks.
+        steps: of the trainings of Table I.
+        long_steps: of those of Table II.
+        long_drop: steps after which those divide the rate by 10.
+        evaluations: of each training.
+        digits: data and steps of the 5-layer network.
+        attack: how the 10-layer networks are attacked.
+        universal: how the 5-layer network is.
+        chunk: test images of an evaluation in the paper's way.
+        chunks: such evaluations, of which the best counts.
+    """
+
+    networks: Settings
+    steps: int
+    long_steps: int
+    long_drop: int
+    evaluations: int
+    digits: Settings
+    attack: Settings
+    universal: Settings
+    chunk: int
+    chunks: int
+
+
+SCALES: dict[ScaleName, Scale] = {
+    "paper": Scale(
+        networks={"dataset": "cifar10"},
+        steps=paper.STEPS,
+        long_steps=paper.LONG_STEPS,
+        long_drop=paper.LONG_LR_DROP,
+        evaluations=10,
+        digits={"dataset": "mnist", "per_class": paper.MNIST_PER_CLASS, "steps": 200},
+        attack={},
+        universal={"draws": 50},
+        chunk=500,
+        chunks=100,
+    ),
+    # The smallest that shows the shape of the results, on digits that come with a package.
+    "quick": Scale(
+        networks={"dataset": "mnist5k", "width": (8,)},
+        steps=200,
+        long_steps=600,
+        long_drop=384,
+        evaluations=4,
+        digits={"dataset": "mnist5k", "steps": 200},
+        attack={"samples": 200},
+        universal={"samples": 500, "draws": 20},
+        chunk=100,
+        chunks=10,
+    ),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A run that a result needs.
+
+    Attributes:
+        label: what it is to the paper, such as ("short", "resnet", 25).
+        experiment: that it is a run of.
+        settings: arguments of the experiment, all of them but the model.
+        of: the training whose model it is about.
+    """
+
+    label: Label
+    experiment: Experiment
+    settings: Settings
+    of: "Job | None" = None
+
+    @property
+    def seed(self) -> int:
+        """That everything is drawn by."""
+        return int(self.settings["seed"])
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        if self.of is not None:
+            what = "attack on" if self.experiment == "attack" else "universal perturbation of"
+            return f"{what} {self.of.name}"
+        s = self.settings
+        changed = map(str, self.label[2:]) if self.label[0] == "reading" else ()
+        network = s["arch"] if s["depth"] is None else f"{s['arch']}-{s['depth']}"
+        words = [f"{network}, {s['steps']:,} steps", *changed, f"seed {s['seed']}"]
+        return ", ".join(words)
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What was found out.
+
+    Attributes:
+        targets: names of the results, in the paper's order.
+        scale: of the settings.
+        settings: arguments of `reproduce`.
+        runs: those that are there, by their labels, one for each seed at most.
+        failed: what went wrong, by the job's name.
+        missing: names of the jobs that were not run.
+    """
+
+    targets: tuple[str, ...]
+    scale: Scale
+    settings: Settings
+    runs: Mapping[Label, Sequence[FinishedRun]]
+    failed: Mapping[str, str] = field(default_factory=dict)
+    missing: Sequence[str] = ()
+
+
+class Maker(Protocol):
+    """What finds and makes runs, such as an entry point on MLflow."""
+
+    def find(self, facts: Mapping[str, str], metric: str) -> FinishedRun | None:
+        """A finished run by its parameters and a metric that it has."""
+
+    def find_interrupted(self, facts: Mapping[str, str]) -> str | None:
+        """A training that can be gone on with."""
+
+    def make(
+        self, experiment: Experiment, settings: Settings, data: datasets.Dataset, resume: str | None
+    ) -> FinishedRun:
+        """Make a run, or go on with it."""
+
+    def add_metrics(self, run: FinishedRun, metrics: Mapping[str, float]) -> None:
+        """Log more figures of a run."""
+
+
+def reproduce(
+    monitor: Monitor,
+    maker: Maker,
+    say: Callable[[str], None] = print,
+    /,
+    *,
+    target: Names,
+    scale: ScaleName = "paper",
+    seeds: PositiveCount = 1,
+    precision: Precision = "float32",
+    data_dir: str | None = None,
+    dry_run: bool = False,
+    report_only: bool = False,
+) -> Reproduction | None:
+    """Make what the paper's results need, or find it among the finished runs.
+
+    Args:
+        monitor: of the whole.
+        maker: finds and makes runs.
+        say: is told the plan, and how it goes.
+        target: table1 to table3, figure3 to figure11, readings (what the paper leaves open), or
+            all; several, comma separated.
+        scale: paper, or quick, which shows the shape of the results on small networks.
+        seeds: trainings and attacks of each network, with the seeds 0, 1, ...
+        precision: float32, or bfloat16 for activations and gradients in training.
+        data_dir: folder with the official files; none looks into Keras's cache, then downloads.
+        dry_run: only say what would be made, what is there and how long it would take.
+        report_only: make nothing, report on what is there.
+
+    Returns:
+        What was found out; None if it was a dry run.
+
+    Raises:
+        InputError: an argument can't be used; nothing was made.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the same command goes on.
+    """
+    settings = {n: v for n, v in locals().items() if n not in ("monitor", "maker", "say")}
+    targets = _targets(target)
+    jobs = plan(targets, SCALES[scale], seeds, precision, data_dir)
+    data = _Data(jobs)
+    state = _State(maker, data)
+    for job in jobs:
+        state.look_for(job)
+    to_make = [] if report_only else [job for job in jobs if job not in state.runs]
+    _say_plan(say, jobs, state, to_make)
+    if dry_run:
+        return None
+    digests = sorted({one.digest for one in data.all})
+    facts = settings | {"target": targets, "dataset_digest": ",".join(digests)}
+    monitor.begin(f"reproduction of {', '.join(targets)} ({scale})", facts, [])
+    for number, job in enumerate(to_make):
+        say(f"[{number + 1} of {len(to_make)}] {job.name}")
+        state.make(job, say)
+    _judge_as_the_paper(monitor, jobs, state, SCALES[scale], say)
+    return Reproduction(
+        targets=targets,
+        scale=SCALES[scale],
+        settings=settings,
+        runs=_by_label(jobs, state.runs),
+        failed={job.name: reason for job, reason in state.failed.items()},
+        missing=[j.name for j in jobs if j not in state.runs and j not in state.failed],
+    )
+
+
+def _targets(names: Sequence[str]) -> tuple[str, ...]:
+    known = (*paper.RESULTS, READINGS)
+    for name in names:
+        if name not in (*known, "all"):
+            raise unknown("target", name, (*known, "all"))
+    return known if "all" in names else tuple(name for name in known if name in names)
+
+
+def plan(
+    targets: Iterable[str],
+    scale: Scale,
+    seeds: int,
+    precision: Precision,
+    data_dir: str | None,
+) -> list[Job]:
+    """The runs that some results need, each once, in the order in which to make them.
+
+    Args:
+        targets: names of results.
+        scale: of the settings.
+        seeds: runs of each.
+        precision: of the trainings.
+        data_dir: folder with the official files.
+
+    Returns:
+        Jobs; a training stands before what is done with its model.
+    """
+    jobs: dict[tuple[Label, int], Job] = {}
+    for seed in range(seeds):
+        builder = _Builder(scale, seed, precision, data_dir)
+        for name in sorted(targets, key=_ORDER.index):
+            for job in builder.needed(name):
+                for one in (job.of, job):
+                    if one is not None:
+                        jobs.setdefault((one.label, seed), one)
+    # A job built twice is the same run: what is done with a model must mean the one that is kept.
+    return [
+        job if job.of is None else replace(job, of=jobs[job.of.label, job.seed])
+        for job in jobs.values()
+    ]
+
+
+# What takes seconds comes first, what takes days last.
+_ORDER = (
+    *("figure7", "figure8", "figure9", "figure10"),
+    *("table1", "figure3", "figure4", "figure5", "figure11", "table3"),
+    *(READINGS, "table2", "figure6"),
+)
+_OVERLAID = {
+    "figure3": ("resnet", "convnet"),
+    "figure4": ("highway", "resnet"),
+    "figure5": ("multiresnet", "resnet"),
+}
+
+
+@dataclass(frozen=True)
+class _Builder:
+    """Jobs of one seed."""
+
+    scale: Scale
+    seed: int
+    precision: Precision
+    data_dir: str | None
+
+    def needed(self, target: str) -> list[Job]:
+        """What a result is made of."""
+        if target in ("figure7", "figure8", "figure9", "figure10"):
+            return [self._about(self._digits(), "universal", self.scale.universal)]
+        if target == "table3":
+            return [self._attacked("resnet")]
+        if target == "figure11":
+            return [self._attacked(arch) for arch in FOOLED]
+        if target in ("table2", "figure6"):
+            return [self._long(arch) for arch in ARCHS]
+        if target == READINGS:
+            plain = [self._short(arch, 10) for arch in ("resnet", "convnet")]
+            return plain + [self._short(arch, 10, change) for arch, change in OTHER_READINGS]
+        return [self._short(arch, n) for n in DEEP for arch in _OVERLAID.get(target, ARCHS)]
+
+    def _short(self, arch: str, depth: int, change: Settings | None = None) -> Job:
+        own = {"arch": arch, "depth": depth, "steps": self.scale.steps} | (change or {})
+        label: Label = reading_label(arch, change) if change else ("short", arch, depth)
+        return self._training(label, self.scale.networks | own)
+
+    def _long(self, arch: str) -> Job:
+        own = {"arch": arch, "depth": 25, "steps": self.scale.long_steps}
+        own["lr_drop"] = (self.scale.long_drop,)
+        return self._training(("long", arch, 25), self.scale.networks | own)
+
+    def _digits(self) -> Job:
+        return self._training(("digits",), self.scale.digits | {"arch": "mlp"})
+
+    def _training(self, label: Label, own: Settings) -> Job:
+        settings = _complete(train, own, seed=self.seed, data_dir=self.data_dir)
+        settings["eval_every"] = max(1, settings["steps"] // self.scale.evaluations)
+        if own["arch"] != "mlp":
+            settings["precision"] = self.precision
+        return Job(label, "train", settings)
+
+    def _attacked(self, arch: str) -> Job:
+        own = self.scale.attack | {"method": "smallest_epsilon"}
+        return self._about(self._short(arch, 10), "attack", own)
+
+    def _about(self, job: Job, experiment: Experiment, own: Settings) -> Job:
+        settings = _complete(_FUNCTIONS[experiment], own, seed=self.seed)
+        return Job((experiment, *job.label), experiment, settings, job)
+
+
+def _complete(function: Callable[..., Any], given: Settings, **more: Any) -> Settings:
+    """All keyword arguments of an experiment, those that aren't given at their defaults."""
+    parameters = inspect.signature(function).parameters.values()
+    own = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    own.pop("model", None)
+    return own | given | more
+
+
+class _Data:
+    """The data sets of some trainings, each loaded once."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._loaded: dict[str, datasets.Dataset] = {}
+        for job in jobs:
+            self.of(job)
+
+    @property
+    def all(self) -> list[datasets.Dataset]:
+        return list(self._loaded.values())
+
+    def of(self, job: Job) -> datasets.Dataset:
+        """That a job's network is trained on."""
+        s = (job.of or job).settings
+        where = repr([s[n] for n in ("dataset", "per_class", "data_seed", "validation_share")])
+        if where not in self._loaded:
+            self._loaded[where] = load_data(s)
+        return self._loaded[where]
+
+
+class _State:
+    """Which runs are there."""
+
+    def __init__(self, maker: Maker, data: _Data) -> None:
+        self._maker, self.data = maker, data
+        self.runs: dict[Job, FinishedRun] = {}
+        self.failed: dict[Job, str] = {}
+
+    def settings(self, job: Job) -> Settings | None:
+        """All of a job's, with the model; None while that isn't there."""
+        if job.of is None:
+            return job.settings
+        if job.of not in self.runs:
+            return None
+        model = self.runs[job.of].model
+        return job.settings | {"model": (model,) if job.experiment == "attack" else model}
+
+    def _facts(self, job: Job) -> dict[str, str] | None:
+        settings = self.settings(job)
+        if settings is None:
+            return None
+        return identity.facts(job.experiment, settings, self.data.of(job).digest)
+
+    def look_for(self, job: Job) -> None:
+        """Find a job's run, if it has finished before."""
+        facts = self._facts(job)
+        if facts is not None:
+            found = self._maker.find(facts, _LAST_METRIC[job.experiment])
+            if found is not None:
+                self.runs[job] = found
+
+    def interrupted(self, job: Job) -> str | None:
+        """The run of a training that can be gone on with."""
+        facts = self._facts(job) if job.experiment == "train" else None
+        return None if facts is None else self._maker.find_interrupted(facts)
+
+    def make(self, job: Job, say: Callable[[str], None]) -> None:
+        """Make a job's run, unless what it needs isn't there."""
+        settings = self.settings(job)
+        if settings is None:
+            assert job.of is not None
+            self.failed[job] = f"it needs {job.of.name}"
+            return
+        try:
+            self.runs[job] = self._maker.make(
+                job.experiment, settings, self.data.of(job), self.interrupted(job)
+            )
+        except (NonFiniteLossError, InputError) as error:
+            self.failed[job] = str(error)
+            say(f"{job.name} failed: {error}")
+
+    def add_metrics(self, job: Job, metrics: dict[str, float]) -> None:
+        """Log more figures of a job's run."""
+        run = self.runs[job]
+        self._maker.add_metrics(run, metrics)
+        self.runs[job] = replace(run, metrics={**run.metrics, **metrics})
+
+
+def _say_plan(
+    say: Callable[[str], None], jobs: Sequence[Job], state: _State, to_make: Sequence[Job]
+) -> None:
+    for job in jobs:
+        if job in state.runs:
+            say(f"there   {job.name} (run {state.runs[job].run_id})")
+    if not to_make:
+        say(f"nothing to make; {len(state.runs)} of {len(jobs)} runs are there")
+        return
+    devices.start_tensorflow()
+    from resfool.experiments.estimating import seconds_of
+
+    seconds = seconds_of(to_make, state.data.of)
+    for job, time in zip(to_make, seconds, strict=True):
+        going_on = state.interrupted(job)
+        note = f", goes on with run {going_on}" if going_on else ""
+        say(f"to make {job.name}: about {duration(time)}{note}")
+    total = duration(sum(seconds))
+    say(f"{len(to_make)} runs to make, {len(state.runs)} are there; about {total} in all")
+
+
+def _judge_as_the_paper(
+    monitor: Monitor,
+    jobs: Sequence[Job],
+    state: _State,
+    scale: Scale,
+    say: Callable[[str], None],
+) -> None:
+    """Add to the trainings of the tables how accurate the paper would have called them."""
+    for job in jobs:
+        run = state.runs.get(job)
+        tabled = job.label[0] == "long" or (job.label[0] == "short" and job.label[2] in DEEP)
+        if run is None or not tabled or _PAPERS_WAY in run.metrics:
+            continue
+        say(f"judging {job.name} in the paper's way")
+        devices.start_tensorflow()
+        from resfool import classifiers, evaluation
+
+        path = monitor.find_model(run.model).path
+        test = state.data.of(job).test
+        found = evaluation.chunk_accuracies(
+            classifiers.load(path),
+            test.images,
+            test.labels,
+            chunk=scale.chunk,
+            chunks=scale.chunks,
+            seed=job.seed,
+        )
+        state.add_metrics(
+            job,
+            {
+                _PAPERS_WAY: float(found.max()),
+                "batch_statistics_test_accuracy": float(found.mean()),
+                "batch_statistics_test_accuracy_std": float(found.std()),
+            },
+        )
+
+
+def _by_label(
+    jobs: Sequence[Job], runs: Mapping[Job, FinishedRun]
+) -> dict[Label, list[FinishedRun]]:
+    found: dict[Label, list[FinishedRun]] = {}
+    for job in jobs:
+        if job in runs:
+            found.setdefault(job.label, []).append(runs[job])
+    return found

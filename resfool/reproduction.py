@@ -1,0 +1,429 @@
+"""A reproduction as a report: the paper's numbers and ours, its figures and its claims."""
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from resfool import figures, paper, report
+from resfool.experiments.claims import Decision, decide, mean_and_deviation, metric
+from resfool.experiments.reproducing import (
+    ARCHS,
+    DEEP,
+    FOOLED,
+    OTHER_READINGS,
+    READINGS,
+    Label,
+    Reproduction,
+    reading_label,
+)
+from resfool.figures import FoolingCurve
+from resfool.monitor import FinishedRun
+from resfool.parameters import duration, epsilon_step, show
+from resfool.report import Cell, Link, Picture, Section, Table
+
+_NONE = "–"
+_VERDICTS = {"seen": "good", "not seen": "bad", "not run": "dim"}
+_SHOWN_EPSILONS = tuple(n / 255 for n in (1, 2, 4, 8, 16, 32))
+_UNIVERSAL = ("universal", "digits")
+
+
+def as_report(found: Reproduction) -> report.Report:
+    """All that a reproduction found out.
+
+    Args:
+        found: its runs.
+
+    Returns:
+        A report.
+    """
+    decisions = decide(found.runs)
+    counts = {v: sum(d.verdict == v for d in decisions) for v in _VERDICTS}
+    scale, seeds = found.settings["scale"], found.settings["seeds"]
+    each = "one seed" if seeds == 1 else f"{seeds} seeds"
+    paragraphs = [
+        "After Di Wu and Samuel Huberman, “ResNets: Easy to train, easy to fool?”. "
+        f"Of the paper's {len(decisions)} claims {counts['seen']} are seen, {counts['not seen']} "
+        f"are not, and {counts['not run']} were not run.",
+        f"{sum(map(len, found.runs.values()))} runs, {each} each, trained in "
+        f"{found.settings['precision']}, scale {scale}.",
+    ]
+    if scale == "quick":
+        paragraphs.append(
+            "This is the quick scale: narrow networks and few steps on embedded digits, to try the "
+            "machinery and to see shapes. Its numbers stand beside the paper's, not against them."
+        )
+    if found.missing:
+        paragraphs.append(f"Not run: {'; '.join(found.missing)}.")
+    paragraphs += [f"Failed: {name}: {reason}." for name, reason in found.failed.items()]
+    sections = [_claims(decisions)]
+    sections += [_SECTIONS[name](found, name) for name in found.targets]
+    sections.append(_surroundings(found))
+    return report.Report(
+        "ResNets: easy to train, easy to fool? A reproduction", paragraphs, sections
+    )
+
+
+def claims_table(found: Reproduction) -> pd.DataFrame:
+    """The paper's claims and what became of them."""
+    return pd.DataFrame([vars(decision) for decision in decide(found.runs)])
+
+
+def comparison_table(found: Reproduction) -> pd.DataFrame:
+    """Accuracies as printed in Tables I and II, and ours, a row for each network."""
+    rows = []
+    for kind, printed in (("short", paper.TABLE_1), ("long", paper.TABLE_2)):
+        for (arch, depth), (train, test) in printed.items():
+            label = (kind, arch, depth)
+            for run in found.runs.get(label, ()):
+                row = {"steps": int(run.facts["steps"]), "network": f"{arch}-{depth}"}
+                row |= {"paper_train_accuracy": train, "paper_test_accuracy": test}
+                row |= {n: v for n, v in run.metrics.items() if _is_final(n)}
+                rows.append(row | {"seed": run.facts["seed"], "run_id": run.run_id})
+    return pd.DataFrame(rows)
+
+
+def _is_final(name: str) -> bool:
+    return name.endswith("_accuracy") and name.startswith(("final_", "papers_", "batch_"))
+
+
+def summary(found: Reproduction) -> str:
+    """The claims for the terminal."""
+    lines = [f"{d.verdict:<9} {d.text} ({d.section})" for d in decide(found.runs)]
+    lines += [f"failed    {name}: {reason}" for name, reason in found.failed.items()]
+    return "\n".join(lines)
+
+
+def _claims(decisions: Sequence[Decision]) -> Section:
+    rows: list[list[Cell]] = [[d.text, d.section, d.verdict, d.figure] for d in decisions]
+    head = "what the paper says", "section", "here", "the figures that decide it"
+    return Section(
+        "What the paper claims",
+        tables=[Table(head, rows, key=2, marks=_VERDICTS)],
+        notes=["A claim is seen if the means over the seeds are in the order that it states."],
+    )
+
+
+# Tables I and II, Figures 3 to 6
+
+
+def _accuracies(found: Reproduction, name: str) -> Section:
+    kind = "long" if name == "table2" else "short"
+    printed = paper.TABLE_2 if kind == "long" else paper.TABLE_1
+    rows: list[list[Cell]] = []
+    for (arch, depth), accuracies in printed.items():
+        label = (kind, arch, depth)
+        row: list[Cell] = [f"{arch}-{depth}"]
+        for part, of_paper in zip(("train", "test"), accuracies, strict=True):
+            ours = metric(found.runs, label, f"final_{part}_accuracy")
+            row += [f"{of_paper:.4f}", _ours(ours), _difference(ours, of_paper)]
+        way = metric(found.runs, label, "papers_way_test_accuracy")
+        row += [_ours(way), _time(found, label), _links(found, label)]
+        rows.append(row)
+    head = (
+        *("network", "train, paper", "ours", "difference", "test, paper", "ours", "difference"),
+        *("test, the paper's way", "time", "runs"),
+    )
+    s = found.scale
+    steps = s.long_steps if kind == "long" else s.steps
+    notes = [
+        f"{steps:,} steps. Train: the last point of the curve, an average of 100 steps. Test: the "
+        "finished model on all test images. The paper's way: the best of "
+        f"{s.chunks} evaluations of the finished model on {s.chunk} random test images each, "
+        "normalised by their own statistics; the paper's printed figures were probably found so."
+    ]
+    return _section(
+        name, tables=[Table(head, rows)], notes=[*notes, *_misses(found, kind, printed)]
+    )
+
+
+def _misses(
+    found: Reproduction, kind: str, printed: Mapping[tuple[str, int], tuple[float, float]]
+) -> list[str]:
+    """Which test accuracies are further from the paper's than the seeds explain."""
+    far, unknown = [], []
+    for (arch, depth), (_, test) in printed.items():
+        ours = metric(found.runs, (kind, arch, depth), "final_test_accuracy")
+        if len(ours) == 1:
+            unknown.append(f"{arch}-{depth}")
+        elif ours and abs(statistics.fmean(ours) - test) > 2 * statistics.stdev(ours):
+            far.append(f"{arch}-{depth}")
+    notes = []
+    if far:
+        notes.append(
+            f"Further from the paper's test accuracy than two deviations of the seeds: "
+            f"{', '.join(far)}."
+        )
+    if unknown:
+        notes.append(f"One seed each, so that chance can't be told: {', '.join(unknown)}.")
+    return notes
+
+
+_OVERLAYS: dict[str, tuple[str, list[tuple[str, int]]]] = {
+    "figure3": ("short", [(arch, n) for arch in ("resnet", "convnet") for n in DEEP]),
+    "figure4": ("short", [(arch, n) for arch in ("highway", "resnet") for n in DEEP]),
+    "figure5": ("short", [(arch, n) for arch in ("multiresnet", "resnet") for n in DEEP]),
+    "figure6": ("long", [(arch, 25) for arch in ARCHS]),
+}
+
+
+def _curves(found: Reproduction, name: str) -> Section:
+    kind, networks = _OVERLAYS[name]
+    labels = [(kind, *network) for network in networks]
+    curves = {
+        f"{arch}-{depth}": [run.curve for run in found.runs[kind, arch, depth]]
+        for _, arch, depth in labels
+        if (kind, arch, depth) in found.runs
+    }
+    if not curves:
+        return _not_run(name)
+    table = paper.TABLE_2 if kind == "long" else paper.TABLE_1
+    printed = {f"{arch}-{depth}": table[arch, depth] for arch, depth in networks}
+    at_scale = found.settings["scale"] == "paper"
+    figure = figures.trainings(curves, _title(name), printed if at_scale else None)
+    return _section(
+        name,
+        tables=[_runs_table(found, labels)],
+        pictures=[
+            _picture(name, figure, "Training accuracy, average of 100 steps, and test accuracy")
+        ],
+    )
+
+
+# Section VI: the 5-layer network
+
+
+def _universal_rates(found: Reproduction, name: str) -> Section:
+    labels = [("digits",), _UNIVERSAL]
+    if _UNIVERSAL not in found.runs:
+        return _not_run(name)
+    rows: list[list[Cell]] = []
+    for what, label, key, printed in (
+        ("training accuracy of the network", "digits", "final_train_accuracy", "0.93"),
+        ("test accuracy of the network", "digits", "final_test_accuracy", "0.91"),
+        ("fooling rate of Algorithm 2, 10 vectors", "universal", "final_fooling_rate", "> 0.80"),
+        (
+            "fooling rate of a random vector of that norm",
+            "universal",
+            "final_random_fooling_rate",
+            _NONE,
+        ),
+        (
+            "the same two clipped to [0, 1]: Algorithm 2",
+            "universal",
+            "final_clipped_fooling_rate",
+            _NONE,
+        ),
+        ("energy in ten singular directions", "universal", "energy_of_10_directions", _NONE),
+        ("the same of a random matrix", "universal", "random_energy_of_10_directions", _NONE),
+    ):
+        values = metric(found.runs, labels[label == "universal"], key)
+        rows.append([what, printed, _ours(values)])
+    tables = [Table(("", "paper", "ours"), rows), _runs_table(found, labels)]
+    return _section(
+        name, tables=tables, pictures=_logged(found, _UNIVERSAL, "fooling_rate_over_rank.png", name)
+    )
+
+
+def _universal_pictures(found: Reproduction, name: str) -> Section:
+    if _UNIVERSAL not in found.runs:
+        return _not_run(name)
+    if name != "figure8" and "figure8" in found.targets:
+        words = {"figure9": "third", "figure10": "fourth"}[name]
+        return _section(name, [f"See Figure 8: the {words} column of its picture."])
+    return _section(
+        name,
+        tables=[_runs_table(found, [_UNIVERSAL])],
+        pictures=_logged(found, _UNIVERSAL, "perturbation.png", name),
+    )
+
+
+# Section VII: the 10-layer networks
+
+
+def _fooled(arch: str) -> Label:
+    return ("attack", "short", arch, 10)
+
+
+def _fooling_rates(found: Reproduction, name: str) -> Section:
+    present = [arch for arch in FOOLED if _fooled(arch) in found.runs]
+    if not present:
+        return _not_run(name)
+    rows: list[list[Cell]] = []
+    for arch in present:
+        runs = found.runs[_fooled(arch)]
+        row: list[Cell] = [f"{arch}-10", _ours(metric(found.runs, _fooled(arch), "clean_accuracy"))]
+        for epsilon in _SHOWN_EPSILONS:
+            points = (run.points("fooling_rate") for run in runs)
+            row.append(_ours([p[epsilon_step(epsilon)] for p in points]))
+        median = metric(found.runs, _fooled(arch), "median_smallest_epsilon")
+        row.append(", ".join(f"{255 * m:.1f}/255" for m in median) or _NONE)
+        rows.append([*row, _links(found, _fooled(arch))])
+    head = "network", "accuracy", *(f"fooled at {show(e)}" for e in _SHOWN_EPSILONS)
+    table = Table((*head, "median smallest epsilon", "runs"), rows)
+    curves = [_fooling_curve(f"{arch}-10", found.runs[_fooled(arch)][0]) for arch in present]
+    drawn = [curve for curve in curves if curve is not None]
+    pictures = []
+    if drawn:
+        images = found.runs[_fooled(present[0])][0].facts["attacked_images"]
+        figure = figures.fooling_rates(drawn, f"fast gradient sign, {images} test images, seed 0")
+        pictures = [_picture(name, figure, "Fooling rate, and singular values of gradient signs")]
+    return _section(
+        name,
+        ["The paper prints no numbers here; it says that MultiResNet is the most sensitive."],
+        tables=[table],
+        pictures=pictures,
+    )
+
+
+def _fooling_curve(name: str, run: FinishedRun) -> FoolingCurve | None:
+    rates, spectrum, images = (_read(run, f"{n}.csv") for n in ("rates", "spectrum", "images"))
+    if rates is None or spectrum is None or images is None:
+        return None
+    return FoolingCurve(
+        name=name,
+        rows=rates.to_dict("records"),
+        singular_values=spectrum["singular_value"].tolist(),
+        random_singular_values=spectrum["random_singular_value"].tolist(),
+        smallest=images["smallest_epsilon"].tolist() if "smallest_epsilon" in images else (),
+    )
+
+
+def _examples(found: Reproduction, name: str) -> Section:
+    label = _fooled("resnet")
+    if label not in found.runs:
+        return _not_run(name)
+    pictures = _logged(found, label, "examples.png", name)
+    return _section(name, tables=[_runs_table(found, [label])], pictures=pictures)
+
+
+# What the paper leaves open
+
+
+def _readings(found: Reproduction, name: str) -> Section:
+    rows: list[list[Cell]] = []
+    distances: dict[str, float] = {}
+    tried: list[tuple[str, dict[str, object]]] = [(arch, {}) for arch in ("resnet", "convnet")]
+    for arch, change in [*tried, *OTHER_READINGS]:
+        label = reading_label(arch, change) if change else ("short", arch, 10)
+        what = " ".join(f"{n}={show(v)}" for n, v in change.items()) or "as read here"
+        train, test = (metric(found.runs, label, f"final_{p}_accuracy") for p in ("train", "test"))
+        distance = _NONE
+        if train and test:
+            of_paper = paper.TABLE_1[arch, 25]
+            ours = statistics.fmean(train), statistics.fmean(test)
+            away = sum(abs(a - b) for a, b in zip(ours, of_paper, strict=True))
+            distance = f"{away:.3f}"
+            if arch == "resnet":
+                distances[what] = away
+        rows.append([f"{arch}-10", what, _ours(train), _ours(test), distance, _links(found, label)])
+    head = "network", "reading", "train", "test", "from the paper's 25 layers", "runs"
+    words = [
+        "The paper doesn't say how it augmented, how many convolutions a shortcut spans, whether "
+        "its ConvNet normalises, or which optimizer its learning rate belongs to. Each is tried on "
+        "10 layers. The distance is that of training and test accuracy, added up, from what the "
+        "paper prints for the same architecture with 25 layers."
+    ]
+    if len(distances) > 1:
+        best = min(distances, key=lambda what: distances[what])
+        words.append(f"Of the ResNet's readings that were run, “{best}” comes closest.")
+    return Section("What the paper leaves open", words, [Table(head, rows)])
+
+
+def _surroundings(found: Reproduction) -> Section:
+    """Versions, code and settings of all runs, where they agree and where they don't."""
+    rows: list[list[Cell]] = []
+    runs = [run for several in found.runs.values() for run in several]
+    for name in (
+        *("dataset", "dataset_digest", "batch_size", "learning_rate", "optimizer", "augment"),
+        *("precision", "width", "tensorflow_version", "keras_version", "git_commit"),
+    ):
+        values = {run.facts[name] for run in runs if name in run.facts}
+        if values:
+            rows.append([name, ", ".join(sorted(values))])
+    digests = found.settings["data_dir"]
+    if digests is not None:
+        rows.append(["data_dir", str(digests)])
+    return Section("Settings", tables=[Table(("parameter", "value or values"), rows)])
+
+
+# Pieces
+
+
+def _section(
+    name: str,
+    paragraphs: Iterable[str] = (),
+    tables: Sequence[Table] = (),
+    pictures: Sequence[Picture] = (),
+    notes: Sequence[str] = (),
+) -> Section:
+    title, words = paper.RESULTS[name]
+    return Section(f"{title}: {words}", tuple(paragraphs), tables, pictures, notes)
+
+
+def _not_run(name: str) -> Section:
+    return _section(name, ["Not run."])
+
+
+def _title(name: str) -> str:
+    return ": ".join(paper.RESULTS[name])
+
+
+def _ours(values: Sequence[float]) -> str:
+    return mean_and_deviation(values) if values else _NONE
+
+
+def _difference(ours: Sequence[float], of_paper: float) -> str:
+    return f"{statistics.fmean(ours) - of_paper:+.3f}" if ours else _NONE
+
+
+def _time(found: Reproduction, label: Label) -> str:
+    times = metric(found.runs, label, "total_seconds")
+    return duration(statistics.fmean(times)) if times else _NONE
+
+
+def _links(found: Reproduction, label: Label) -> Cell:
+    runs = found.runs.get(label, ())
+    return [Link(run.run_id[:8], run.link) for run in runs] or _NONE
+
+
+def _runs_table(found: Reproduction, labels: Sequence[Label]) -> Table:
+    rows: list[list[Cell]] = [
+        ["runs", *(_links(found, label) for label in labels)],
+        ["time", *(_time(found, label) for label in labels)],
+    ]
+    return Table(("", *(_label_text(label) for label in labels)), rows)
+
+
+def _label_text(label: Label) -> str:
+    if label[0] in ("attack", "universal"):
+        return f"{label[0]} on {_label_text(label[1:])}"
+    return "the 5-layer network" if label == ("digits",) else f"{label[1]}-{label[2]}"
+
+
+def _read(run: FinishedRun, name: str) -> pd.DataFrame | None:
+    path = run.find_file(name)
+    return None if path is None else pd.read_csv(path)
+
+
+def _logged(found: Reproduction, label: Label, file: str, name: str) -> list[Picture]:
+    """A picture that a run has logged."""
+    path = found.runs[label][0].find_file(file)
+    return [] if path is None else [Picture(name, path.read_bytes(), _title(name))]
+
+
+def _picture(name: str, figure: Figure, caption: str) -> Picture:
+    return Picture(name, report.png(figure), caption)
+
+
+_SECTIONS: dict[str, Callable[[Reproduction, str], Section]] = {
+    "table1": _accuracies,
+    "table2": _accuracies,
+    "table3": _examples,
+    **dict.fromkeys(_OVERLAYS, _curves),
+    "figure7": _universal_rates,
+    **dict.fromkeys(("figure8", "figure9", "figure10"), _universal_pictures),
+    "figure11": _fooling_rates,
+    READINGS: _readings,
+}
