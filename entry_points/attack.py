@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from resfool import command_line, experiments, interrupts, presentation, tracking
+from resfool import command_line, experiments, interrupts, presentation, report, tracking
 from resfool.command_line import Values
 from resfool.datasets import Dataset
 from resfool.monitor import ModelSource
@@ -39,6 +39,7 @@ def _sweep(settings: Values) -> tuple[str, str]:
         run.log_figure(presentation.fooling_rates(results, method), "fooling_rates.png")
         if len(results) > 1:
             run.log_table(presentation.rates_table(results), "rates")
+        run.log_files(report.files(presentation.robustness_report(results, settings)))
     return run.run_id, presentation.summary(results)
 
 

@@ -95,12 +95,8 @@ class Maker:
 
 
 def record(run: tracking.Run, found: experiments.Reproduction) -> None:
-    """Log the report, as a page and as Markdown, its pictures and its tables."""
-    made = reproduction.as_report(found)
-    run.log_file("report.html", report.as_html(made).encode())
-    run.log_file("report.md", report.as_markdown(made, "pictures").encode())
-    for picture in made.pictures:
-        run.log_file(f"pictures/{picture.name}.png", picture.png)
+    """Log the report and its tables."""
+    run.log_files(report.files(reproduction.as_report(found)))
     run.log_table(reproduction.claims_table(found), "claims")
     run.log_table(reproduction.comparison_table(found), "accuracies")
 

@@ -1,13 +1,13 @@
 """Results as tables and figures: what an entry point logs, and MLflow's evaluation returns."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from resfool import figures
+from resfool import figures, report
 from resfool.attacks import lowrank
 from resfool.figures import ExampleRow, ExampleView, FoolingCurve, UniversalRow
 from resfool.parameters import epsilon_name, show
@@ -118,6 +118,103 @@ def fooling_rates(results: Sequence["Attacked"], method: str) -> Figure:
     ]
     count = len(results[0].sweep.labels)
     return figures.fooling_rates(curves, f"{method}, {count} images, {results[0].where}")
+
+
+_INVISIBLE, _VISIBLE = 4 / 255, 16 / 255  # changes that hardly anybody sees, and that many do
+
+
+def robustness_report(results: Sequence["Attacked"], settings: Mapping[str, Any]) -> report.Report:
+    """How easily some models are fooled, for people.
+
+    Args:
+        results: one for each model.
+        settings: arguments of `attack`.
+
+    Returns:
+        A report.
+    """
+    method = settings["method"]
+    names = ", ".join(a.name for a in results)
+    count = len(results[0].sweep.labels)
+    curves = report.png(fooling_rates(results, method))
+    caption = (
+        "Fooling rate against the size of the perturbation, and the spectrum of gradient signs"
+    )
+    sections = [
+        report.Section(
+            "In short",
+            [_robustness_in_words(a) for a in results],
+            pictures=[report.Picture("fooling_rates", curves, caption)],
+            notes=[
+                "Fooling rate: share of the images whose predicted class changes. Epsilon: the "
+                "most that a pixel changes by, where pixels go from 0 to 1. Random: signs of the "
+                "same epsilon, drawn at random. Ranges are 95% intervals."
+            ],
+        )
+    ]
+    for number, a in enumerate(results):
+        pictures = []
+        if a.examples:
+            shown = report.png(examples(a))
+            pictures = [report.Picture(f"examples_{number}", shown, "Some images under attack")]
+        sections.append(report.Section(a.name, tables=[_rates_for_people(a)], pictures=pictures))
+    rows = [[name, show(value)] for name, value in settings.items()]
+    sections.append(report.Section("Settings", tables=[report.Table(("parameter", "value"), rows)]))
+    words = f"{count:,} images, {results[0].where}, by {_METHODS[method]}."
+    title = f"How easily {'is' if len(results) == 1 else 'are'} {names} fooled?"
+    return report.Report(title, [words], sections)
+
+
+_METHODS = {
+    "fgsm": "the fast gradient sign",
+    "smallest_epsilon": "the fast gradient sign, and the smallest step along it",
+    "pgd": "projected gradient descent",
+}
+
+
+def _robustness_in_words(a: "Attacked") -> str:
+    """What a model's rates come to."""
+    words = [f"{a.name} classifies {a.clean_accuracy:.1%} of the images as they are correctly."]
+    rows = [row for row in a.sweep.rows if row["epsilon"] > 0]
+    told = 0.0
+    for limit, what in (
+        (_INVISIBLE, "which hardly anybody sees"),
+        (_VISIBLE, "which shows on a close look"),
+    ):
+        row = max(
+            (row for row in rows if row["epsilon"] <= limit * 1.001),
+            key=lambda row: row["epsilon"],
+            default=None,
+        )
+        if row is not None and row["epsilon"] > told:
+            told = row["epsilon"]
+            words.append(
+                f"A change of every pixel by {show(row['epsilon'])}, {what}, changes "
+                f"{row['fooling_rate']:.0%} of the predictions ({row['random_fooling_rate']:.0%} "
+                "if its signs are drawn at random)."
+            )
+    median = scalars(a).get("median_smallest_epsilon")
+    if median is not None:
+        words.append(f"Half of the predictions change within {255 * median:.1f}/255.")
+    return " ".join(words)
+
+
+def _rates_for_people(a: "Attacked") -> report.Table:
+    rows = []
+    for row in a.sweep.rows:
+        low, high = row["fooling_rate_low"], row["fooling_rate_high"]
+        rows.append(
+            [
+                show(row["epsilon"] or 0),
+                f"{row['fooling_rate']:.3f} ({low:.3f} to {high:.3f})",
+                f"{row['random_fooling_rate']:.3f}",
+                f"{row['accuracy']:.3f}",
+                f"{row['confidence']:.3f}",
+                f"{row['l2_norm']:.2f}",
+            ]
+        )
+    head = "epsilon", "fooling rate", "random", "accuracy", "mean confidence", "mean l2 norm"
+    return report.Table(head, rows)
 
 
 def examples(attacked: "Attacked") -> Figure:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import jinja2
 
+_FOLDER = "pictures"
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -107,6 +109,15 @@ def png(figure: "Figure") -> bytes:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110)
     return stream.getvalue()
+
+
+def files(report: Report) -> dict[str, bytes]:
+    """A report as files by their names: report.html, report.md and its pictures in a folder."""
+    found = {
+        "report.html": as_html(report).encode(),
+        "report.md": as_markdown(report, _FOLDER).encode(),
+    }
+    return found | {f"{_FOLDER}/{p.name}.png": p.png for p in report.pictures}
 
 
 def as_html(report: Report) -> str:

@@ -259,9 +259,9 @@ def _fooling_rates(found: Reproduction, name: str) -> Section:
             row.append(_ours([p[epsilon_step(epsilon)] for p in points]))
         median = metric(found.runs, _fooled(arch), "median_smallest_epsilon")
         row.append(", ".join(f"{255 * m:.1f}/255" for m in median) or _NONE)
-        rows.append([*row, _links(found, _fooled(arch))])
+        rows.append([*row, _links(found, _fooled(arch)[1:]), _links(found, _fooled(arch))])
     head = "network", "accuracy", *(f"fooled at {show(e)}" for e in _SHOWN_EPSILONS)
-    table = Table((*head, "median smallest epsilon", "runs"), rows)
+    table = Table((*head, "median smallest epsilon", "trained", "attacked"), rows)
     curves = [_fooling_curve(f"{arch}-10", found.runs[_fooled(arch)][0]) for arch in present]
     drawn = [curve for curve in curves if curve is not None]
     pictures = []
@@ -295,7 +295,7 @@ def _examples(found: Reproduction, name: str) -> Section:
     if label not in found.runs:
         return _not_run(name)
     pictures = _logged(found, label, "examples.png", name)
-    return _section(name, tables=[_runs_table(found, [label])], pictures=pictures)
+    return _section(name, tables=[_runs_table(found, [label[1:], label])], pictures=pictures)
 
 
 # What the paper leaves open

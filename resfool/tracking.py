@@ -302,13 +302,14 @@ class Run(Monitor):
             checkpoints.save(path, arrays, facts)
             self._client.log_artifact(self.run_id, str(path))
 
-    def log_file(self, name: str, content: bytes) -> None:
-        """Log bytes as an artifact, whose name may have folders in it."""
-        folder, _, last = name.rpartition("/")
-        with tempfile.TemporaryDirectory() as temporary:
-            path = Path(temporary) / last
-            path.write_bytes(content)
-            self._client.log_artifact(self.run_id, str(path), folder or None)
+    def log_files(self, files: Mapping[str, bytes]) -> None:
+        """Log bytes as artifacts by their names, which may have folders in them."""
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in files.items():
+                path = Path(folder) / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            self._client.log_artifacts(self.run_id, folder)
 
     def log_figure(self, figure: "Figure", name: str) -> None:
         """Log a figure as a PNG artifact."""

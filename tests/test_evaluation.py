@@ -1,5 +1,7 @@
 """Scores against what can be counted by hand."""
 
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
@@ -187,3 +189,36 @@ def test_an_image_fooled_at_a_point_of_the_grid_counts_there() -> None:
     np.testing.assert_array_equal(swept.smallest, np.array(epsilons, np.float32))
     for row in swept.rows:
         assert row["cumulative_fooling_rate"] == row["fooling_rate"]
+
+
+def test_chunks_are_judged_by_their_own_statistics() -> None:
+    random = np.random.default_rng(0)
+    images = random.random((60, 2, 2, 1), np.float32) * random.random((60, 1, 1, 1), np.float32)
+    labels = random.integers(0, 3, 60)
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Flatten(), keras.layers.BatchNormalization(), keras.layers.Dense(3)]
+    model = keras.Sequential([keras.Input((2, 2, 1)), *layers])
+    before = [w.copy() for w in model.get_weights()]
+    options: Any = {"chunk": 20, "chunks": 7, "seed": 3}
+    found = evaluation.chunk_accuracies(model, images, labels, **options)
+    for now, then in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+    # A slow plain reference: each chunk is brought to mean 0 and variance 1 by itself.
+    kernel, bias = model.layers[-1].get_weights()
+    drawn = np.random.default_rng(3)
+    for accuracy in found:
+        chosen = drawn.choice(60, 20, replace=False)
+        x = images[chosen].reshape(20, 4).astype(np.float64)
+        x = (x - x.mean(axis=0)) / np.sqrt(x.var(axis=0) + 1e-3)
+        assert accuracy == ((x @ kernel + bias).argmax(axis=1) == labels[chosen]).mean()
+    assert len(set(found)) > 1
+
+
+def test_a_chunk_is_at_most_the_whole_set() -> None:
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Flatten(), keras.layers.Dense(3)]
+    model = keras.Sequential([keras.Input((2, 2, 1)), *layers])
+    images = np.random.default_rng(0).random((30, 2, 2, 1), np.float32)
+    labels = np.arange(30) % 3
+    found = evaluation.chunk_accuracies(model, images, labels, chunk=500, chunks=3, seed=0)
+    assert found.tolist() == [evaluation.evaluate(model, images, labels).accuracy] * 3

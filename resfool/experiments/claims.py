@@ -234,15 +234,25 @@ def _universal_beats_noise(runs: Runs) -> tuple[bool, str]:
 
 def _universal_fools(runs: Runs) -> tuple[bool, str]:
     _get(runs, _UNIVERSAL, "final_fooling_rate")
-    by_rank: dict[int, list[float]] = {}
-    for run in runs[_UNIVERSAL]:
-        for rank, rate in run.points("fooling_rate").items():
-            by_rank.setdefault(rank, []).append(rate)
-    if not by_rank:
+    rates, noise = (_by_rank(runs[_UNIVERSAL], f"{n}fooling_rate") for n in ("", "random_"))
+    if not rates:
         raise _NotRunError("fooling rates over the number of singular vectors")
-    rank, rates = max(by_rank.items(), key=lambda entry: statistics.fmean(entry[1]))
-    best = _Figure(f"with {rank} singular vectors", rates)
-    return best.mean > paper.UNIVERSAL_FOOLING_RATE, f"fooling rate, mean of the draws: {best}"
+    enough = [n for n in rates if statistics.fmean(rates[n]) > paper.UNIVERSAL_FOOLING_RATE]
+    best = max(rates, key=lambda n: statistics.fmean(rates[n]))
+    rank = min(enough, default=best)
+    ours = _Figure(f"with {rank} singular vectors", rates[rank])
+    return bool(enough), (
+        f"fooling rate, mean of the draws, {ours}, against "
+        f"{mean_and_deviation(noise[rank])} by noise of that norm"
+    )
+
+
+def _by_rank(several: Sequence[FinishedRun], name: str) -> dict[int, list[float]]:
+    found: dict[int, list[float]] = {}
+    for run in several:
+        for rank, rate in run.points(name).items():
+            found.setdefault(rank, []).append(rate)
+    return found
 
 
 def _spectrum_falls(runs: Runs) -> tuple[bool, str]:

@@ -1,0 +1,125 @@
+"""The report of a reproduction, on planted runs."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from resfool import paper, report, reproduction
+from resfool.experiments import claims, reproducing
+from resfool.experiments.reproducing import SCALES, Label, Reproduction
+from resfool.monitor import FinishedRun
+from resfool.report import Section
+from tests.test_claims import as_printed, training
+
+
+def found(
+    runs: dict[Label, list[FinishedRun]], *targets: str, scale: Any = "paper", **more: Any
+) -> Reproduction:
+    settings = {"scale": scale, "seeds": 1, "precision": "float32", "data_dir": None}
+    return Reproduction(targets, SCALES[scale], settings, runs, **more)
+
+
+def section(made: Reproduction, title: str) -> Section:
+    return next(s for s in reproduction.as_report(made).sections if s.title.startswith(title))
+
+
+def test_numbers_like_the_papers_make_no_difference() -> None:
+    made = found(as_printed(), "table1", "table2")
+    for name, printed in (("Table I:", paper.TABLE_1), ("Table II:", paper.TABLE_2)):
+        (table,) = section(made, name).tables
+        assert [row[0] for row in table.rows] == [f"{arch}-{depth}" for arch, depth in printed]
+        for row, (train, test) in zip(table.rows, printed.values(), strict=True):
+            assert row[1:4] == [f"{train:.4f}", f"{train:.3f}", "+0.000"]
+            assert row[4:7] == [f"{test:.4f}", f"{test:.3f}", "+0.000"]
+    words = reproduction.as_report(made).paragraphs[0]
+    assert "Of the paper's 20 claims 20 are seen, 0 are not, and 0 were not run" in words
+
+
+def test_seeds_that_agree_with_each_other_but_not_with_the_paper_are_named() -> None:
+    runs = as_printed()
+    runs["short", "resnet", 25] = [training("resnet", 0.9, test) for test in (0.781, 0.783)]
+    runs["short", "convnet", 25] = [training("convnet", 0.9, test) for test in (0.75, 0.85)]
+    notes = " ".join(section(found(runs, "table1"), "Table I:").notes)
+    assert "two deviations of the seeds: resnet-25." in notes
+    (table,) = section(found(runs, "table1"), "Table I:").tables
+    row = next(row for row in table.rows if row[0] == "resnet-25")
+    assert row[5:7] == ["0.782 ± 0.001 (2 seeds)", "-0.060"]
+
+
+def test_what_was_not_run_is_said_everywhere() -> None:
+    targets = (*paper.RESULTS, reproducing.READINGS)
+    made = found({}, *targets, missing=["convnet-25"], failed={"resnet-25": "it diverged"})
+    whole = reproduction.as_report(made)
+    text = report.as_markdown(whole, "p")
+    assert text.count("Not run\\.") + text.count("Not run.") >= 9
+    assert "convnet-25" in text and "it diverged" in text
+    assert not whole.pictures
+
+
+def test_figures_have_the_papers_form() -> None:
+    made = found(as_printed(), "figure3", "figure6")
+    for name, networks in (("Figure 3", 4), ("Figure 6", 4)):
+        one = section(made, name)
+        assert len(one.pictures) == 1 and one.pictures[0].png.startswith(b"\x89PNG")
+        assert len(one.tables[0].head) == 1 + networks
+    assert len(report.files(reproduction.as_report(made))) == 4
+
+
+def test_the_closest_reading_is_named() -> None:
+    runs = as_printed()
+    runs["short", "resnet", 10] = [training("resnet", 0.93, 0.72)]
+    flip = reproducing.reading_label("resnet", {"augment": "crop_flip"})
+    runs[flip] = [training("resnet", 0.90, 0.82)]
+    one = section(found(runs, "readings"), "What the paper leaves open")
+    assert "“augment=crop_flip” comes closest" in " ".join(one.paragraphs)
+    (row,) = [row for row in one.tables[0].rows if row[1] == "augment=crop_flip"]
+    train, test = paper.TABLE_1["resnet", 25]
+    assert row[4] == f"{abs(0.90 - train) + abs(0.82 - test):.3f}"
+
+
+def test_pictures_and_curves_of_attacks_are_read_back(tmp_path: Path) -> None:
+    runs = as_printed()
+    epsilons = [n / 255 for n in (1, 2, 4, 8, 16, 32)]
+    rates = pd.DataFrame({"epsilon": epsilons})
+    for name in ("fooling_rate", "random_fooling_rate"):
+        rates[name] = 0.5
+        rates[f"{name}_low"], rates[f"{name}_high"] = 0.4, 0.6
+    rates.to_csv(tmp_path / "rates.csv")
+    pd.DataFrame({"singular_value": [2.0, 1.0], "random_singular_value": [1.5, 1.4]}).to_csv(
+        tmp_path / "spectrum.csv"
+    )
+    pd.DataFrame({"smallest_epsilon": [0.01, 0.02]}).to_csv(tmp_path / "images.csv")
+    for arch in reproducing.FOOLED:
+        label = ("attack", "short", arch, 10)
+        (run,) = runs[label]
+        runs[label] = [
+            dataclasses.replace(
+                run, find_file=lambda name: tmp_path / name, facts={"attacked_images": "2"}
+            )
+        ]
+    one = section(found(runs, "figure11"), "Figure 11")
+    assert [row[0] for row in one.tables[0].rows] == [f"{arch}-10" for arch in reproducing.FOOLED]
+    assert len(one.pictures) == 1
+
+
+def test_tables_hold_every_decision_and_every_run() -> None:
+    made = found(as_printed(), "table1")
+    decided = reproduction.claims_table(made)
+    assert decided["name"].tolist() == list(claims.RULES)
+    with pytest.raises(KeyError):
+        reproduction.comparison_table(made)  # runs that lack their settings
+    runs = {
+        label: [dataclasses.replace(run, facts={"steps": "9", "seed": "0"}) for run in several]
+        for label, several in as_printed().items()
+    }
+    ours = reproduction.comparison_table(found(runs, "table1"))
+    assert len(ours) == 12
+    assert (ours["final_test_accuracy"] == ours["paper_test_accuracy"]).all()
+
+
+def test_the_quick_scale_says_so() -> None:
+    words = " ".join(reproduction.as_report(found({}, "table1", scale="quick")).paragraphs)
+    assert "quick scale" in words
