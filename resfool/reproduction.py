@@ -44,8 +44,8 @@ def as_report(found: Reproduction) -> report.Report:
     each = "one seed" if seeds == 1 else f"{seeds} seeds"
     paragraphs = [
         "After Di Wu and Samuel Huberman, “ResNets: Easy to train, easy to fool?”. "
-        f"Of the paper's {len(decisions)} claims {counts['seen']} are seen, {counts['not seen']} "
-        f"are not, and {counts['not run']} were not run.",
+        f"The paper's {len(decisions)} claims: {counts['seen']} seen, {counts['not seen']} not "
+        f"seen, {counts['not run']} not run.",
         f"{sum(map(len, found.runs.values()))} runs, {each} each, trained in "
         f"{found.settings['precision']}, scale {scale}.",
     ]
@@ -230,8 +230,8 @@ def _universal_pictures(found: Reproduction, name: str) -> Section:
     if _UNIVERSAL not in found.runs:
         return _not_run(name)
     if name != "figure8" and "figure8" in found.targets:
-        words = {"figure9": "third", "figure10": "fourth"}[name]
-        return _section(name, [f"See Figure 8: the {words} column of its picture."])
+        column = {"figure9": "+ universal", "figure10": "+ random"}[name]
+        return _section(name, [f"See Figure 8: its column “{column}”."])
     return _section(
         name,
         tables=[_runs_table(found, [_UNIVERSAL])],

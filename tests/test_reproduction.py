@@ -35,7 +35,7 @@ def test_numbers_like_the_papers_make_no_difference() -> None:
             assert row[1:4] == [f"{train:.4f}", f"{train:.3f}", "+0.000"]
             assert row[4:7] == [f"{test:.4f}", f"{test:.3f}", "+0.000"]
     words = reproduction.as_report(made).paragraphs[0]
-    assert "Of the paper's 20 claims 20 are seen, 0 are not, and 0 were not run" in words
+    assert "The paper's 20 claims: 20 seen, 0 not seen, 0 not run." in words
 
 
 def test_seeds_that_agree_with_each_other_but_not_with_the_paper_are_named() -> None:

@@ -17,6 +17,7 @@ Runs = Mapping[Label, Sequence[FinishedRun]]
 _SMALL = tuple(n / 255 for n in (1, 2, 3, 4, 6, 8))  # that the networks' sensitivity is judged at
 _EARLY = 0.1  # of a training, that "early" means
 _INVISIBLE = 4 / 255  # a change of every pixel that hardly anybody sees
+_PARTS = {"train": "training accuracy", "test": "test accuracy"}
 _ALIKE = 0.05  # a difference of fooling rates that still counts as alike
 
 
@@ -122,7 +123,7 @@ def _convnet_degrades(runs: Runs) -> tuple[bool, str]:
 
 def _deeper(runs: Runs, arch: str, part: str) -> tuple[bool, str]:
     deep, shallow = (_final(runs, arch, depth, part) for depth in (50, 25))
-    return _higher(deep, shallow, f"{part} accuracy")
+    return _higher(deep, shallow, _PARTS[part])
 
 
 def _resnet_beats_convnet(runs: Runs) -> tuple[bool, str]:
@@ -187,7 +188,7 @@ def _highway_degrades(runs: Runs) -> tuple[bool, str]:
     parts = []
     for part in ("train", "test"):
         deep, shallow = (_final(runs, "highway", depth, part) for depth in (50, 25))
-        parts.append(_higher(shallow, deep, f"{part} accuracy"))
+        parts.append(_higher(shallow, deep, _PARTS[part]))
     return _all(*parts)
 
 
@@ -286,13 +287,12 @@ def _others_alike(runs: Runs) -> tuple[bool, str]:
 
 
 def _signs_spectrum(runs: Runs) -> tuple[bool, str]:
-    parts = []
-    for arch in FOOLED:
-        label = ("attack", "short", arch, 10)
-        ours = _get(runs, label, "energy_of_10_directions", f"{arch}-10")
-        noise = _get(runs, label, "random_energy_of_10_directions", "random")
-        parts.append(_higher(ours, noise, "share of the energy in 10 directions"))
-    return _all(*parts)
+    labels = [("attack", "short", arch, 10) for arch in FOOLED]
+    ours = [_get(runs, label, "energy_of_10_directions") for label in labels]
+    noise = [_get(runs, label, "random_energy_of_10_directions", "random") for label in labels]
+    text = ", ".join(f"{one} ({other})" for one, other in zip(ours, noise, strict=True))
+    seen = all(one.mean > other.mean for one, other in zip(ours, noise, strict=True))
+    return seen, f"share of the energy in 10 directions: {text}"
 
 
 def _invisible_fooling(runs: Runs) -> tuple[bool, str]:

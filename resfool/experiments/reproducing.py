@@ -1,6 +1,7 @@
 """The whole paper: which runs each table and figure needs, made or found again."""
 
 import inspect
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
@@ -231,14 +232,18 @@ def reproduce(
     for job in jobs:
         state.look_for(job)
     to_make = [] if report_only else [job for job in jobs if job not in state.runs]
-    _say_plan(say, jobs, state, to_make)
+    expected = _say_plan(say, jobs, state, to_make)
     if dry_run:
         return None
     digests = sorted({one.digest for one in data.all})
     facts = settings | {"target": targets, "dataset_digest": ",".join(digests)}
     monitor.begin(f"reproduction of {', '.join(targets)} ({scale})", facts, [])
+    began = time.monotonic()
     for number, job in enumerate(to_make):
-        say(f"[{number + 1} of {len(to_make)}] {job.name}")
+        # What has been made says how far off the estimate is.
+        done, taken = sum(expected[:number]), time.monotonic() - began
+        left = sum(expected[number:]) * (taken / done if done else 1.0)
+        say(f"[{number + 1} of {len(to_make)}] {job.name}; about {duration(left)} left in all")
         state.make(job, say)
     _judge_as_the_paper(monitor, jobs, state, SCALES[scale], say)
     return Reproduction(
@@ -448,23 +453,25 @@ class _State:
 
 def _say_plan(
     say: Callable[[str], None], jobs: Sequence[Job], state: _State, to_make: Sequence[Job]
-) -> None:
+) -> list[float]:
+    """Say what is there, what will be made and how long that takes; the seconds of each."""
     for job in jobs:
         if job in state.runs:
             say(f"there   {job.name} (run {state.runs[job].run_id})")
     if not to_make:
         say(f"nothing to make; {len(state.runs)} of {len(jobs)} runs are there")
-        return
+        return []
     devices.start_tensorflow()
     from resfool.experiments.estimating import seconds_of
 
     seconds = seconds_of(to_make, state.data.of)
-    for job, time in zip(to_make, seconds, strict=True):
+    for job, expected in zip(to_make, seconds, strict=True):
         going_on = state.interrupted(job)
         note = f", goes on with run {going_on}" if going_on else ""
-        say(f"to make {job.name}: about {duration(time)}{note}")
+        say(f"to make {job.name}: about {duration(expected)}{note}")
     total = duration(sum(seconds))
     say(f"{len(to_make)} runs to make, {len(state.runs)} are there; about {total} in all")
+    return seconds
 
 
 def _judge_as_the_paper(
