@@ -237,7 +237,7 @@ def reproduce(
         return None
     digests = sorted({one.digest for one in data.all})
     facts = settings | {"target": targets, "dataset_digest": ",".join(digests)}
-    monitor.begin(f"reproduction of {', '.join(targets)} ({scale})", facts, [])
+    monitor.begin(f"reproduction of {', '.join(target)} ({scale})", facts, [])
     began = time.monotonic()
     for number, job in enumerate(to_make):
         # What has been made says how far off the estimate is.
