@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 # Put first on the path, so that `mlflow run` finds this environment's python.
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: train test test-cluster format benchmark benchmark-attacks benchmark-parallel clean
+.PHONY: train test test-docs test-cluster docs format benchmark benchmark-attacks benchmark-parallel clean
 
 train: $(INSTALLED)
 	$(RUN) mlflow run . -e train --env-manager local --experiment-name resfool \
@@ -17,6 +17,14 @@ test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses 2 --dist loadgroup
+
+# Every command and every Python block of README.md and docs/, made small.
+test-docs: $(INSTALLED)
+	$(BIN)/python -m tests.documentation.run_commands
+
+# What the pages of docs/entry-points repeat from the code.
+docs: $(INSTALLED)
+	$(BIN)/python -m docs.generate
 
 # Two hosts in network namespaces; as root on Linux.
 test-cluster: .venv/.cluster

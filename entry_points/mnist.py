@@ -49,19 +49,20 @@ def case_study(
     Args:
         run: of the case study.
         progress: shows how it goes.
-        steps: of the training; 200 of 64 images end near the paper's 93% and 91%.
+        steps: training steps; 200 of 64 images end near the paper's 93% and 91%.
         samples: training images to fit the perturbation on.
         solver: of the smallest perturbations: closest, deepfool, ddn or cobyla, the paper's.
-        subspace: that cobyla searches: gradients, rows or pixels.
-        rank: number of singular vectors; others are drawn beside it.
+        subspace: that cobyla searches: gradients, rows (of the first dense layer) or pixels (slow).
+        rank: number of singular vectors of the perturbation that is kept.
         coefficients: f_i of equation 8: gaussian (variance 25), singular, first or optimised.
-        norm: of the perturbation: none (as it comes), l2:3 or linf:10/255.
+        norm: of the perturbation, such as l2:3 or linf:10/255; none leaves it as it comes.
         equal_norm: at which all ranks are compared too.
         draws: random perturbations of each rank.
-        seed: of everything.
+        seed: seed of everything.
         workers: processes for cobyla; none is one per core.
         backend: joblib, ray or serial, for cobyla.
-        ray_address: of a Ray cluster: auto, host:port or ray://host:port; none starts one here.
+        ray_address: of the cluster: auto, host:port or ray://host:port; none starts Ray on this
+            machine.
         patience: seconds that a Ray cluster has to grow to the number of workers.
         checkpoint_dir: folder for checkpoints and interrupted solves.
 

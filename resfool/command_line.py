@@ -73,14 +73,14 @@ def parse(*functions: Callable[..., Any], argv: Sequence[str] | None = None) -> 
     )
     known: list[str] = []
     for function in functions:
-        described = _described(function)
+        texts = described(function)
         for name, parameter in public_parameters(function).items():
             if name in known:
                 continue
             known.append(name)
             missing = parameter.default is inspect.Parameter.empty
             default = "required" if missing else f"default {show(parameter.default)}"
-            text = f"{described.get(name, '')} ({default})".replace("%", "%%")
+            text = f"{texts.get(name, '')} ({default})".replace("%", "%%")
             parser.add_argument(f"--{name}", help=text, metavar="VALUE")
     given, extra = parser.parse_known_args(words)
     if extra:
@@ -180,7 +180,7 @@ def _choices(hint: Any) -> str:
     return ", ".join(map(str, get_args(hint))) if get_origin(hint) is Literal else ""
 
 
-def _described(function: Callable[..., Any]) -> dict[str, str]:
+def described(function: Callable[..., Any]) -> dict[str, str]:
     """Each parameter's text in the Args section of a docstring."""
     section = re.search(r"^Args:\n(.*?)(?:\n\n|\Z)", inspect.getdoc(function) or "", re.S | re.M)
     if section is None:

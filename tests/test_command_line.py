@@ -160,7 +160,7 @@ def test_help_describes_every_parameter(capsys: pytest.CaptureFixture[str]) -> N
         command_line.parse(experiments.train, tracking.open_run, argv=["--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    options, documented = text.split("options:")[1], command_line._described
+    options, documented = text.split("options:")[1], command_line.described
     for function in (experiments.train, tracking.open_run):
         for name in command_line.public_parameters(function):
             assert f"--{name} " in options

@@ -172,7 +172,7 @@ def test_parameters_are_those_of_the_attack() -> None:
     for name in own.keys() & attacks.keys():
         assert own[name].default == attacks[name].default, name
         assert own[name].annotation == attacks[name].annotation, name
-    documented = command_line._described(evaluator.measure)
+    documented = command_line.described(evaluator.measure)
     assert all(documented.get(name) for name in own)
 
 

@@ -4,28 +4,16 @@ import ast
 import inspect
 import re
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from entry_points.mnist import case_study
-from entry_points.reproduce import Maker
-from resfool import command_line, experiments, tracking
+from docs.generate import ENTRY_POINTS
+from resfool import command_line
 from resfool.parameters import show
 from tests.conftest import ROOT
-
-ENTRY_POINTS: dict[str, tuple[Callable[..., Any], ...]] = {
-    "train": (experiments.train, tracking.open_run),
-    "attack": (experiments.attack, experiments.transfer),
-    "universal": (experiments.universal,),
-    "mnist": (case_study,),
-    "sweep": (experiments.sweep, command_line.without(experiments.train, *experiments.SWEPT)),
-    "reproduce": (experiments.reproduce, Maker),
-    "tune": (experiments.tune, command_line.without(experiments.train, *experiments.TUNED)),
-}
 
 
 def mlproject() -> dict[str, Any]:
@@ -63,22 +51,6 @@ def test_conda_pins_equal_pyprojects() -> None:
     assert conda[-1]["pip"] == project["dependencies"]
     assert "python=3.11" in conda and project["requires-python"].startswith(">=3.11")
     assert all("<" in pin and ">=" in pin for pin in project["dependencies"])
-
-
-@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
-def test_readme_lists_every_parameter_with_its_default(entry_point: str) -> None:
-    readme = (ROOT / "README.md").read_text()
-    _, section = readme.split(f"<!-- parameters of {entry_point} -->\n")
-    table = re.findall(
-        r"^\| `(\w+)` \| (?:`(.+?)`|required) \|", section.partition("\n\n")[0], re.M
-    )
-    # One row for what two functions share, which must have the same default in both.
-    expected = {
-        (name, "" if p.default is inspect.Parameter.empty else show(p.default))
-        for function in ENTRY_POINTS[entry_point]
-        for name, p in command_line.public_parameters(function).items()
-    }
-    assert sorted(table) == sorted(expected)
 
 
 def _modules() -> dict[str, set[str]]:

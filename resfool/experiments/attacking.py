@@ -71,19 +71,22 @@ def attack(
     Args:
         monitor: is told how it goes, and finds models.
         record: is given each model's result, and what it belongs to, as soon as it is there.
-        model: runs:/..., models:/... or a .keras file; several, comma separated, are compared.
-        method: fgsm, smallest_epsilon (also finds each image's own) or pgd (iterated).
+        model: runs:/RUN_ID/model, models:/NAME/VERSION, models:/NAME@ALIAS, models:/m-ID or the
+            path of a .keras file; several, comma separated, are compared.
+        method: fgsm, smallest_epsilon (also finds each image's own) or pgd (many small steps).
         epsilons: largest changes of a pixel, where pixels go from 0 to 1, such as 0,8/255,0.1.
         dataset: cifar10, mnist, mnist5k, digits or npz:PATH; none is what the model was trained on.
         data_dir: folder with the official files; none looks where the training did.
-        per_class: images per class for training, validation and test, such as 500,50,50.
+        per_class: images per class for training, validation and test, such as 500,50,50; none is as
+            in the training.
         data_seed: seed of such subsets.
         split: part of the data set to take images from: test, validation or train.
         samples: number of images, drawn at random; none is 1000, or all if there are fewer.
         label_source: raise the loss of the true label, or of the model's own prediction.
-        input_range: pixel values that a model takes for black and white, such as 0,255.
+        input_range: pixel values that the model takes for black and white, such as 0,255; models
+            trained here know their own.
         clip: keep perturbed images within the range of pixels.
-        tolerance: of the smallest epsilon.
+        tolerance: of the smallest epsilon, where pixels go from 0 to 1.
         pgd_steps: gradient steps of pgd.
         pgd_step_size: length of one; none is 2.5 epsilon / pgd_steps.
         seed: seed of the choice of images, of the random signs and of pgd's starts.

@@ -72,14 +72,16 @@ def sweep(
         training: the other arguments of `train`.
         say: is told the user what was reused and what failed.
         arch: convnet, resnet, highway, multiresnet or mlp; several, comma separated.
-        depth: as for train; several, comma separated.
-        seeds: how many trainings of each network, with the seeds 0, 1, ...
+        depth: 3x3 convolutions of the five stages, a multiple of 5; none is 10 (mlp: hidden layers,
+            none is 5); several, comma separated.
+        seeds: trainings of each network, with the seeds 0, 1, ...
         workers: trainings at a time; none is as many as the cores or the cluster hold.
-        backend: joblib (this machine), ray (a cluster) or serial.
-        ray_address: of the cluster, such as auto or host:port; none starts one here.
-        cpus_per_trial: cores, which are its threads.
-        gpus_per_trial: GPUs, on ray.
-        patience: seconds that a cluster has to grow to what is asked for.
+        backend: joblib (processes of this machine), ray (a cluster) or serial (one process).
+        ray_address: of the cluster: auto, host:port or ray://host:port; none starts Ray on this
+            machine.
+        cpus_per_trial: cores of each training, which are its threads.
+        gpus_per_trial: GPUs of each training, on ray.
+        patience: seconds that a Ray cluster has to grow to what is asked for.
 
     Returns:
         The trainings, in the grid's order.

@@ -112,28 +112,36 @@ def train(
         monitor: is told how it goes, and says where the checkpoint is kept.
         data: what `load_data` gives, if it is here already.
         arch: convnet, resnet, highway, multiresnet or mlp.
-        depth: 3x3 convolutions of the five stages, a multiple of 5; none is 10 (mlp: 5 layers).
-        width: maps of every stage, or five comma separated numbers; none is 64 (mlp: 100).
-        convs_per_unit: convolutions that a shortcut spans, 1 or 2 (resnet, highway).
-        batch_norm: false leaves normalisation out of the plain convnet.
+        depth: 3x3 convolutions of the five stages, a multiple of 5; none is 10 (mlp: hidden layers,
+            none is 5).
+        width: feature maps of every stage, or five numbers such as 16,32,64,64,128; none is 64
+            (mlp: nodes of each layer, none is 100).
+        convs_per_unit: convolutions that a shortcut spans: 1 as in the paper, 2 as in He et al.
+            (resnet, highway).
+        batch_norm: false leaves the normalisation out of the plain convnet.
         gate_bias: initial bias of the highway's transform gate.
-        dropout: share of the activations that is dropped in each unit.
+        dropout: share of the activations that is dropped in each unit, from 0 to below 1.
         weight_decay: decoupled decay of the kernels.
         dataset: cifar10, mnist, mnist5k, digits, or npz:PATH with your own arrays.
         data_dir: folder with the official files; none looks into Keras's cache, then downloads.
-        per_class: images per class for training, validation and test, such as 500,50,50.
+        per_class: images per class for training, validation and test, such as 500,50,50; none is
+            all of them, or the set's own division.
         data_seed: seed of such subsets, and of what is set aside.
-        validation_share: of the training images, set aside to evaluate on instead of the test set.
+        validation_share: share of the training images that is set aside, to evaluate on instead of
+            the test set.
         steps: training steps.
         batch_size: images per step, drawn at random from the training set.
         learning_rate: step size of the optimizer.
-        optimizer: adam, momentum or sgd.
-        lr_drop: steps after which the rate is divided by 10, comma separated.
-        augment: none, or crop_flip for random shifts and mirror images.
-        adversarial: none, or fgsm to train on fast-gradient examples of each batch as well.
-        adversarial_epsilon: their largest change of a pixel, where pixels go from 0 to 1.
-        adversarial_weight: share of the loss on them in the loss that is minimised, 0 to 1.
-        precision: float32, or bfloat16 for activations and gradients.
+        optimizer: adam, momentum (0.9) or sgd.
+        lr_drop: steps after which the rate is divided by 10, such as 32000; several, comma
+            separated.
+        augment: none, or crop_flip for random shifts by up to 4 pixels and mirror images.
+        adversarial: none, or fgsm to mix the loss on fast-gradient examples of each batch into the
+            training loss.
+        adversarial_epsilon: the most that such an example changes a pixel by, where pixels go from
+            0 to 1.
+        adversarial_weight: share of the loss on such examples, from 0 to 1.
+        precision: float32, or bfloat16 for activations and gradients; weights stay float32.
         seed: seed of the initial weights, the batches, dropout and augmentation.
         eval_every: steps between two evaluations.
         checkpoint_seconds: seconds between two checkpoints.

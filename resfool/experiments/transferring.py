@@ -84,16 +84,21 @@ def transfer(
 
     Args:
         monitor: is told how it goes, and finds models and perturbations.
-        model: runs:/..., models:/... or a .keras file; several, comma separated, are compared.
-        perturbation: runs:/RUN_ID of universal or .npy files, comma separated; none attacks anew.
-        norm: that each perturbation is rescaled to: none (as it is), l2:3 or linf:10/255.
+        model: runs:/RUN_ID/model, models:/NAME/VERSION, models:/NAME@ALIAS, models:/m-ID or the
+            path of a .keras file; several, comma separated, are compared.
+        perturbation: runs:/RUN_ID of universal runs or .npy files, comma separated, to apply
+            instead of the method, whose parameters then mean nothing; none attacks by the method.
+        norm: that each perturbation is rescaled to, such as l2:3 or linf:10/255; none leaves it as
+            it is.
         dataset: cifar10, mnist, mnist5k, digits or npz:PATH; none is what the model was trained on.
         data_dir: folder with the official files; none looks where the training did.
-        per_class: images per class for training, validation and test, such as 500,50,50.
+        per_class: images per class for training, validation and test, such as 500,50,50; none is as
+            in the training.
         data_seed: seed of such subsets.
         split: part of the data set to take images from: test, validation or train.
         samples: number of images, drawn at random; none is 1000, or all if there are fewer.
-        input_range: pixel values that a model takes for black and white, such as 0,255.
+        input_range: pixel values that the model takes for black and white, such as 0,255; models
+            trained here know their own.
         seed: seed of the choice of images and of the noise.
         batch_size: images per pass.
         trust: yes also loads models that bring code of their own, which may do anything.

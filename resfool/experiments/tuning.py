@@ -134,19 +134,20 @@ def tune(
         say: is told the user what goes on from where, and what failed.
         arch: convnet, resnet, highway, multiresnet or mlp.
         trials: trainings that end, finished or pruned.
-        search: learning_rate, weight_decay, dropout, gate_bias, width, depth, optimizer and
-            batch_size, or some of them; none is all that the architecture has.
-        sampler: tpe (learns from earlier trials) or random.
-        pruner: median or halving stop trials that do badly early; none doesn't.
-        validation_share: of the training images, set aside to choose by.
-        seed: of the search and of every training.
+        search: settings to search: learning_rate, weight_decay, dropout, gate_bias, width, depth,
+            optimizer, batch_size; none is all that the architecture has and that aren't given.
+        sampler: tpe, which learns from earlier trials, or random.
+        pruner: median or halving stop early what does badly; none doesn't.
+        validation_share: share of the training images that is set aside to choose by.
+        seed: seed of the search and of every training.
         storage: database of the search, an SQLAlchemy URL.
         workers: trainings at a time; none is as many as the cores or the cluster hold.
-        backend: joblib (this machine), ray (a cluster) or serial.
-        ray_address: of the cluster, such as auto or host:port; none starts one here.
-        cpus_per_trial: cores, which are its threads.
-        gpus_per_trial: GPUs, on ray.
-        patience: seconds that a cluster has to grow to what is asked for.
+        backend: joblib (processes of this machine), ray (a cluster) or serial (one process).
+        ray_address: of the cluster: auto, host:port or ray://host:port; none starts Ray on this
+            machine.
+        cpus_per_trial: cores of each training, which are its threads.
+        gpus_per_trial: GPUs of each training, on ray.
+        patience: seconds that a Ray cluster has to grow to what is asked for.
 
     Returns:
         The trials and the best settings.

@@ -120,33 +120,39 @@ def universal(
         monitor: is told how it goes, and finds models and matrices.
         map: runs cobyla's samples in parallel.
         say: is told what the user should know.
-        model: runs:/..., models:/... or a .keras file.
-        algorithm: 1 to 4 as in the paper; random or gradient, to compare with.
-        solver: of the smallest perturbations (1, 2): closest, deepfool, ddn or cobyla.
-        subspace: that cobyla searches: gradients, rows or pixels.
-        matrix: runs:/RUN_ID of an earlier run, whose perturbations are used again.
+        model: runs:/RUN_ID/model, models:/NAME/VERSION, models:/NAME@ALIAS, models:/m-ID or the
+            path of a .keras file.
+        algorithm: 1 to 4 as in the paper, or gradient or random, to compare with.
+        solver: of the smallest perturbations (algorithms 1 and 2): closest, deepfool, ddn or
+            cobyla.
+        subspace: that cobyla searches: gradients, rows (of the first dense layer) or pixels (slow).
+        matrix: runs:/RUN_ID of an earlier run, whose matrix of perturbations is used again.
         epsilon: length of the step of algorithm 3, where pixels go from 0 to 1.
-        label_source: raise the loss of the true label, or of the prediction (3, 4).
-        rank: number of singular vectors.
+        label_source: raise the loss of the true label, or of the model's own prediction (algorithms
+            3 and 4).
+        rank: number of singular vectors of the perturbation that is kept.
         ranks: others to judge beside it, such as 1,3; none is 1, 2, 3, 5, 10, 20, 30, 50 and 100.
         coefficients: f_i of equation 8: gaussian (variance 25), singular, first or optimised.
-        norm: of the perturbation: none (as it comes), l2:3 or linf:10/255.
+        norm: of the perturbation, such as l2:3 or linf:10/255; none leaves it as it comes.
         equal_norm: at which all ranks are compared too.
         draws: random perturbations of each rank.
         desired_rate: fooling rate on the fitting images at which algorithm 1 stops.
-        passes: over the fitting images, at most; none is 6 (1) or 20 (gradient).
-        dataset: as for attack; none is what the model was trained on.
+        passes: over the fitting images, at most; none is 6 (algorithm 1) or 20 (gradient).
+        dataset: cifar10, mnist, mnist5k, digits or npz:PATH; none is what the model was trained on.
         data_dir: folder with the official files; none looks where the training did.
-        per_class: images per class for training, validation and test.
+        per_class: images per class for training, validation and test, such as 500,50,50; none is as
+            in the training.
         data_seed: seed of such subsets.
         samples: training images to fit on; none is 1000, or all if there are fewer.
         test_samples: test images to judge on; none is 1000, or all if there are fewer.
-        input_range: pixel values that the model takes for black and white, such as 0,255.
-        seed: of all draws.
+        input_range: pixel values that the model takes for black and white, such as 0,255; models
+            trained here know their own.
+        seed: seed of all draws.
         batch_size: images per pass.
         workers: processes for cobyla; none is one per core.
         backend: joblib, ray or serial, for cobyla.
-        ray_address: of a Ray cluster: auto, host:port or ray://host:port; none starts one here.
+        ray_address: of the cluster: auto, host:port or ray://host:port; none starts Ray on this
+            machine.
         patience: seconds that a Ray cluster has to grow to the number of workers.
         solve_dir: folder where an interrupted solve keeps what it has.
         trust: yes also loads models that bring code of their own, which may do anything.
