@@ -5,6 +5,7 @@ made small, and what isn't run and why, stands in `snippets`. Environments aren'
 conda nor by uv: all run in the environment of this command.
 """
 
+import functools
 import os
 import re
 import shlex
@@ -21,6 +22,12 @@ from tests.conftest import ROOT
 from tests.documentation.snippets import Snippet, filled, snippets
 
 TIMEOUT = 1200  # seconds of one command
+# Beside those of `snippets.LEAVES`: runs of PREPARE, and files that it writes.
+PLACEHOLDERS = (
+    *("INTERRUPTED", "RUN_ID", "RESNET", "CONVNET", "MULTIRESNET", "UNIVERSAL_1", "UNIVERSAL_2"),
+    *("RUN_1", "RUN_2"),
+    *("/path/to/mine.keras", "/path/to/mine.npz", "/path/to/perturbation.npy"),
+)
 # What the pages take for granted: some runs on digits, and files of somebody else.
 PREPARE = """
 import keras, mlflow, numpy as np
@@ -94,12 +101,13 @@ class Reader:
         }
         theirs = {n: v for n, v in os.environ.items() if not n.startswith(("MLFLOW_", "RAY_"))}
         self.environment = theirs | own
-        self.done: dict[tuple[str, ...], bool] = {}
+        self.done: set[frozenset[str]] = set()
         self.failed: list[str] = []
-        self.ids = self._prepare()
+        self.left: dict[str, str] = {}  # ids of runs, by the placeholders that stand for them
 
-    def _prepare(self) -> dict[str, str]:
-        """What the placeholders of all pages stand for."""
+    @functools.cached_property
+    def prepared(self) -> dict[str, str]:
+        """What the placeholders of all pages stand for, made when the first is met."""
         began = time.monotonic()
         output = self._run(["python", "-c", PREPARE])
         prepared = re.search(r"^PREPARED (.*)$", output, re.M)
@@ -108,20 +116,9 @@ class Reader:
         runs = prepared[1].split()
         interrupted = self._interrupt()
         print(f"prepared in {time.monotonic() - began:.0f} s", flush=True)
-        return {
-            "resume=RUN_ID": f"resume={interrupted}",
-            "RUN_ID": runs[0],
-            "RUN_1": runs[0],
-            "RESNET": runs[0],
-            "RUN_2": runs[1],
-            "CONVNET": runs[1],
-            "MULTIRESNET": runs[2],
-            "UNIVERSAL_1": runs[3],
-            "UNIVERSAL_2": runs[4],
-            "/path/to/mine.keras": str(self.folder / "mine.keras"),
-            "/path/to/mine.npz": str(self.folder / "mine.npz"),
-            "/path/to/perturbation.npy": str(self.folder / "mine.npy"),
-        }
+        files = [str(self.folder / f"mine.{ending}") for ending in ("keras", "npz", "npy")]
+        meant = [interrupted, runs[0], *runs, runs[0], runs[1], *files]
+        return dict(zip(PLACEHOLDERS, meant, strict=True))
 
     def _interrupt(self) -> str:
         """The id of a training that was killed."""
@@ -153,16 +150,19 @@ class Reader:
         if snippet.not_run is not None:
             print(f"   not run  {snippet.page}: {shown} ({snippet.not_run.reason})")
             return
-        if snippet.language == "python":
-            words = ["python", "-c", filled(snippet.text, self.ids)]
-        else:
-            words = [filled(word, self.ids) for word in snippet.to_run()]
+        python = snippet.language == "python"
+        words = ["python", "-c", snippet.text] if python else snippet.to_run()
+        words = [filled(word, self.left) for word in words]
+        if any(filled(word, dict.fromkeys(PLACEHOLDERS, "")) != word for word in words):
+            words = [filled(word, self.prepared) for word in words]
+        if not python:
             shown = shlex.join(words)
-        if tuple(words) in self.done:
+        if frozenset(words) in self.done:
             return
+        self.done.add(frozenset(words))
         began = time.monotonic()
         output = self._run(words)
-        good = self.done[tuple(words)] = output.endswith("\nexit code 0")
+        good = output.endswith("\nexit code 0")
         seconds = time.monotonic() - began
         print(f"{seconds:6.0f} s {'' if good else 'FAILED '} {snippet.page}: {shown}", flush=True)
         if not good:
@@ -170,7 +170,7 @@ class Reader:
             print(output[-3000:], flush=True)
         runs = re.findall(r"^run {2,}(\w{32})$", output, re.M)
         if snippet.leaves is not None and runs:
-            self.ids[snippet.leaves] = runs[-1]
+            self.left[snippet.leaves] = runs[-1]
 
     def _run(self, words: Sequence[str]) -> str:
         """What a command prints, and in the last line its exit code."""

@@ -123,7 +123,9 @@ class Snippet:
         if name is None:
             raise ValueError(f"{self.page}: nobody knows how to run {self.text!r}")
         values = given(self.text)
-        if self.page != AS_IT_STANDS and "resume" not in values:
+        if "resume" in values:
+            values["resume"] = "INTERRUPTED"
+        elif self.page != AS_IT_STANDS:
             values = _small(name, self.text, values)
         words = [f"-P{name}={value}" for name, value in values.items()]
         return ["mlflow", "run", ".", "-e", name, "--env-manager", "local", *words]
