@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from entry_points import attack, reproduce
+from entry_points import attack, reproduce, sweep
 from resfool import training
 from resfool.experiments import reproducing
 from tests.conftest import refused
@@ -93,9 +93,8 @@ def test_an_interrupted_training_goes_on_in_its_run(
     advance = training.Trainer.advance
 
     def interrupted(trainer: training.Trainer, steps: int) -> None:
-        # A signal in the middle of a training of some steps; the first ones are measured ones.
         advance(trainer, min(steps, 3))
-        if len(trainer.history) == 0 and trainer.step >= 6:
+        if trainer.step == 6:  # more than the estimate takes, and half of the training
             raise KeyboardInterrupt
 
     monkeypatch.setattr(training.Trainer, "advance", interrupted)
@@ -119,6 +118,19 @@ def test_an_interrupted_training_goes_on_in_its_run(
     assert steps == sorted(set(steps)) and steps[-1] == 12
     # Nothing was trained but that one.
     assert [run.data.params.get("arch") for run in children(store, second)] == [None]
+
+
+def test_what_a_sweep_has_trained_is_found(
+    store: MlflowClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--arch=resnet", "--depth=10", "--dataset=digits", "--width=2", "--batch_size=16"]
+    sweep.main([*words, "--steps=12", "--eval_every=3", "--backend=serial"])
+    (trained,) = children(store, parents(store)[0])
+    capsys.readouterr()
+    reproduce.main(["--target=table3", "--scale=quick", "--dry_run=yes"])
+    printed = capsys.readouterr().out
+    assert f"there   resnet-10, 12 steps, seed 0 (run {trained.info.run_id})" in printed
+    assert "1 runs to make, 1 are there" in printed
 
 
 def test_a_dry_run_leaves_nothing(store: MlflowClient, capsys: pytest.CaptureFixture[str]) -> None:
