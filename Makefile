@@ -10,7 +10,7 @@ RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
 train: $(INSTALLED)
 	$(RUN) mlflow run . -e train --env-manager local --experiment-name resfool \
-		-P arch=multiresnet -P dataset=mnist5k -P depth=5 -P steps=600 -P eval_every=200
+		-P arch=multiresnet -P dataset=mnist5k -P depth=5 -P steps=600 -P lr_drop=400 -P eval_every=200
 
 test: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import pandas as pd
@@ -10,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from entry_points import attack, reproduce, sweep
+from entry_points import attack, reproduce
 from resfool import training
 from resfool.experiments import reproducing
 from tests.conftest import refused
@@ -46,6 +45,17 @@ def artifact(run: Run, name: str) -> Path:
     return Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=name))
 
 
+def assert_attack_report(run: Run) -> None:
+    """What an attack leaves for people agrees with what it leaves for machines."""
+    page, text = (artifact(run, f"report.{kind}").read_text() for kind in ("html", "md"))
+    assert "How easily is resnet-10 fooled?" in page
+    rates = pd.read_csv(artifact(run, "rates.csv")).set_index("epsilon")["fooling_rate"]
+    for rate in rates:
+        assert f"{rate:.3f} (" in page and f"{rate:.3f} (" in text
+    assert f"changes {rates[4 / 255]:.0%} of the predictions" in page
+    assert artifact(run, "pictures/fooling_rates.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_figures_are_made_once_and_reported(
     store: MlflowClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -79,6 +89,7 @@ def test_figures_are_made_once_and_reported(
         ]
     )
     by_hand = parents(store)[0]
+    assert_attack_report(by_hand)
     reproduce.main(["--target=table3,figure8,figure9", "--scale=quick"])
     second = parents(store)[0]
     assert not children(store, second)
@@ -120,19 +131,6 @@ def test_an_interrupted_training_goes_on_in_its_run(
     assert [run.data.params.get("arch") for run in children(store, second)] == [None]
 
 
-def test_what_a_sweep_has_trained_is_found(
-    store: MlflowClient, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["--arch=resnet", "--depth=10", "--dataset=digits", "--width=2", "--batch_size=16"]
-    sweep.main([*words, "--steps=12", "--eval_every=3", "--backend=serial"])
-    (trained,) = children(store, parents(store)[0])
-    capsys.readouterr()
-    reproduce.main(["--target=table3", "--scale=quick", "--dry_run=yes"])
-    printed = capsys.readouterr().out
-    assert f"there   resnet-10, 12 steps, seed 0 (run {trained.info.run_id})" in printed
-    assert "1 runs to make, 1 are there" in printed
-
-
 def test_a_dry_run_leaves_nothing(store: MlflowClient, capsys: pytest.CaptureFixture[str]) -> None:
     reproduce.main(["--target=figure7", "--scale=quick", "--dry_run=yes"])
     printed = capsys.readouterr().out
@@ -155,18 +153,3 @@ def test_bad_input_is_refused_in_one_sentence_and_leaves_no_run(
 ) -> None:
     assert sentence in refused(reproduce.main, capsys, *words)
     assert not store.search_runs(["0"])
-
-
-def test_attacks_leave_a_report(store: MlflowClient, capsys: pytest.CaptureFixture[str]) -> None:
-    reproduce.main(["--target=table3", "--scale=quick"])
-    trained = [run for run in children(store, parents(store)[0]) if "layers" in run.data.params]
-    uri: Any = f"runs:/{trained[0].info.run_id}/model"
-    attack.main([f"--model={uri}", "--epsilons=0,4/255,16/255", "--samples=40"])
-    run = parents(store)[0]
-    page, text = (artifact(run, f"report.{kind}").read_text() for kind in ("html", "md"))
-    rates = pd.read_csv(artifact(run, "rates.csv"))
-    assert "How easily is resnet-10 fooled?" in page
-    for rate in rates["fooling_rate"]:
-        assert f"{rate:.3f} (" in page and f"{rate:.3f} (" in text
-    assert f"changes {rates['fooling_rate'].iloc[1]:.0%} of the predictions" in page
-    assert artifact(run, "pictures/fooling_rates.png").read_bytes().startswith(b"\x89PNG")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from resfool import experiments, paper
+from resfool import command_line, experiments, paper
 from resfool.datasets import Dataset
 from resfool.errors import InputError, NonFiniteLossError
 from resfool.experiments import estimating, identity, reproducing
@@ -72,6 +72,16 @@ def test_estimated_work_grows_as_the_multiplications_do(arch: Arch) -> None:
     # Stem and head, which aren't counted, weigh less the deeper the network is.
     assert found[1] == pytest.approx(found[2], rel=0.08)
     assert found[0] < found[1] < found[2]
+
+
+def test_a_sweeps_trainings_are_those_of_the_table() -> None:
+    rest = command_line.without(experiments.train, *experiments.SWEPT)
+    words = ["--arch=resnet", "--depth=25,50", "--seeds=2"]
+    swept, training = command_line.parse(experiments.sweep, rest, argv=words)
+    row = ("short", "resnet", 25)
+    (job,) = [j for j in jobs_of("table1", seeds=2) if j.label == row and j.seed == 1]
+    own = training | {"arch": swept["arch"][0], "depth": swept["depth"][0], "seed": 1}
+    assert identity.key(own, "digest") == identity.key(job.settings, "digest")
 
 
 class FakeMaker:
