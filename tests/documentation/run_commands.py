@@ -34,15 +34,21 @@ import keras, mlflow, numpy as np
 from entry_points import train, universal
 from resfool import datasets
 
+def new_runs():
+    found = mlflow.search_runs(order_by=["start_time"])
+    return [run for run in found.get("run_id", ()) if run not in before]
+
+before = ()
+before = new_runs()
 for arch in ("resnet", "convnet", "multiresnet"):
     train.main([f"--arch={arch}", "--dataset=digits", "--width=8", "--steps=40"])
-runs = mlflow.search_runs(order_by=["start_time"]).run_id.tolist()
+runs = new_runs()
 small = ["--samples=40", "--test_samples=40", "--draws=2", "--ranks=1"]
 for run in runs[:2]:
     universal.main([f"--model=runs:/{run}/model", *small])
 for _ in range(3):
     mlflow.register_model(f"runs:/{runs[0]}/model", "my-classifier")
-runs = mlflow.search_runs(order_by=["start_time"]).run_id.tolist()
+runs = new_runs()
 
 data = datasets.load("digits")
 parts = {"train": data.train, "test": data.test}
