@@ -94,7 +94,7 @@ def trainings(
             title="training, average of 100 steps" if part == "train" else part,
         )
         axes.grid(alpha=0.3)
-        axes.legend()
+        axes.legend(loc="lower right")  # where learning curves are not
     several = any(len(histories) > 1 for histories in curves.values())
     panels[0].set_ylabel("accuracy" + " (bands: all seeds)" * several)
     return figure

@@ -342,9 +342,8 @@ def _surroundings(found: Reproduction) -> Section:
         values = {run.facts[name] for run in runs if name in run.facts}
         if values:
             rows.append([name, ", ".join(sorted(values))])
-    digests = found.settings["data_dir"]
-    if digests is not None:
-        rows.append(["data_dir", str(digests)])
+    if found.settings["data_dir"] is not None:
+        rows.append(["data_dir", str(found.settings["data_dir"])])
     return Section("Settings", tables=[Table(("parameter", "value or values"), rows)])
 
 
