@@ -69,7 +69,7 @@ class Run(Monitor):
         beside: it is such a part, and open at the same time as others, for work elsewhere.
 
     Attributes:
-        seconds: time spent on recording so far.
+        seconds: time spent on recording so far, in all sittings.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class Run(Monitor):
         self._run_id: str | None = None
         self._resumes = False
         self._began = 0.0
+        self._seconds_before = 0.0  # of the sittings before this one, if it goes on with a run
         self._open = False
         self._buffer: list[Metric] = []
         self._flushed = time.monotonic()
@@ -106,9 +107,6 @@ class Run(Monitor):
         if self._open:
             if error is not None and status == "FAILED":
                 self._client.set_tag(self.run_id, f"{_TAG}error", str(error)[:5000])
-            total = time.monotonic() - self._began
-            times = {"tracking_seconds": self.seconds, "total_seconds": total}
-            self.point({"step": self._last_step, **times})
             self._flush()
             if self._beside:
                 self._client.set_terminated(self.run_id, status)
@@ -406,6 +404,8 @@ class Run(Monitor):
         run = mlflow.start_run(run_id=self.run_id, nested=self._nested, log_system_metrics=True)
         self._open = True
         self._recorded = self._points(list(run.data.metrics))
+        self._seconds_before = run.data.metrics.get("total_seconds", 0.0)
+        self.seconds += run.data.metrics.get("tracking_seconds", 0.0)
         if not self._nested:
             self._point_to(run)
         self._end_lost_parts(run)
@@ -450,11 +450,17 @@ class Run(Monitor):
             yield
 
     def _flush(self) -> None:
+        """Log what waits, and the time taken so far: if the process is killed it is not lost."""
         started = time.monotonic()
         while self._buffer:
             batch = self._buffer[:1000]  # the most that one call takes
             self._client.log_batch(self.run_id, metrics=batch)
             del self._buffer[: len(batch)]
+        total = self._seconds_before + time.monotonic() - self._began
+        times = {"tracking_seconds": self.seconds, "total_seconds": total}
+        now = int(time.time() * 1000)
+        metrics = [Metric(name, value, now, self._last_step) for name, value in times.items()]
+        self._client.log_batch(self.run_id, metrics=metrics)
         self._flushed = time.monotonic()
         self.seconds += self._flushed - started
 

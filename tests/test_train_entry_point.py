@@ -20,6 +20,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
 from entry_points import train
+from resfool import checkpoints, tracking
 from resfool.parameters import show
 from tests import conftest
 from tests.conftest import QUICK, ROOT
@@ -149,6 +150,27 @@ def test_ctrl_c_on_mlflow_run_leaves_the_run_killed(store: MlflowClient) -> None
     assert Path(run.data.tags["resfool.checkpoint"]).exists()
 
 
+def test_a_resumed_trainings_time_is_that_of_all_sittings(store: MlflowClient) -> None:
+    began = time.monotonic()
+    facts = {"network": "mlp-2"}
+
+    def sit(step: int, resume: str | None = None) -> dict[str, float]:
+        with pytest.raises(KeyboardInterrupt), tracking.open_run(resume=resume) as run:
+            checkpoints.save(run.begin("mlp-2", facts, []), {}, {})
+            run.point({"step": step, "train_loss": 1.0})
+            raise KeyboardInterrupt
+        return only_run(store).data.metrics
+
+    times = ("total_seconds", "tracking_seconds")
+    first = sit(step=100)
+    run_id = only_run(store).info.run_id
+    assert all(0 < first[name] < time.monotonic() - began for name in times)
+    for name in times:
+        store.log_metric(run_id, name, 1000.0, step=100)
+    second = sit(step=200, resume=run_id)
+    assert all(1000 < second[name] < 1000 + time.monotonic() - began for name in times)
+
+
 def test_killed_twice_and_resumed_it_ends_as_if_never_killed(store: MlflowClient) -> None:
     options: Any = {"steps": 3000, "eval_every": 150, "checkpoint_seconds": 0}
     whole_words = words(**options)
@@ -172,7 +194,6 @@ def test_killed_twice_and_resumed_it_ends_as_if_never_killed(store: MlflowClient
     assert process.returncode == 0, errors
     resumed = only_run(store)
     assert resumed.info.status == "FINISHED"
-
     train.main(whole_words)
     runs = store.search_runs(["0"])
     whole = next(run for run in runs if run.info.run_id != resumed.info.run_id)
