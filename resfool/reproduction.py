@@ -55,11 +55,14 @@ def as_report(found: Reproduction) -> report.Report:
             "machinery and to see shapes. Its numbers stand beside the paper's, not against them."
         )
     if found.missing:
-        paragraphs.append(f"Not run: {'; '.join(found.missing)}.")
+        needed = len(found.missing) + len(found.failed) + sum(map(len, found.runs.values()))
+        paragraphs.append(f"{len(found.missing)} of {needed} runs are missing; the end lists them.")
     paragraphs += [f"Failed: {name}: {reason}." for name, reason in found.failed.items()]
     sections = [_claims(decisions)]
     sections += [_SECTIONS[name](found, name) for name in found.targets]
     sections.append(_surroundings(found))
+    if found.missing:
+        sections.append(_missing(found))
     return report.Report(
         "ResNets: easy to train, easy to fool? A reproduction", paragraphs, sections
     )
@@ -345,6 +348,10 @@ def _surroundings(found: Reproduction) -> Section:
     if found.settings["data_dir"] is not None:
         rows.append(["data_dir", str(found.settings["data_dir"])])
     return Section("Settings", tables=[Table(("parameter", "value or values"), rows)])
+
+
+def _missing(found: Reproduction) -> Section:
+    return Section("Runs that are missing", tables=[Table(("run",), [[n] for n in found.missing])])
 
 
 # Pieces

@@ -55,7 +55,10 @@ def test_what_was_not_run_is_said_everywhere() -> None:
     whole = reproduction.as_report(made)
     text = report.as_markdown(whole, "p")
     assert text.count("Not run\\.") + text.count("Not run.") >= 9
-    assert "convnet-25" in text and "it diverged" in text
+    assert "Failed: resnet-25: it diverged" in text
+    assert "1 of 2 runs are missing" in text
+    (table,) = section(made, "Runs that are missing").tables
+    assert table.rows == [["convnet-25"]]
     assert not whole.pictures
 
 
