@@ -231,30 +231,30 @@ def test_the_plain_model_gives_the_fused_models_logits(arch: Arch) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("arch", "options"),
-    [
+def test_saved_models_need_keras_alone(tmp_path: Path) -> None:
+    examples: list[tuple[Arch, dict[str, Any]]] = [
         ("convnet", {"depth": 5, "dropout": 0.1}),
         ("resnet", {"depth": 5, "width": (2, 4, 4, 4, 6)}),
         ("highway", {"depth": 10, "convs_per_unit": 2, "width": (4,)}),
         ("multiresnet", {"depth": 10, "width": (4,), "image_shape": (28, 28, 3)}),
         ("resnet", {"depth": 5, "width": (4,), "image_shape": (8, 8, 3)}),
         ("mlp", {"dropout": 0.1}),
-    ],
-)
-def test_a_saved_model_needs_keras_alone(arch: Arch, options: Any, tmp_path: Path) -> None:
-    model = build(arch, **options)
-    batch = images(3, model.input.shape[1:])
-    model.save(tmp_path / "model.keras")
-    np.savez(tmp_path / "arrays.npz", batch=batch, logits=model(batch))
+    ]
+    for number, (arch, options) in enumerate(examples):
+        model = build(arch, **options)
+        batch = images(3, model.input.shape[1:])
+        model.save(tmp_path / f"{number}.keras")
+        np.savez(tmp_path / f"{number}.npz", batch=batch, logits=model(batch))
     script = (
         "import keras, numpy as np, sys\n"
-        "model = keras.saving.load_model('model.keras', compile=False, safe_mode=True)\n"
-        "arrays = np.load('arrays.npz')\n"
-        "np.testing.assert_allclose(model(arrays['batch']), arrays['logits'], atol=1e-5)\n"
+        "for n in range(int(sys.argv[1])):\n"
+        "    model = keras.saving.load_model(f'{n}.keras', compile=False, safe_mode=True)\n"
+        "    arrays = np.load(f'{n}.npz')\n"
+        "    np.testing.assert_allclose(model(arrays['batch']), arrays['logits'], atol=1e-5)\n"
         "assert 'resfool' not in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-I", "-c", script], cwd=tmp_path, check=True)
+    command = [sys.executable, "-I", "-c", script, str(len(examples))]
+    subprocess.run(command, cwd=tmp_path, check=True)
 
 
 # Pixels and seeds

@@ -1,5 +1,6 @@
 """The command line: derived from signatures, strict, and one sentence per mistake."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -167,46 +168,53 @@ def test_help_describes_every_parameter(capsys: pytest.CaptureFixture[str]) -> N
             assert documented(function).get(name), f"{name} has no description"
 
 
-@pytest.mark.parametrize(
-    ("words", "code", "sentence"),
-    [
-        (["--arch=resnet", "--dephth=10"], 2, "did you mean 'depth'?"),
-        (["--arch=resnext"], 2, "did you mean 'resnet'?"),
-        (["--arch=resnet", "--dataset=cifar"], 1, "did you mean 'cifar10'?"),
-        (["--arch=resnet", "--optimizer=adma"], 2, "did you mean 'adam'?"),
-        (["--arch=resnet", "--precision=float16"], 2, "did you mean 'bfloat16'?"),
-        (["--arch=resnet", "--depth=7"], 1, "multiple of 5"),
-        (["--arch=resnet", "--width=0"], 2, "width=0"),
-        (["--arch=resnet", "--steps", "-1"], 2, "steps=-1"),
-        (["--arch=resnet", "--learning_rate=abc"], 2, "learning_rate=abc"),
-        (["--arch=resnet", "--adversarial=fgms"], 2, "did you mean 'fgsm'?"),
-        (["--arch=resnet", "--adversarial_epsilon=8"], 2, "adversarial_epsilon must be from 0 to"),
-        (["--arch=resnet", "--adversarial_epsilon=8/0"], 2, "adversarial_epsilon divides by zero"),
-        (["--arch=resnet", "--adversarial_weight=1.1"], 2, "adversarial_weight=1.1"),
-        (["--arch=resnet", "--adversarial_weight=nan"], 2, "adversarial_weight=nan"),
-        (["--arch=resnet", "--adversarial_epsilon=4/255"], 1, "=4/255 needs adversarial=fgsm"),
-        (["--arch=resnet", "--adversarial_weight=1"], 1, "=1.0 needs adversarial=fgsm"),
-    ],
-)
-def test_bad_input_is_refused_before_tensorflow_is_imported(
-    words: list[str], code: int, sentence: str, tmp_path: Path
-) -> None:
-    script = (
-        "import sys\n"
-        "from entry_points import train\n"
-        "try:\n"
-        "    train.main()\n"
-        "finally:\n"
-        "    assert 'tensorflow' not in sys.modules and 'keras' not in sys.modules\n"
-    )
+REFUSED: list[tuple[list[str], int, str]] = [
+    (["--arch=resnet", "--dephth=10"], 2, "did you mean 'depth'?"),
+    (["--arch=resnext"], 2, "did you mean 'resnet'?"),
+    (["--arch=resnet", "--dataset=cifar"], 1, "did you mean 'cifar10'?"),
+    (["--arch=resnet", "--optimizer=adma"], 2, "did you mean 'adam'?"),
+    (["--arch=resnet", "--precision=float16"], 2, "did you mean 'bfloat16'?"),
+    (["--arch=resnet", "--depth=7"], 1, "multiple of 5"),
+    (["--arch=resnet", "--width=0"], 2, "width=0"),
+    (["--arch=resnet", "--steps", "-1"], 2, "steps=-1"),
+    (["--arch=resnet", "--learning_rate=abc"], 2, "learning_rate=abc"),
+    (["--arch=resnet", "--adversarial=fgms"], 2, "did you mean 'fgsm'?"),
+    (["--arch=resnet", "--adversarial_epsilon=8"], 2, "adversarial_epsilon must be from 0 to"),
+    (["--arch=resnet", "--adversarial_epsilon=8/0"], 2, "adversarial_epsilon divides by zero"),
+    (["--arch=resnet", "--adversarial_weight=1.1"], 2, "adversarial_weight=1.1"),
+    (["--arch=resnet", "--adversarial_weight=nan"], 2, "adversarial_weight=nan"),
+    (["--arch=resnet", "--adversarial_epsilon=4/255"], 1, "=4/255 needs adversarial=fgsm"),
+    (["--arch=resnet", "--adversarial_weight=1"], 1, "=1.0 needs adversarial=fgsm"),
+]
+# Takes lists of words, and tells what `train` makes of each: exit code, errors, what it imported.
+REFUSING = """
+import contextlib, io, json, sys
+from entry_points import train
+for words in json.load(sys.stdin):
+    with contextlib.redirect_stderr(io.StringIO()) as errors:
+        try:
+            code = train.main(words)
+        except SystemExit as end:
+            code = end.code
+    heavy = [name for name in ("tensorflow", "keras") if name in sys.modules]
+    print(json.dumps([code, errors.getvalue(), heavy]))
+"""
+
+
+def test_bad_input_is_refused_before_tensorflow_is_imported(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", script, *words],
+        [sys.executable, "-c", REFUSING],
+        input=json.dumps([words for words, _, _ in REFUSED]),
         cwd=tmp_path,
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
+        check=True,
     )
-    assert done.returncode == code
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1 and sentence in lines[0], done.stderr
+    answers = map(json.loads, done.stdout.splitlines())
+    for (words, code, sentence), (found, errors, heavy) in zip(REFUSED, answers, strict=True):
+        assert (found, heavy) == (code, []), words
+        lines = [line for line in errors.splitlines() if line.strip()]
+        assert len(lines) == 1 and sentence in lines[0], errors
+    assert not done.stderr
     assert not list(tmp_path.iterdir()), "something was made for nothing"

@@ -100,8 +100,16 @@ def test_weight_decay_shrinks_kernels_and_nothing_else() -> None:
 # The same bits
 
 
-@pytest.mark.parametrize("choice", [{}, {"augment": "crop_flip"}, {"adversarial": "fgsm"}])
-@pytest.mark.parametrize("arch", ["mlp", "resnet", "multiresnet"])
+@pytest.mark.parametrize(
+    ("arch", "choice"),
+    [
+        ("mlp", {}),
+        ("resnet", {}),
+        ("resnet", {"augment": "crop_flip"}),
+        ("resnet", {"adversarial": "fgsm"}),
+        ("multiresnet", {}),
+    ],
+)
 def test_cut_into_pieces_and_restored_the_weights_are_the_same(
     arch: parameters.Arch, choice: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -393,11 +401,17 @@ def test_training_learns_digits(optimizer: parameters.Optimizer) -> None:
     assert result.history[-1]["test_accuracy"] == pytest.approx(result.test.accuracy, abs=0.01)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("arch", ["convnet", "resnet", "highway", "multiresnet"])
-def test_each_architecture_learns_in_both_precisions(
-    arch: parameters.Arch, precision: parameters.Precision
-) -> None:
+@pytest.mark.parametrize(
+    ("arch", "precision"),
+    [
+        ("resnet", "float32"),
+        ("convnet", "bfloat16"),
+        ("resnet", "bfloat16"),
+        ("highway", "bfloat16"),
+        ("multiresnet", "bfloat16"),
+    ],
+)
+def test_each_architecture_learns(arch: parameters.Arch, precision: parameters.Precision) -> None:
     result = experiments.train(
         arch=arch,
         depth=5,
