@@ -93,7 +93,13 @@ def _is_final(name: str) -> bool:
 
 def summary(found: Reproduction) -> str:
     """The claims for the terminal."""
-    lines = [f"{d.verdict:<9} {d.text} ({d.section})" for d in decide(found.runs)]
+    decisions = decide(found.runs)
+    decided = [decision for decision in decisions if decision.verdict != "not run"]
+    lines = [f"{d.verdict:<9} {d.text} ({d.section})" for d in decided]
+    if len(decided) < len(decisions):
+        lines.append(
+            f"not run   {len(decisions) - len(decided)} more claims: the report lists them"
+        )
     lines += [f"failed    {name}: {reason}" for name, reason in found.failed.items()]
     return "\n".join(lines)
 

@@ -62,6 +62,18 @@ def test_what_was_not_run_is_said_everywhere() -> None:
     assert not whole.pictures
 
 
+def test_the_terminal_shows_what_was_decided() -> None:
+    runs: dict[Label, list[FinishedRun]] = {
+        ("short", "convnet", 25): [training("convnet", 0.86, 0.81)],
+        ("short", "convnet", 50): [training("convnet", 0.23, 0.22)],
+    }
+    made = found(runs, "table1", failed={"resnet-25": "it diverged"})
+    lines = reproduction.summary(made).splitlines()
+    assert lines[0].startswith("seen      The 50-layer ConvNet trains worse")
+    assert lines[-2] == f"not run   {len(paper.CLAIMS) - 1} more claims: the report lists them"
+    assert lines[-1] == "failed    resnet-25: it diverged"
+
+
 def test_figures_have_the_papers_form() -> None:
     made = found(as_printed(), "figure3", "figure6")
     for name, networks in (("Figure 3", 4), ("Figure 6", 4)):
