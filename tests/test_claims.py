@@ -104,6 +104,16 @@ def test_what_was_not_run_is_not_decided() -> None:
     assert all("needs" in d.figure for d in decisions)
 
 
+def test_what_is_said_of_both_depths_is_refuted_by_one() -> None:
+    runs: dict[Label, list[Any]] = {
+        ("short", arch, 25): [training(arch, 0.9, test)]
+        for arch, test in (("resnet", 0.7), ("convnet", 0.8))
+    }
+    assert verdicts(runs)["resnet_beats_convnet"] == "not seen"
+    runs["short", "convnet", 25] = [training("convnet", 0.9, 0.6)]
+    assert verdicts(runs)["resnet_beats_convnet"] == "not run"
+
+
 def test_seeds_are_averaged_and_their_deviation_is_told() -> None:
     runs: dict[Label, list[Any]] = dict(as_printed())
     runs["short", "convnet", 25] = [training("convnet", accuracy, 0.8) for accuracy in (0.2, 0.3)]
