@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             run_id, summary = _transfer(transferring)
     print(summary)
     print(f"run             {run_id}")
-    print(f"look at it with {tracking.ui_command()}")
+    print(f"look at it with {tracking.viewer()}")
 
 
 def _sweep(settings: Values) -> tuple[str, str]:

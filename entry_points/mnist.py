@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             result = case_study(run, progress, **settings)
     print(presentation.universal_summary(result))
     print(f"run             {run.run_id}")
-    print(f"look at it with {tracking.ui_command()}")
+    print(f"look at it with {tracking.viewer()}")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             record(run, found)
     print(reproduction.summary(found))
     print(f"report          report.html, an artifact of run {run.run_id}")
-    print(f"look at it with {tracking.ui_command()}")
+    print(f"look at it with {tracking.viewer()}")
 
 
 class Maker:

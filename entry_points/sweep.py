@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
     print(presentation.sweep_summary(swept))
     print(f"run             {run.run_id}")
-    print(f"look at it with {tracking.ui_command()}")
+    print(f"look at it with {tracking.viewer()}")
 
 
 def pool_of(settings: Values) -> Callable[..., parallel.Pool]:

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{judged:<15} {result.test.accuracy:.4f}  (all {count} images)")
     print(f"run             {run.run_id}")
     print(f"model           {model_uri}")
-    print(f"look at it with {tracking.ui_command()}")
+    print(f"look at it with {tracking.viewer()}")
 
 
 def record(run: tracking.TrainingRun, result: experiments.Training) -> str:

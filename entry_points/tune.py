@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             run.note(f"Train the best with\n\n    {found.command}")
     print(presentation.tuning_summary(found))
     print(f"run             {run.run_id}")
-    print(f"look at it with {tracking.ui_command()}")
+    print(f"look at it with {tracking.viewer()}")
 
 
 if __name__ == "__main__":

@@ -2,10 +2,19 @@
 
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 
-from resfool import command_line, experiments, interrupts, parallel, presentation, tracking
+from resfool import (
+    command_line,
+    experiments,
+    interrupts,
+    parallel,
+    presentation,
+    stores,
+    tracking,
+)
 from resfool.experiments import Universal
 from resfool.progress import ProgressReport
 
@@ -15,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with command_line.one_sentence_errors():
         (settings,) = command_line.parse(experiments.universal, argv=argv)
         interrupts.raise_once()
+        stores.check_folder("solve folder", Path(settings["solve_dir"]))
         places = ("backend", "workers", "ray_address", "patience")
         spread = functools.partial(parallel.map, **{name: settings[name] for name in places})
         title = f"algorithm {settings['algorithm']}"
@@ -23,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             record(run, result)
     print(presentation.universal_summary(result))
     print(f"run             {run.run_id}")
-    print(f"look at it with {tracking.ui_command()}")
+    print(f"look at it with {tracking.viewer()}")
 
 
 def record(run: tracking.Run, result: Universal) -> None:

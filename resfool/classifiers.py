@@ -67,6 +67,29 @@ def load(path: Path, *, max_parameters: int = _MAX_PARAMETERS) -> "keras.Model":
             return model
 
 
+def load_trusted(loader: Callable[[], Any], what: str) -> "keras.Model":
+    """Load a Keras model by a loader that may run code of the model's.
+
+    Args:
+        loader: gives what is there.
+        what: the model, for messages.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: if the loader fails, or what it gives isn't a Keras model with weights.
+    """
+    devices.start_tensorflow()
+    import keras
+
+    with _keras_at_work(f"cannot load {what}"):
+        model = loader()
+        if not isinstance(model, keras.Model):
+            raise InputError(f"{what} holds a {type(model).__name__}, not a Keras model")
+        return model
+
+
 def find_keras_file(path: Path) -> Path:
     """The `.keras` file of a model.
 
@@ -89,8 +112,9 @@ def find_keras_file(path: Path) -> Path:
     _check_python_function(path, flavors.get("python_function"))
     if "keras" not in flavors:
         raise InputError(
-            f"{path} has the flavours {', '.join(map(str, flavors)) or 'none'}, not keras;"
-            f" log it with mlflow.keras.log_model or give the .keras file itself{_TRUST}"
+            f"{path} has the flavours {', '.join(map(str, flavors)) or 'none'}, not keras; log it"
+            " with mlflow.keras.log_model or give the .keras file itself"
+            f"{_TRUST if 'tensorflow' in flavors else ''}"
         )
     return _file_of_flavor(path, flavors["keras"])
 
@@ -147,7 +171,8 @@ def _file_of_flavor(path: Path, flavor: Any) -> Path:
         raise InputError(f"{path}: its keras flavour is not a mapping that names its data{_TRUST}")
     if flavor.get("save_exported_model") not in (None, False):
         raise InputError(
-            f"{path} holds an exported graph (save_exported_model), not a .keras file{_TRUST}"
+            f"{path} holds an exported graph (save_exported_model), which is no Keras model; log it"
+            " without save_exported_model"
         )
     name = flavor.get("data", "model")
     data = _inside(path, name, name)

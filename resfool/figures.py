@@ -13,6 +13,7 @@ from matplotlib.ticker import FormatStrFormatter, MaxNLocator
 
 from resfool.parameters import show
 
+_MOST_CLASSES = 40  # that a confusion matrix can show
 _LINES: dict[str, dict[str, Any]] = {
     "train": {"color": "tab:blue", "label": "training (average of 100 steps)"},
     "train_adversarial": {"color": "tab:red", "ls": "--", "label": "training, adversarial"},
@@ -473,17 +474,23 @@ def confusion(counts: np.ndarray, class_names: Sequence[str], title: str) -> Fig
 
     Args:
         counts: int (classes, classes), clean prediction by prediction under the perturbation.
-        class_names: by class.
+        class_names: by class; of more than 40, those are shown that most images fall into.
         title: says which model and algorithm.
 
     Returns:
         A figure of one panel.
     """
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    if len(class_names) > _MOST_CLASSES:
+        often = np.argsort(-counts.sum(axis=0) - counts.sum(axis=1), kind="stable")
+        shown = np.sort(often[:_MOST_CLASSES])
+        title += f"\nthe {_MOST_CLASSES} of {len(class_names)} classes that most images fall into"
+        counts, shares = (part[np.ix_(shown, shown)] for part in (counts, shares))
+        class_names = [class_names[i] for i in shown]
     classes = len(class_names)
     figure = Figure(figsize=(2.5 + 0.45 * classes, 2 + 0.42 * classes), layout="constrained")
     axes = figure.subplots()
     axes.set_title(title, fontsize="medium")
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="class under the perturbation", ylabel="class without")
     axes.set_xticks(range(classes), labels=class_names, rotation=60, ha="right")

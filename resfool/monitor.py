@@ -4,14 +4,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from resfool.datasets import Dataset
 from resfool.errors import InputError
 from resfool.parameters import Part
-
-if TYPE_CHECKING:
-    import keras
 
 Use = tuple[Dataset, Part, str]  # a data set, the part of it, and what for: "training"
 
@@ -24,7 +21,7 @@ class ModelSource:
         uri: as it was given.
         name: short, for tables and legends.
         path: its `.keras` file, or the folder with its MLmodel.
-        load_trusted: loads it without any check, and may run code that comes with it.
+        load_trusted: loads whatever is there without any check, and may run code of its own.
         model_id: MLflow's id of it, if it has one.
         training: the parameters of the run that trained it, if this project did.
     """
@@ -32,7 +29,7 @@ class ModelSource:
     uri: str
     name: str
     path: Path
-    load_trusted: "Callable[[], keras.Model]"
+    load_trusted: Callable[[], Any]
     model_id: str | None = None
     training: Mapping[str, str] = field(default_factory=dict)
 
@@ -65,6 +62,19 @@ class FinishedRun:
     def points(self, name: str) -> dict[int, float]:
         """A curve's values by their steps."""
         return {int(row["step"]): row[name] for row in self.curve if name in row}
+
+
+@dataclass(frozen=True)
+class InterruptedRun:
+    """A training that stopped and can be gone on with.
+
+    Attributes:
+        run_id: of its run.
+        step: that its curve has reached; 0 if it has no curve yet.
+    """
+
+    run_id: str
+    step: int
 
 
 @dataclass(frozen=True)
@@ -155,7 +165,7 @@ class Monitor:
         if not path.is_file():
             raise InputError(f"model={uri}: there is no such file")
 
-        def load_trusted() -> "keras.Model":
+        def load_trusted() -> Any:
             import keras
 
             return keras.saving.load_model(path, compile=False, safe_mode=False)

@@ -41,7 +41,6 @@ TABLE_2 = {
 MNIST_TRAIN_ACCURACY = 0.93
 MNIST_TEST_ACCURACY = 0.91
 UNIVERSAL_FOOLING_RATE = 0.80  # section VIII: "a fooling rate greater than 80%"
-COEFFICIENT_VARIANCE = 25  # section VI.B, equation 8
 
 # Section V.C: "testing/training accuracy ratios ... 92.6% vs. 90.3%" at 50 layers.
 GENERALISATION = {"multiresnet": 0.926, "resnet": 0.903}
@@ -74,13 +73,16 @@ CLAIMS = {
     "highway_overfits": ("V.B", "HighwayNet fits more than ResNet, yet tests worse (25 layers)"),
     "highway_degrades": ("V.B", "The 50-layer HighwayNet trains and tests worse than 25 layers"),
     "multiresnet_deeper": ("V.C", "The 50-layer MultiResNet tests better than the 25-layer one"),
-    "multiresnet_best": ("V.C", "MultiResNet tests best of all with 50 layers"),
+    "multiresnet_best": ("V.C", "The 50-layer MultiResNet tests better than the ResNet"),
     "multiresnet_generalises": (
         "V.C",
-        "MultiResNet overfits least: highest ratio of test to training accuracy (50 layers)",
+        "MultiResNet overfits less than ResNet: higher ratio of test to training accuracy",
     ),
     "long_order": ("V.C", "After 50,000 steps MultiResNet tests best and HighwayNet worst"),
-    "universal_beats_noise": ("VI.C", "Algorithm 2 fools more than a random vector of equal norm"),
+    "universal_beats_noise": (
+        "VI.C",
+        "With enough singular vectors, Algorithm 2 fools more than a random vector",
+    ),
     "universal_fools": ("VIII", "One universal perturbation fools more than 80% of the digits"),
     "spectrum_falls": (
         "VI.C",

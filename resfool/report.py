@@ -35,14 +35,12 @@ class Table:
     Attributes:
         head: of each column.
         rows: each as long as the head.
-        caption: what the table shows.
         key: number of the column by which rows are coloured, whose words are in `marks`.
         marks: a colour (good, bad or dim) by a word of that column.
     """
 
     head: Sequence[str]
     rows: Sequence[Sequence[Cell]]
-    caption: str = ""
     key: int | None = None
     marks: dict[str, str] = field(default_factory=dict)
 
@@ -96,7 +94,6 @@ class Report:
     title: str
     paragraphs: Sequence[str]
     sections: Sequence[Section]
-    footer: Sequence[str] = ()
 
     @property
     def pictures(self) -> list[Picture]:
@@ -153,15 +150,13 @@ def as_markdown(report: Report, folder: str) -> str:
     for section in report.sections:
         lines += [f"## {_plain(section.title)}", *map(_plain, section.paragraphs)]
         for table in section.tables:
-            if table.caption:
-                lines.append(_plain(table.caption))
             head = [f"| {' | '.join(map(_plain, table.head))} |", "| --- " * len(table.head) + "|"]
             rows = [f"| {' | '.join(map(_markdown_cell, row))} |" for row in table.rows]
             lines.append("\n".join([*head, *rows]))
         for picture in section.pictures:
             lines.append(f"![{_plain(picture.caption)}]({folder}/{picture.name}.png)")
         lines += map(_plain, section.notes)
-    return "\n\n".join([*lines, *map(_plain, report.footer)]) + "\n"
+    return "\n\n".join(lines) + "\n"
 
 
 def _markdown_cell(cell: Cell) -> str:
@@ -182,5 +177,5 @@ def _escaped(match: re.Match[str]) -> str:
 
 def _checked_url(url: str) -> str:
     """A URL of a kind that runs nothing and ends where it seems to end; else nothing."""
-    harmless = re.fullmatch(r"(https?://|#)[\w\-./:#?=&%~+,@]*", url)
+    harmless = re.fullmatch(r"(https?://[\w\-.:\[\]]+(/|$)|#)[\w\-./:#?=&%~+,@]*", url)
     return url if harmless else "#"

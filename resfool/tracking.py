@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
+from urllib.parse import urlsplit
 
 import mlflow
 from mlflow import MlflowClient
@@ -29,7 +30,14 @@ from mlflow.exceptions import MlflowException
 from resfool import checkpoints, interrupts, stores
 from resfool.datasets import Dataset
 from resfool.errors import InputError
-from resfool.monitor import FinishedRun, ModelSource, Monitor, PerturbationSource, Use
+from resfool.monitor import (
+    FinishedRun,
+    InterruptedRun,
+    ModelSource,
+    Monitor,
+    PerturbationSource,
+    Use,
+)
 from resfool.parameters import Part, show
 
 if TYPE_CHECKING:
@@ -186,12 +194,14 @@ class Run(Monitor):
         found = self._search(facts, "attributes.status = 'FINISHED'")
         return next((self._read(run) for run in found if metric in run.data.metrics), None)
 
-    def find_interrupted(self, facts: Mapping[str, str]) -> str | None:
-        """A training that didn't finish and whose checkpoint is here: its run's id, or None."""
+    def find_interrupted(self, facts: Mapping[str, str]) -> InterruptedRun | None:
+        """A training that didn't finish and whose checkpoint is here."""
         for run in self._search(facts, "attributes.status != 'FINISHED'"):
             path = run.data.tags.get(_CHECKPOINT_TAG)
             if path is not None and Path(path).exists():
-                return str(run.info.run_id)
+                curve = self._client.get_metric_history(run.info.run_id, "train_loss")
+                step = max((metric.step for metric in curve), default=0)
+                return InterruptedRun(str(run.info.run_id), step)
         return None
 
     def _search(self, facts: Mapping[str, str], status: str) -> list[Any]:
@@ -580,17 +590,27 @@ def open_run(
 
 def _link(experiment_id: str, run_id: str) -> str:
     """A run's page; that of a store in a file is there while `mlflow ui` runs on its own port."""
-    uri = mlflow.get_tracking_uri()
-    server = uri.rstrip("/") if uri.startswith(("http://", "https://")) else "http://127.0.0.1:5000"
-    return f"{server}/#/experiments/{experiment_id}/runs/{run_id}"
+    return f"{_server() or 'http://127.0.0.1:5000'}/#/experiments/{experiment_id}/runs/{run_id}"
 
 
-def ui_command() -> str:
-    """The command that opens the MLflow UI on the store in use."""
+def viewer() -> str:
+    """What shows the runs: the command that opens the MLflow UI, or the server that is it."""
+    server = _server()
+    if server is not None:
+        return f"a browser at {server}"
     # In full, since this environment's commands needn't be on the path of the user's shell.
     beside_python = Path(sys.executable).with_name("mlflow")
     command = beside_python if beside_python.exists() else "mlflow"
     return f"{command} ui --backend-store-uri {mlflow.get_tracking_uri()}"
+
+
+def _server() -> str | None:
+    """The address of the tracking server in use, without user and password; None if it's a file."""
+    parts = urlsplit(mlflow.get_tracking_uri())
+    if parts.scheme not in ("http", "https"):
+        return None
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{parts.path.rstrip('/')}"
 
 
 def keep_killed(run_id: str, seconds: float = 15.0) -> None:
@@ -709,11 +729,16 @@ def _fitted_label(run: Any) -> str:
     return str(run.info.run_name)
 
 
-def _load_with_mlflow(path: Path) -> "keras.Model":
+def _load_with_mlflow(path: Path) -> Any:
     """A model by MLflow's own loader of its flavour, which may run what the model brings."""
     flavors = mlflow.models.get_model_info(str(path)).flavors
-    flavor = "keras" if "keras" in flavors else "tensorflow"
-    return importlib.import_module(f"mlflow.{flavor}").load_model(str(path))
+    # Without its loss and optimizer, which may be code that isn't here and aren't needed.
+    options = {"compile": False, "safe_mode": False}
+    for flavor, keyword in ("keras", "load_model_kwargs"), ("tensorflow", "keras_model_kwargs"):
+        if flavor in flavors:
+            module = importlib.import_module(f"mlflow.{flavor}")
+            return module.load_model(str(path), **{keyword: options})
+    raise InputError(f"{path} has the flavours {', '.join(flavors)}, neither keras nor tensorflow")
 
 
 def _as_input(dataset: Dataset, part: Part) -> Any:

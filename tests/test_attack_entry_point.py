@@ -20,6 +20,8 @@ from mlflow.entities import Run
 
 from entry_points import attack, train
 from resfool import datasets
+from resfool.experiments import loading
+from resfool.monitor import ModelSource
 from resfool.parameters import show
 from tests import conftest
 from tests.conftest import QUICK, ROOT
@@ -274,6 +276,8 @@ def test_a_model_with_code_of_its_own_is_refused_unless_trusted(
             keras.layers.Dense(10),
         ]
     )
+    # Its loss isn't known elsewhere, and isn't needed.
+    model.compile(loss=lambda labels, outputs: keras.ops.mean(outputs))
     mlflow.keras.log_model(model, name="model", pip_requirements=["keras"])
     uri = f"models:/{store.search_logged_models(['0'])[0].model_id}"
     before = len(store.search_runs(["0"]))
@@ -283,7 +287,16 @@ def test_a_model_with_code_of_its_own_is_refused_unless_trusted(
     path = tmp_path / "lambda.keras"
     model.save(path)
     assert "Lambda" in refused(capsys, model=path, dataset="digits")
-    attack.main(words(model=path, dataset="digits", trust="yes"))
+    for trusted in (uri, path):
+        attack.main(words(model=trusted, dataset="digits", trust="yes"))
+
+
+def test_recorded_parameters_mean_none_in_any_case() -> None:
+    data = datasets.load("digits")
+    training = {"dataset": "digits", "per_class": "None", "data_dir": "NONE", "data_seed": "0"}
+    training["dataset_digest"] = data.digest
+    source = ModelSource("runs:/a/model", "a", Path("a"), lambda: None, training=training)
+    assert loading.load_data([source], None, None, None, 0).digest == data.digest
 
 
 def test_a_file_that_is_no_model_is_refused(

@@ -623,6 +623,18 @@ class Own(keras.Model):
         return self.last(self.flat(x))
 
 
+@pytest.mark.parametrize(
+    ("loader", "sentence"),
+    [
+        (lambda: [1], "holds a list, not a Keras model"),
+        (lambda: {}["flavour"], "cannot load models:/theirs: Keras refuses it (KeyError"),
+    ],
+)
+def test_what_is_trusted_and_is_no_model_is_refused(loader: Any, sentence: str) -> None:
+    line = refusal(classifiers.load_trusted, loader, "models:/theirs")
+    assert sentence in line and "models:/theirs" in line
+
+
 def test_a_model_without_a_graph_is_taken_as_it_is() -> None:
     model = Own()
     assert "has no weights yet" in refusal(adapt, model)

@@ -138,3 +138,16 @@ def test_a_searchs_best_is_that_of_the_finished_trials() -> None:
         pytest.approx(0.8 * bars.get_window_extent().width, rel=1e-6)
     ]
     assert [label.get_text() for label in coordinates.get_xticklabels()] == ["rate", "kind"]
+
+
+def test_a_confusion_of_many_classes_shows_those_that_matter() -> None:
+    counts = np.zeros((1000, 1000), np.int64)
+    counts[np.arange(5), 999] = 7  # five classes fall into one
+    figure = figures.confusion(counts, [f"class {i}" for i in range(1000)], "title")
+    axes = figure.axes[0]
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert len(names) == 40 and set(names) > {"class 0", "class 4", "class 999"}
+    assert "40 of 1000 classes" in axes.get_title()
+    shown = np.asarray(axes.images[0].get_array())
+    assert shown[names.index("class 3"), names.index("class 999")] == 1
+    assert max(figure.get_size_inches()) < 30

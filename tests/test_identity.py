@@ -32,6 +32,12 @@ def test_code_is_what_it_computes(tmp_path: Path, source: str, same: bool) -> No
     assert (identity._bare(one) == identity._bare(other)) == same
 
 
+def test_one_function_of_a_file_is_apart_from_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "two.py"
+    path.write_text("def f(a):\n    return a + 1\n\n\ndef g():\n    return 1\n")
+    assert identity._bare(path, "f") == "def f(a):\n    return a + 1"
+
+
 @pytest.mark.parametrize("experiment", identity._CODE)
 def test_every_experiment_has_its_code(experiment: str) -> None:
     assert len(identity.code(experiment)) == 16

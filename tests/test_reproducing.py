@@ -1,8 +1,10 @@
 """What a reproduction makes, and what it finds again."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from resfool import command_line, experiments, paper
@@ -10,7 +12,8 @@ from resfool.datasets import Dataset
 from resfool.errors import InputError, NonFiniteLossError
 from resfool.experiments import estimating, identity, reproducing
 from resfool.experiments.reproducing import SCALES, Job, plan
-from resfool.monitor import FinishedRun, Monitor
+from resfool.experiments.training import load_data
+from resfool.monitor import FinishedRun, InterruptedRun, ModelSource, Monitor
 from resfool.parameters import Arch, network
 
 
@@ -36,13 +39,14 @@ def test_each_run_is_made_once_and_models_come_before_what_is_done_with_them() -
     everything = (*paper.RESULTS, reproducing.READINGS)
     jobs = jobs_of(*everything)
     keys = [(j.label, identity.key(j.settings, "")) for j in jobs]
-    assert len(set(keys)) == len(jobs) == 25
-    # 8 + 4 of the tables, 3 + 5 with 10 layers, the 5-layer network; 3 attacks, 1 perturbation.
-    assert sum(j.experiment == "train" for j in jobs) == 21
+    assert len(set(keys)) == len(jobs) == 26
+    # 8 + 4 of the tables, 3 with 10 layers, 6 readings, the 5-layer network; 3 attacks, and 1
+    # universal perturbation.
+    assert sum(j.experiment == "train" for j in jobs) == 22
     for place, job in enumerate(jobs):
         assert job.of is None or job.of in jobs[:place]
     assert {j.label for name in everything for j in jobs_of(name)} == {j.label for j in jobs}
-    assert len({(j.label, j.seed) for j in jobs_of(*everything, seeds=3)}) == 75
+    assert len({(j.label, j.seed) for j in jobs_of(*everything, seeds=3)}) == 78
 
 
 @pytest.mark.parametrize(
@@ -74,6 +78,19 @@ def test_estimated_work_grows_as_the_multiplications_do(arch: Arch) -> None:
     assert found[0] < found[1] < found[2]
 
 
+def test_a_training_is_estimated_from_its_steps_and_evaluations() -> None:
+    (job, *others) = [j for j in jobs_of("table2") if j.settings["arch"] == "convnet"]
+    assert not others
+
+    class Cifar:
+        test = range(10_000)
+
+    # 1 s compiles, 0.1 s is a step; one image's forward pass is a third of its part of a step.
+    (seconds,) = estimating.seconds_of([job], lambda job: Cifar)  # type: ignore[arg-type, return-value]
+    evaluations = 51 * 10_000 * 0.1 / 64 / 3
+    assert seconds == pytest.approx(estimating._START + 1.0 + 50_000 * 0.1 + evaluations)
+
+
 def test_a_sweeps_trainings_are_those_of_the_table() -> None:
     rest = command_line.without(experiments.train, *experiments.SWEPT)
     words = ["--arch=resnet", "--depth=25,50", "--seeds=2"]
@@ -92,13 +109,16 @@ class FakeMaker:
         self.made: list[str] = []
         self.interrupt_after: int | None = None
         self.fails: dict[str, Exception] = {}
+        self.interrupted: dict[frozenset[tuple[str, str]], InterruptedRun] = {}
+        self.resumed: list[str] = []
+        self.metrics = {"final_test_accuracy": 0.5, "papers_way_test_accuracy": 0.5}
         self.added: dict[str, dict[str, float]] = {}
 
     def find(self, facts: Mapping[str, str], metric: str) -> FinishedRun | None:
         return self.there.get(frozenset(facts.items()))
 
-    def find_interrupted(self, facts: Mapping[str, str]) -> str | None:
-        return None
+    def find_interrupted(self, facts: Mapping[str, str]) -> InterruptedRun | None:
+        return self.interrupted.get(frozenset(facts.items()))
 
     def make(
         self, experiment: Any, settings: dict[str, Any], data: Dataset, resume: str | None
@@ -109,13 +129,14 @@ class FakeMaker:
         if what in self.fails:
             raise self.fails[what]
         self.made.append(what)
-        metrics = {"final_test_accuracy": 0.5, "papers_way_test_accuracy": 0.5}
-        run = FinishedRun(f"run{len(self.made)}", metrics=metrics)
+        self.resumed += [resume] if resume else []
+        run = FinishedRun(f"run{len(self.made)}", metrics=self.metrics)
         facts = identity.facts(experiment, settings, data.digest)
         self.there[frozenset(facts.items())] = run
         return run
 
     def add_metrics(self, run: FinishedRun, metrics: Mapping[str, float]) -> None:
+        assert "papers_way_test_accuracy" not in run.metrics, "it has been judged"
         self.added[run.run_id] = dict(metrics)
 
 
@@ -170,6 +191,82 @@ def test_a_dry_run_only_says_what_it_would_do() -> None:
     # Each training is 1 s to compile, 0.1 s a step and more; the deeper ones multiply that.
     assert sum(line.startswith("to make") for line in said) == 8
     assert said[-1].startswith("8 runs to make, 0 are there; about ")
+
+
+def minutes(line: str) -> float:
+    """What a line of the plan expects, in minutes."""
+    number, unit = line.partition(": about ")[2].partition(",")[0].split()
+    return float(number) / {"s": 60, "min": 1, "h": 1 / 60}[unit]
+
+
+def test_a_training_that_goes_on_takes_what_is_left_of_it() -> None:
+    maker, said = FakeMaker(), list[str]()
+    options: Any = {"target": ("table2",), "scale": "quick", "report_only": False}
+    monitor = Begun()
+    experiments.reproduce(monitor, maker, said.append, **options, dry_run=True)
+    whole = next(line for line in said if line.startswith("to make resnet-25"))
+    (job,) = [
+        job
+        for job in plan(("table2",), SCALES["quick"], 1, "float32", None)
+        if job.settings["arch"] == "resnet"
+    ]
+    data = load_data(job.settings)
+    facts = frozenset(identity.facts("train", job.settings, data.digest).items())
+    maker.interrupted[facts] = InterruptedRun("cut", step=450)  # of 600
+    said.clear()
+    experiments.reproduce(monitor, maker, said.append, **options)
+    rest = next(line for line in said if line.startswith("to make resnet-25"))
+    assert rest.endswith("goes on with run cut from step 450")
+    assert minutes(rest) == pytest.approx(minutes(whole) / 4, rel=0.3)  # both are rounded
+    assert maker.resumed == ["cut"]
+
+
+def test_what_was_made_corrects_the_estimate_once_it_tells() -> None:
+    left = reproducing.time_left
+    assert left([10.0, 1000.0, 500.0], []) == 1510
+    assert left([10.0, 1000.0, 500.0], [100.0]) == 1500  # too short to tell
+    assert left([10.0, 990.0, 500.0], [20.0, 1980.0]) == 1000  # all takes twice as long
+    assert left([10.0, 990.0, 500.0], [1980.0, None]) == 500 * 198  # the failed one says nothing
+    assert left([10.0], [1.0]) == 0
+
+
+def test_trainings_are_judged_in_the_papers_way(tmp_path: Path) -> None:
+    import keras
+
+    # It calls everything a three, whatever the images.
+    image = keras.Input((28, 28, 1))
+    zeros = keras.layers.Dense(10, kernel_initializer="zeros", name="head")
+    model = keras.Model(image, zeros(keras.layers.Flatten()(image)))
+    model.get_layer("head").bias.assign(np.eye(10)[3])
+    model.save(tmp_path / "threes.keras")
+
+    class OneModel(Begun):
+        def find_model(self, uri: str) -> ModelSource:
+            name = "gone" if uri == "runs:/run2/model" else "threes"
+            return super().find_model(str(tmp_path / f"{name}.keras"))
+
+    maker, said = FakeMaker(), list[str]()
+    maker.metrics = {"final_test_accuracy": 0.1}
+    options: Any = {"target": ("figure11", "figure3"), "scale": "quick"}
+    found = experiments.reproduce(OneModel(), maker, said.append, **options)
+    assert found is not None
+    # The four of the figure but for one that is gone; those with 10 layers are in no table.
+    assert len(maker.added) == 3 and any("can't be judged so" in line for line in said)
+    for label, runs in found.runs.items():
+        if runs[0].run_id in maker.added:
+            metrics = maker.added[runs[0].run_id]
+            assert label[0] == "short" and label[2] in (25, 50)
+            assert {key: runs[0].metrics[key] for key in metrics} == metrics
+            mean = metrics["batch_statistics_test_accuracy"]
+            std = metrics["batch_statistics_test_accuracy_std"]
+            # A tenth of the test images are threes: 10 parts of 100 scatter by 0.03 around it.
+            assert mean == pytest.approx(0.1, abs=0.03)
+            assert mean + 0.5 * std < metrics["papers_way_test_accuracy"] <= mean + 3 * std
+
+
+def test_moved_data_is_found_by_whatever_needs_it() -> None:
+    for job in plan(("figure11", "figure7"), SCALES["paper"], 1, "float32", "/moved"):
+        assert job.settings["data_dir"] == "/moved"
 
 
 def test_a_failure_leaves_the_others() -> None:

@@ -358,6 +358,29 @@ def test_a_store_that_cannot_be_used_is_said_so_at_once(
     assert not Path("checkpoints").exists()
 
 
+@pytest.mark.parametrize(
+    ("uri", "viewer", "page"),
+    [
+        (
+            "https://me:secret@runs.example.org:8443/mlflow/",
+            "a browser at https://runs.example.org:8443/mlflow",
+            "https://runs.example.org:8443/mlflow/#/experiments/0/runs/ab",
+        ),
+        (
+            "sqlite:////home/me/mlflow.db",
+            "mlflow ui --backend-store-uri sqlite:////home/me/mlflow.db",
+            "http://127.0.0.1:5000/#/experiments/0/runs/ab",
+        ),
+    ],
+)
+def test_it_is_said_where_runs_can_be_seen_and_no_password(
+    store: MlflowClient, uri: str, viewer: str, page: str
+) -> None:
+    mlflow.set_tracking_uri(uri)
+    assert tracking.viewer().endswith(viewer)
+    assert tracking._link("0", "ab") == page
+
+
 def test_points_of_a_curve_are_recorded_once(store: MlflowClient) -> None:
     train.main(words(steps=500))
     for points in curve(store, only_run(store)).values():

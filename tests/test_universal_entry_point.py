@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import ml_dtypes
 import mlflow
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from mlflow.entities import Run
 from entry_points import mnist, train, universal
 from resfool import checkpoints, experiments
 from resfool.attacks import minimal
+from resfool.experiments.universal import _digest
 from resfool.monitor import Monitor
 from resfool.parameters import show
 from tests import conftest
@@ -98,7 +100,7 @@ def test_an_interrupted_solve_goes_on(store: MlflowClient, trained: str) -> None
     told: list[str] = []
     uri = f"runs:/{trained}/model"
     path = Path(mlflow.artifacts.download_artifacts(uri)) / "data" / "model.keras"
-    options: dict[str, Any] = FEW | {"model": str(path), "dataset": "digits"}
+    options: dict[str, Any] = FEW | {"model": str(path), "dataset": "digits", "batch_size": 50}
 
     class Interrupting(Monitor):
         def progress(self, done: int, total: int, text: str) -> None:
@@ -173,6 +175,9 @@ def refused(capsys: pytest.CaptureFixture[str], **options: Any) -> str:
         ({"samples": 1001}, "samples=1001 is more than the 1000"),
         ({"matrix": "runs:/0123456789abcdef0123456789abcdef"}, "matrix.npz"),
         ({"matrix": "nowhere.npz"}, "there is no file"),
+        ({"matrix": "some.npz", "algorithm": "random", "norm": "l2:1"}, "of no use to"),
+        ({"algorithm": "3", "epsilon": 0}, "epsilon=0"),
+        ({"solve_dir": "theirs.keras"}, "solve folder"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence_and_leaves_no_run(
@@ -203,6 +208,39 @@ def test_a_matrix_of_another_model_is_refused(
     large.save("large.keras")
     line = refused(capsys, model="large.keras", dataset="mnist5k", matrix=matrix)
     assert "was made for images of the shape [8, 8, 1], not [28, 28, 1]" in line
+    own = {"model": f"runs:/{trained}/model", "matrix": matrix}
+    assert "was made with algorithm=3" in refused(capsys, **own)
+    universal.main(words(**own, algorithm="3", coefficients="first"))
+
+
+def test_what_a_model_takes_for_white_belongs_to_its_matrix(
+    store: MlflowClient, trained: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = f"runs:/{trained}/model"
+    path = Path(mlflow.artifacts.download_artifacts(uri)) / "data" / "model.keras"
+    options: dict[str, Any] = {"dataset": "digits", "algorithm": "3"}
+    universal.main(words(model=path, **options))
+    (run,) = runs_but(store, trained)
+    matrix = f"runs:/{run.info.run_id}"
+    line = refused(capsys, model=path, **options, matrix=matrix, input_range="0,255")
+    assert "in the range [0.0, 1.0], not [0.0, 255.0]" in line
+    # A model of ours knows its own, whatever is said.
+    universal.main(words(model=uri, **options, matrix=matrix, input_range="0,255"))
+
+
+def test_rows_of_the_first_layer_are_searched_inside_the_wrapping(
+    store: MlflowClient, trained: str
+) -> None:
+    options: dict[str, Any] = {"solver": "cobyla", "subspace": "rows", "backend": "serial"}
+    options |= {"samples": 2, "test_samples": 20, "rank": 1, "ranks": "1", "draws": 1}
+    universal.main(words(model=f"runs:/{trained}/model", **options))
+    (run,) = runs_but(store, trained)
+    assert run.info.status == "FINISHED"
+
+
+def test_every_kind_of_weights_has_a_digest() -> None:
+    ones, twos = (np.full(3, value, ml_dtypes.bfloat16) for value in (1, 2))
+    assert _digest(ones) == _digest(ones.copy()) != _digest(twos)
 
 
 def test_the_mnist_case_study_is_one_run_with_two_parts(store: MlflowClient) -> None:

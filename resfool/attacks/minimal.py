@@ -9,7 +9,7 @@ judged elsewhere, and the perturbation is shortened along its own ray until it o
 import functools
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -146,7 +146,7 @@ def smallest_perturbations(
         candidates: classes to look at, the predicted one and those next to it; of closest,
             deepfool and cobyla's gradients. A model of fewer classes has all of them looked at.
         evaluations: of the model that cobyla may spend on an image; None is EVALUATIONS of the
-            subspace, and for pixels twice their number.
+            subspace, or twice its dimensions if that is more.
         clip: keep perturbed images in [0, 1].
         batch_size: images per pass.
         map: runs cobyla's tasks.
@@ -694,7 +694,8 @@ class _Shared:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.keras"
             path.write_bytes(self.file)
-            return keras.saving.load_model(path, compile=False)
+            # It was checked, or is trusted, where it was loaded first.
+            return keras.saving.load_model(path, compile=False, safe_mode=False)
 
     @functools.cached_property
     def rows(self) -> np.ndarray:
@@ -718,7 +719,7 @@ def _solved(shared: _Shared, task: _Task) -> tuple[np.ndarray, int, float]:
     began = time.perf_counter()
     basis = SUBSPACES[shared.subspace](shared, task)
     dimensions = task.image.size if basis is None else len(basis)
-    limit = shared.evaluations or EVALUATIONS.get(shared.subspace, 2 * task.image.size)
+    limit = shared.evaluations or max(EVALUATIONS.get(shared.subspace, 0), 2 * dimensions)
     if not dimensions:
         return np.zeros_like(task.image), 0, time.perf_counter() - began
     start = task.start.astype(np.float64)
@@ -776,18 +777,33 @@ def _row_space(model: keras.Model) -> np.ndarray:
         keras.layers.Rescaling,
         keras.layers.Dropout,
     )
-    first = next((layer for layer in model.layers if not isinstance(layer, before)), None)
-    if not isinstance(first, keras.layers.Dense) or len(first.input.shape) != 2:
+    # What stands before it rescales each pixel by itself.
+    ends: Any = np.zeros((2, *model.input_shape[1:]), np.float32)
+    ends[1] = 1
+    first = None
+    for layer in _flat(model):
+        if not isinstance(layer, before):
+            first = layer
+            break
+        if not isinstance(layer, keras.layers.InputLayer):
+            ends = layer(ends, training=False)
+    if not isinstance(first, keras.layers.Dense) or len(ends.shape) != 2:
         kind = "no layer" if first is None else f"{type(first).__name__} {first.name!r}"
         raise InputError(
             "subspace=rows needs a model that begins with a dense layer, such as mlp; "
             f"this one begins with {kind}; use subspace=gradients"
         )
-    # What stands before it rescales each pixel by itself.
-    rescaled = keras.Model(model.inputs[0], first.input)
-    ends = (np.full((1, *model.input_shape[1:]), value, np.float32) for value in (0, 1))
-    black, white = (np.asarray(rescaled(end, training=False), np.float64)[0] for end in ends)
-    return _spanned(first.kernel.numpy().T * (white - black))
+    black, white = np.asarray(ends, np.float64)
+    return _spanned(np.asarray(first.kernel, np.float64).T * (white - black))
+
+
+def _flat(model: keras.Model) -> Iterator[keras.Layer]:
+    """The layers of a model, and of models in it, in the order in which they stand."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _flat(layer)
+        else:
+            yield layer
 
 
 def _spanned_differences(shared: _Shared, task: _Task) -> np.ndarray:

@@ -675,12 +675,13 @@ def _ascent(
         size: the norm of the vectors; a step is a share of it.
         steps: how many.
         random: picks the images of each step.
-        batch_size: images per step.
+        batch_size: images per step, at most.
 
     Yields:
         The vector after each step, float32 (H, W, C).
     """
     slope_of = inference.compiled(target.model, _slope)
+    batch_size = min(batch_size, len(target.images))  # else the filling would weigh as an image
     scale = tf.constant(target.scale)
     vector, velocity = start, np.zeros_like(start)
     for step in range(steps):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from resfool import paper
-from resfool.experiments.reproducing import DEEP, FOOLED, Label
+from resfool.experiments.reproducing import ARCHS, DEEP, FOOLED, Label
 from resfool.monitor import FinishedRun
 from resfool.parameters import epsilon_step, show
 
@@ -168,10 +168,16 @@ def _resnet_adds_nothing(runs: Runs) -> tuple[bool, str]:
 
 
 def _highway_trains_deep(runs: Runs) -> tuple[bool, str]:
-    return _higher(
-        _final(runs, "highway", 50, "train"),
-        _final(runs, "convnet", 50, "train"),
-        "training accuracy",
+    highway, convnet = (
+        [_final(runs, arch, depth, "train") for depth in DEEP] for arch in ("highway", "convnet")
+    )
+    lost, convnet_lost = (shallow.mean - deep.mean for shallow, deep in (highway, convnet))
+    return _all(
+        _higher(highway[1], convnet[1], "training accuracy"),
+        (
+            lost < convnet_lost and convnet_lost > 0,
+            f"lost since 25 layers: highway {lost:.3f}, convnet {convnet_lost:.3f}",
+        ),
     )
 
 
@@ -194,52 +200,42 @@ def _highway_degrades(runs: Runs) -> tuple[bool, str]:
     return _all(*parts)
 
 
-def _best(runs: Runs, archs: Sequence[str], depth: int, kind: str) -> list[_Figure]:
-    return sorted(
-        (_final(runs, arch, depth, "test", kind) for arch in archs), key=lambda f: -f.mean
-    )
-
-
-_ALL = ("multiresnet", "resnet", "convnet", "highway")
-
-
 def _multiresnet_best(runs: Runs) -> tuple[bool, str]:
-    order = _best(runs, _ALL, 50, "short")
-    return order[0].name.startswith("multi"), f"test accuracy: {', '.join(map(str, order))}"
+    multiresnet, resnet = (_final(runs, arch, 50, "test") for arch in ("multiresnet", "resnet"))
+    return _higher(multiresnet, resnet, "test accuracy")
 
 
 def _long_order(runs: Runs) -> tuple[bool, str]:
-    order = _best(runs, _ALL, 25, "long")
+    found = (_final(runs, arch, 25, "test", "long") for arch in reversed(ARCHS))
+    order = sorted(found, key=lambda figure: -figure.mean)
     seen = order[0].name.startswith("multi") and order[-1].name.startswith("highway")
     return seen, f"test accuracy: {', '.join(map(str, order))}"
 
 
 def _multiresnet_generalises(runs: Runs) -> tuple[bool, str]:
     ratios = []
-    for arch in ("multiresnet", "resnet", "highway"):
+    for arch in ("multiresnet", "resnet"):
         train, test = (_final(runs, arch, 50, part) for part in ("train", "test"))
         pairs = zip(test.values, train.values, strict=True)
         ratios.append(_Figure(train.name, [a / b for a, b in pairs]))
-    best = max(ratios, key=lambda ratio: ratio.mean)
-    return best is ratios[0], f"test over training accuracy: {', '.join(map(str, ratios))}"
+    return _higher(ratios[0], ratios[1], "test over training accuracy")
 
 
 _UNIVERSAL = ("universal", "digits")
 
 
 def _universal_beats_noise(runs: Runs) -> tuple[bool, str]:
+    rates, noise = _rates_by_rank(runs)
+    rank = int(runs[_UNIVERSAL][0].facts["rank"])
     return _higher(
-        _get(runs, _UNIVERSAL, "final_fooling_rate", "Algorithm 2"),
-        _get(runs, _UNIVERSAL, "final_random_fooling_rate", "random vector"),
-        "fooling rate",
+        _Figure("Algorithm 2", rates[rank]),
+        _Figure("random vectors of the same norm", noise[rank]),
+        f"fooling rate, mean of the draws, {rank} singular vectors",
     )
 
 
 def _universal_fools(runs: Runs) -> tuple[bool, str]:
-    _get(runs, _UNIVERSAL, "final_fooling_rate")
-    rates, noise = (_by_rank(runs[_UNIVERSAL], f"{n}fooling_rate") for n in ("", "random_"))
-    if not rates:
-        raise _NotRunError("fooling rates over the number of singular vectors")
+    rates, noise = _rates_by_rank(runs)
     enough = [n for n in rates if statistics.fmean(rates[n]) > paper.UNIVERSAL_FOOLING_RATE]
     best = max(rates, key=lambda n: statistics.fmean(rates[n]))
     rank = min(enough, default=best)
@@ -250,7 +246,17 @@ def _universal_fools(runs: Runs) -> tuple[bool, str]:
     )
 
 
-def _by_rank(several: Sequence[FinishedRun], name: str) -> dict[int, list[float]]:
+def _rates_by_rank(runs: Runs) -> tuple[dict[int, list[float]], dict[int, list[float]]]:
+    """Fooling rates of universal perturbations and of noise, over the number of directions."""
+    _get(runs, _UNIVERSAL, "final_fooling_rate")
+    rates, noise = (by_rank(runs[_UNIVERSAL], f"{name}fooling_rate") for name in ("", "random_"))
+    if not rates:
+        raise _NotRunError("fooling rates over the number of singular vectors")
+    return rates, noise
+
+
+def by_rank(several: Sequence[FinishedRun], name: str) -> dict[int, list[float]]:
+    """Each seed's value of a metric, by the number of singular vectors that it is a curve over."""
     found: dict[int, list[float]] = {}
     for run in several:
         for rank, rate in run.points(name).items():
@@ -285,7 +291,8 @@ def _multiresnet_fooled(runs: Runs) -> tuple[bool, str]:
 def _others_alike(runs: Runs) -> tuple[bool, str]:
     convnet, resnet = (_sensitivity(runs, arch) for arch in ("convnet", "resnet"))
     what = f"mean fooling rate over epsilons up to {show(_SMALL[-1])}"
-    return abs(convnet.mean - resnet.mean) < _ALIKE, f"{what}: {convnet}, {resnet}"
+    text = f"{what}: {convnet}, {resnet} (alike is less than {_ALIKE} apart)"
+    return abs(convnet.mean - resnet.mean) < _ALIKE, text
 
 
 def _signs_spectrum(runs: Runs) -> tuple[bool, str]:
@@ -300,9 +307,12 @@ def _signs_spectrum(runs: Runs) -> tuple[bool, str]:
 def _invisible_fooling(runs: Runs) -> tuple[bool, str]:
     label = ("attack", "short", "resnet", 10)
     _get(runs, label, "clean_accuracy")
-    rates = [run.points("fooling_rate")[epsilon_step(_INVISIBLE)] for run in runs[label]]
-    figure = _Figure("resnet-10", rates)
-    return figure.mean > 0, f"fooling rate at epsilon {show(_INVISIBLE)}: {figure}"
+    step = epsilon_step(_INVISIBLE)
+    fooled, noise = (
+        _Figure(what, [run.points(name)[step] for run in runs[label]])
+        for what, name in (("resnet-10", "fooling_rate"), ("random signs", "random_fooling_rate"))
+    )
+    return _higher(fooled, noise, f"fooling rate at epsilon {show(_INVISIBLE)}")
 
 
 RULES: dict[str, Callable[[Runs], tuple[bool, str]]] = {

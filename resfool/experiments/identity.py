@@ -22,13 +22,14 @@ _PLACES = {
     "workers",
 }
 
-# The files of this package that compute an experiment's result, by the experiment.
+# What computes an experiment's result, by the experiment: files of this package, or one function
+# of a file. Those that read data have no part in it: the data count by their digest.
 _CODE = {
-    "train": ("architectures", "layers", "training", "datasets", "attacks/gradient"),
-    "attack": ("evaluation", "inference", "attacks/gradient", "attacks/lowrank", "datasets"),
+    "train": ("architectures", "layers", "training", "inference", "evaluation:evaluate"),
+    "attack": ("evaluation", "inference", "attacks/gradient", "attacks/lowrank"),
     "universal": (
         *("judging", "inference", "attacks/gradient", "attacks/lowrank"),
-        *("attacks/minimal", "attacks/universal", "datasets"),
+        *("attacks/minimal", "attacks/universal"),
     ),
 }
 
@@ -59,12 +60,19 @@ def code(experiment: str) -> str:
         A digest, 16 hex digits.
     """
     package = Path(__file__).resolve().parent.parent
-    files = (package / f"{name}.py" for name in _CODE[experiment])
-    return hashlib.sha256("\n".join(map(_bare, files)).encode()).hexdigest()[:16]
+    texts = []
+    for place in _CODE[experiment]:
+        name, _, function = place.partition(":")
+        texts.append(_bare(package / f"{name}.py", function))
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
 
-def _bare(path: Path) -> str:
-    tree = ast.parse(path.read_text())
+def _bare(path: Path, function: str = "") -> str:
+    """A file, or one function of it, without comments, docstrings and layout."""
+    tree: ast.AST = ast.parse(path.read_text())
+    if function:
+        named = (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef))
+        (tree,) = (n for n in named if n.name == function)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and _is_text(body[0]):

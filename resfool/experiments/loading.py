@@ -73,10 +73,19 @@ def load_classifiers(
         InputError: one can't be loaded, or doesn't fit the data.
     """
     return [
-        # Our own models take pixels as they are, whatever a stranger's beside them takes.
-        load_classifier(source, name, data, (0.0, 1.0) if source.training else input_range, trust)
+        load_classifier(source, name, data, input_range, trust)
         for source, name in zip(sources, names, strict=True)
     ]
+
+
+def range_of(source: ModelSource, input_range: tuple[float, float]) -> tuple[float, float]:
+    """The pixel values that a model takes for black and white.
+
+    Args:
+        source: where it is.
+        input_range: those of a stranger's model; ours take pixels as they are.
+    """
+    return (0.0, 1.0) if source.training else input_range
 
 
 def load_classifier(
@@ -92,7 +101,7 @@ def load_classifier(
         source: where it is.
         name: that it shall have.
         data: what it must fit.
-        input_range: pixel values that it takes for black and white.
+        input_range: pixel values that a stranger's model takes for black and white.
         trust: load it without any check.
 
     Returns:
@@ -101,13 +110,16 @@ def load_classifier(
     Raises:
         InputError: it can't be loaded, or doesn't fit the data.
     """
-    model = source.load_trusted() if trust else classifiers.load(source.path)
+    if trust:
+        model = classifiers.load_trusted(source.load_trusted, source.uri)
+    else:
+        model = classifiers.load(source.path)
     try:
         return classifiers.as_classifier(
             model,
             image_shape=data.image_shape,
             classes=data.classes,
-            input_range=input_range,
+            input_range=range_of(source, input_range),
             name=name,
         )
     except InputError as error:
@@ -145,14 +157,13 @@ def load_data(
             "would tell; give dataset=cifar10, another name or npz:PATH with your own arrays"
         )
     training = sources[0].training
-    stored_counts = training["per_class"]
-    if per_class is None and stored_counts != "none":
+    stored_counts, stored_dir = _stored(training["per_class"]), _stored(training["data_dir"])
+    if per_class is None and stored_counts is not None:
         per_class = tuple(int(count) for count in stored_counts.split(","))
-    stored_dir = training["data_dir"]
     data = load_training_data(
         {
             "dataset": training["dataset"],
-            "data_dir": data_dir or (None if stored_dir == "none" else stored_dir),
+            "data_dir": data_dir or stored_dir,
             "per_class": per_class,
             "data_seed": int(float(training["data_seed"])),
             # Runs from before there was this parameter set nothing aside.
@@ -168,6 +179,11 @@ def load_data(
                 f"to use the latter all the same, say so: dataset={data.name}"
             )
     return data
+
+
+def _stored(text: str) -> str | None:
+    """A recorded parameter; `mlflow run` records it as it was given: none, None or NONE."""
+    return None if text.lower() == "none" else text
 
 
 def choose(data: datasets.Dataset, part: Part, samples: int | None, seed: int) -> datasets.Split:

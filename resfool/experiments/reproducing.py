@@ -12,7 +12,7 @@ from resfool.experiments import identity
 from resfool.experiments.attacking import attack
 from resfool.experiments.training import Settings, load_data, train
 from resfool.experiments.universal import universal
-from resfool.monitor import FinishedRun, Monitor
+from resfool.monitor import FinishedRun, InterruptedRun, Monitor
 from resfool.parameters import Names, PositiveCount, Precision, ScaleName, duration, show
 
 Experiment = Literal["train", "attack", "universal"]
@@ -23,24 +23,31 @@ DEEP = (25, 50)
 FOOLED = ("resnet", "multiresnet", "convnet")  # of Figure 11, with 10 layers
 READINGS = "readings"  # a target of ours: what the paper leaves open
 
-# Other ways to read the paper, tried on 10 layers: architecture, and what is changed.
-OTHER_READINGS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("resnet", {"augment": "crop_flip"}),
-    ("resnet", {"convs_per_unit": 2}),
-    ("resnet", {"optimizer": "momentum"}),
-    ("resnet", {"optimizer": "sgd"}),
-    ("convnet", {"batch_norm": False}),
+# Ways to read the paper: architecture and depth that each is tried on, and what is other than in
+# ours. The paper's 50-layer ConvNet hardly learns, as one without normalisation might.
+TRIED_READINGS: tuple[tuple[str, int, dict[str, Any]], ...] = (
+    ("resnet", 10, {}),
+    ("resnet", 10, {"augment": "crop_flip"}),
+    ("resnet", 10, {"convs_per_unit": 2}),
+    ("resnet", 10, {"optimizer": "momentum"}),
+    ("resnet", 10, {"optimizer": "sgd"}),
+    ("convnet", 10, {}),
+    ("convnet", 10, {"batch_norm": False}),
+    ("convnet", 50, {}),
+    ("convnet", 50, {"batch_norm": False}),
 )
 
 
-def reading_label(arch: str, change: Mapping[str, Any]) -> Label:
-    """What a training of another reading is known by.
+def training_label(arch: str, depth: int, change: Mapping[str, Any]) -> Label:
+    """What a training of 10,000 steps is known by.
 
     Args:
         arch: its architecture.
-        change: what is other than in our reading.
+        depth: its layers.
+        change: what is other than in our reading of the paper.
     """
-    return ("reading", arch, *(f"{name}={show(value)}" for name, value in change.items()))
+    words = tuple(f"{name}={show(value)}" for name, value in change.items())
+    return ("reading" if change else "short", arch, depth, *words)
 
 
 _FUNCTIONS: dict[Experiment, Callable[..., Any]] = {
@@ -55,6 +62,7 @@ _LAST_METRIC: dict[Experiment, str] = {
     "universal": "final_fooling_rate",
 }
 _PAPERS_WAY = "papers_way_test_accuracy"
+_TELLING = 300.0  # seconds of work from which on estimates are corrected by it
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ class Scale:
         steps: of the trainings of Table I.
         long_steps: of those of Table II.
         long_drop: steps after which those divide the rate by 10.
-        evaluations: of each training.
+        eval_every: steps between two evaluations of those networks.
         digits: data and steps of the 5-layer network.
         attack: how the 10-layer networks are attacked.
         universal: how the 5-layer network is.
@@ -78,7 +86,7 @@ class Scale:
     steps: int
     long_steps: int
     long_drop: int
-    evaluations: int
+    eval_every: int
     digits: Settings
     attack: Settings
     universal: Settings
@@ -92,8 +100,11 @@ SCALES: dict[ScaleName, Scale] = {
         steps=paper.STEPS,
         long_steps=paper.LONG_STEPS,
         long_drop=paper.LONG_LR_DROP,
-        evaluations=10,
-        digits={"dataset": "mnist", "per_class": paper.MNIST_PER_CLASS, "steps": 200},
+        eval_every=1000,
+        digits={
+            **{"dataset": "mnist", "per_class": paper.MNIST_PER_CLASS},
+            **{"steps": 200, "eval_every": 20},
+        },
         attack={},
         universal={"draws": 50},
         chunk=500,
@@ -105,8 +116,8 @@ SCALES: dict[ScaleName, Scale] = {
         steps=200,
         long_steps=600,
         long_drop=384,
-        evaluations=4,
-        digits={"dataset": "mnist5k", "steps": 200},
+        eval_every=50,
+        digits={"dataset": "mnist5k", "steps": 200, "eval_every": 50},
         attack={"samples": 200},
         universal={"samples": 500, "draws": 20},
         chunk=100,
@@ -143,7 +154,7 @@ class Job:
             what = "attack on" if self.experiment == "attack" else "universal perturbation of"
             return f"{what} {self.of.name}"
         s = self.settings
-        changed = map(str, self.label[2:]) if self.label[0] == "reading" else ()
+        changed = map(str, self.label[3:])
         network = s["arch"] if s["depth"] is None else f"{s['arch']}-{s['depth']}"
         words = [f"{network}, {s['steps']:,} steps", *changed, f"seed {s['seed']}"]
         return ", ".join(words)
@@ -176,7 +187,7 @@ class Maker(Protocol):
     def find(self, facts: Mapping[str, str], metric: str) -> FinishedRun | None:
         """A finished run by its parameters and a metric that it has."""
 
-    def find_interrupted(self, facts: Mapping[str, str]) -> str | None:
+    def find_interrupted(self, facts: Mapping[str, str]) -> InterruptedRun | None:
         """A training that can be gone on with."""
 
     def make(
@@ -238,14 +249,15 @@ def reproduce(
     digests = sorted({one.digest for one in data.all})
     facts = settings | {"target": targets, "dataset_digest": ",".join(digests)}
     monitor.begin(f"reproduction of {', '.join(target)} ({scale})", facts, [])
-    began = time.monotonic()
+    taken: list[float | None] = []
     for number, job in enumerate(to_make):
-        # What has been made says how far off the estimate is.
-        done, taken = sum(expected[:number]), time.monotonic() - began
-        left = sum(expected[number:]) * (taken / done if done else 1.0)
-        say(f"[{number + 1} of {len(to_make)}] {job.name}; about {duration(left)} left in all")
+        left = duration(time_left(expected, taken))
+        say(f"[{number + 1} of {len(to_make)}] {job.name}; about {left} left in all")
+        began = time.monotonic()
         state.make(job, say)
-    _judge_as_the_paper(monitor, jobs, state, SCALES[scale], say)
+        taken.append(time.monotonic() - began if job in state.runs else None)
+    judged = [job for job in jobs if job in state.runs and _is_tabled(job, targets)]
+    _judge_as_the_paper(monitor, judged, state, SCALES[scale], say)
     return Reproduction(
         targets=targets,
         scale=SCALES[scale],
@@ -254,6 +266,22 @@ def reproduce(
         failed={job.name: reason for job, reason in state.failed.items()},
         missing=[j.name for j in jobs if j not in state.runs and j not in state.failed],
     )
+
+
+def time_left(expected: Sequence[float], taken: Sequence[float | None]) -> float:
+    """How long jobs that still have to be made will take.
+
+    Args:
+        expected: seconds of each job, in the order in which they are made.
+        taken: seconds that each of the first ones took; None for one that failed.
+
+    Returns:
+        Seconds. Once those made took long enough to tell, they say how far off the estimates are.
+    """
+    made = [(guess, real) for guess, real in zip(expected, taken, strict=False) if real is not None]
+    guessed, real = (sum(column) for column in zip(*made, strict=True)) if made else (0.0, 0.0)
+    factor = real / guessed if real > _TELLING else 1.0
+    return factor * sum(expected[len(taken) :])
 
 
 def _targets(names: Sequence[str]) -> tuple[str, ...]:
@@ -331,14 +359,12 @@ class _Builder:
         if target in ("table2", "figure6"):
             return [self._long(arch) for arch in ARCHS]
         if target == READINGS:
-            plain = [self._short(arch, 10) for arch in ("resnet", "convnet")]
-            return plain + [self._short(arch, 10, change) for arch, change in OTHER_READINGS]
+            return [self._short(arch, depth, change) for arch, depth, change in TRIED_READINGS]
         return [self._short(arch, n) for n in DEEP for arch in _OVERLAID.get(target, ARCHS)]
 
     def _short(self, arch: str, depth: int, change: Settings | None = None) -> Job:
         own = {"arch": arch, "depth": depth, "steps": self.scale.steps} | (change or {})
-        label: Label = reading_label(arch, change) if change else ("short", arch, depth)
-        return self._training(label, self.scale.networks | own)
+        return self._training(training_label(arch, depth, change or {}), self.scale.networks | own)
 
     def _long(self, arch: str) -> Job:
         own = {"arch": arch, "depth": 25, "steps": self.scale.long_steps}
@@ -350,9 +376,8 @@ class _Builder:
 
     def _training(self, label: Label, own: Settings) -> Job:
         settings = _complete(train, own, seed=self.seed, data_dir=self.data_dir)
-        settings["eval_every"] = max(1, settings["steps"] // self.scale.evaluations)
         if own["arch"] != "mlp":
-            settings["precision"] = self.precision
+            settings |= {"eval_every": self.scale.eval_every, "precision": self.precision}
         return Job(label, "train", settings)
 
     def _attacked(self, arch: str) -> Job:
@@ -360,7 +385,7 @@ class _Builder:
         return self._about(self._short(arch, 10), "attack", own)
 
     def _about(self, job: Job, experiment: Experiment, own: Settings) -> Job:
-        settings = _complete(_FUNCTIONS[experiment], own, seed=self.seed)
+        settings = _complete(_FUNCTIONS[experiment], own, seed=self.seed, data_dir=self.data_dir)
         return Job((experiment, *job.label), experiment, settings, job)
 
 
@@ -424,7 +449,7 @@ class _State:
             if found is not None:
                 self.runs[job] = found
 
-    def interrupted(self, job: Job) -> str | None:
+    def interrupted(self, job: Job) -> InterruptedRun | None:
         """The run of a training that can be gone on with."""
         facts = self._facts(job) if job.experiment == "train" else None
         return None if facts is None else self._maker.find_interrupted(facts)
@@ -436,9 +461,10 @@ class _State:
             assert job.of is not None
             self.failed[job] = f"it needs {job.of.name}"
             return
+        cut = self.interrupted(job)
         try:
             self.runs[job] = self._maker.make(
-                job.experiment, settings, self.data.of(job), self.interrupted(job)
+                job.experiment, settings, self.data.of(job), cut.run_id if cut else None
             )
         except (NonFiniteLossError, InputError) as error:
             self.failed[job] = str(error)
@@ -465,13 +491,22 @@ def _say_plan(
     from resfool.experiments.estimating import seconds_of
 
     seconds = seconds_of(to_make, state.data.of)
-    for job, expected in zip(to_make, seconds, strict=True):
-        going_on = state.interrupted(job)
-        note = f", goes on with run {going_on}" if going_on else ""
-        say(f"to make {job.name}: about {duration(expected)}{note}")
+    for number, job in enumerate(to_make):
+        note, cut = "", state.interrupted(job)
+        if cut:
+            seconds[number] *= 1 - cut.step / job.settings["steps"]
+            note = f", goes on with run {cut.run_id} from step {cut.step:,}"
+        say(f"to make {job.name}: about {duration(seconds[number])}{note}")
     total = duration(sum(seconds))
     say(f"{len(to_make)} runs to make, {len(state.runs)} are there; about {total} in all")
     return seconds
+
+
+def _is_tabled(job: Job, targets: Sequence[str]) -> bool:
+    """Whether a job is a training whose test accuracy stands beside the paper's."""
+    if job.experiment != "train" or job.settings["arch"] == "mlp":
+        return False
+    return job.settings["depth"] in DEEP or READINGS in targets
 
 
 def _judge_as_the_paper(
@@ -481,20 +516,23 @@ def _judge_as_the_paper(
     scale: Scale,
     say: Callable[[str], None],
 ) -> None:
-    """Add to the trainings of the tables how accurate the paper would have called them."""
+    """Add to finished trainings how accurate the paper would have called them."""
     for job in jobs:
-        run = state.runs.get(job)
-        tabled = job.label[0] == "long" or (job.label[0] == "short" and job.label[2] in DEEP)
-        if run is None or not tabled or _PAPERS_WAY in run.metrics:
+        run = state.runs[job]
+        if _PAPERS_WAY in run.metrics:
             continue
         say(f"judging {job.name} in the paper's way")
         devices.start_tensorflow()
         from resfool import classifiers, evaluation
 
-        path = monitor.find_model(run.model).path
         test = state.data.of(job).test
+        try:
+            model = classifiers.load(monitor.find_model(run.model).path)
+        except InputError as error:
+            say(f"{job.name} can't be judged so: {error}")
+            continue
         found = evaluation.chunk_accuracies(
-            classifiers.load(path),
+            model,
             test.images,
             test.labels,
             chunk=scale.chunk,

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -14,7 +14,13 @@ import numpy as np
 from resfool import checkpoints, datasets, devices
 from resfool.errors import InputError
 from resfool.experiments import identity
-from resfool.experiments.loading import draw, find_models, load_classifier, load_data
+from resfool.experiments.loading import (
+    draw,
+    find_models,
+    load_classifier,
+    load_data,
+    range_of,
+)
 from resfool.monitor import Monitor
 from resfool.parameters import (
     Algorithm,
@@ -41,8 +47,9 @@ if TYPE_CHECKING:
     from resfool.attacks.minimal import Minimal
     from resfool.attacks.universal import Matrix
 
+_WITHOUT_MATRIX = ("1", "gradient", "random")
 _PASSES = {"1": 6, "gradient": 20}  # over the fitting images
-_CHUNK = 100  # images solved at a time
+_CHUNK = 100  # images solved at a time, or as many as a pass takes if those are more
 _SAVING = 0.05  # share of the time that may go into keeping what was solved
 
 
@@ -61,7 +68,7 @@ class Universal:
         solved: the fitting images' smallest perturbations, if Algorithm 2 solved for them.
         singular_values: of the matrix, largest first, and of a random one with the same row norms.
         fit_rates: the fooling rate on the fitting images after each pass (Algorithm 1, gradient).
-        identity: what a matrix must have in common with a model to be used again.
+        identity: what a matrix must have in common with a run that uses it again.
     """
 
     name: str
@@ -148,7 +155,7 @@ def universal(
         input_range: pixel values that the model takes for black and white, such as 0,255; models
             trained here know their own.
         seed: seed of all draws.
-        batch_size: images per pass.
+        batch_size: images per pass, and per step of algorithm gradient.
         workers: processes for cobyla; none is one per core.
         backend: joblib, ray or serial, for cobyla.
         ray_address: of the cluster: auto, host:port or ray://host:port; none starts Ray on this
@@ -166,7 +173,7 @@ def universal(
     """
     settings = {n: v for n, v in locals().items() if n not in ("monitor", "map", "say")}
     monitor = monitor or Monitor()
-    _check_norm(algorithm, norm)
+    _check(algorithm, norm, epsilon, matrix)
     (source,) = find_models(monitor, [model], trust)
     data = load_data([source], dataset, data_dir, per_class, data_seed)
     fitting = _choose(data.train, samples, seed, f"training images of {data.name}")
@@ -179,8 +186,13 @@ def universal(
     from resfool import judging
 
     classifier = load_classifier(source, source.name, data, input_range, trust)
-    same = {"model": _digest(*classifier.get_weights()), "image_shape": list(data.image_shape)}
-    reused = None if stored is None else _stored_matrix(str(matrix), *stored, same)
+    same = {
+        "model": _digest(*classifier.get_weights()),
+        "image_shape": list(data.image_shape),
+        "input_range": list(range_of(source, input_range)),
+    }
+    made_by = {"algorithm": algorithm} | ({"solver": solver} if algorithm == "2" else {})
+    reused = None if stored is None else _stored_matrix(str(matrix), *stored, same, made_by)
     facts = (
         settings
         | {
@@ -195,7 +207,7 @@ def universal(
     work = _Work(classifier, fitting, held_out.images, monitor, map, say, settings, same)
     found, solved, ranked, spectrum = reused, None, None, None
     rates: list[float] = []
-    if algorithm in ("1", "gradient", "random"):
+    if algorithm in _WITHOUT_MATRIX:
         vector, rates = _fitted_vector(work)
     else:
         if found is None:
@@ -213,7 +225,7 @@ def universal(
         solved=solved,
         singular_values=spectrum,
         fit_rates=rates,
-        identity=same,
+        identity=same | made_by,
     )
 
 
@@ -329,12 +341,19 @@ def _approximated(
     return ranked, (decomposition.singular_values, noise)
 
 
-def _check_norm(algorithm: Algorithm, norm: Norm) -> None:
-    if algorithm in ("1", "random", "gradient") and norm.kind == "none":
+def _check(algorithm: Algorithm, norm: Norm, epsilon: float, matrix: str | None) -> None:
+    if algorithm in _WITHOUT_MATRIX and norm.kind == "none":
         raise InputError(
             f"norm is missing: algorithm={algorithm} needs the size that its perturbation may"
             " have, such as norm=l2:3 or norm=linf:10/255"
         )
+    if algorithm in _WITHOUT_MATRIX and matrix is not None:
+        raise InputError(
+            f"matrix={matrix} is of no use to algorithm={algorithm}; algorithms 2, 3 and 4 make"
+            " their perturbation of one"
+        )
+    if algorithm == "3" and epsilon == 0:
+        raise InputError("epsilon=0 leaves nothing of algorithm 3's steps; it must be above 0")
 
 
 def _choose(split: datasets.Split, samples: int | None, seed: int, what: str) -> datasets.Split:
@@ -361,6 +380,7 @@ def _solved_in_chunks(work: _Work, path: Path, options: dict[str, Any]) -> "Mini
     from resfool.attacks import minimal
 
     images, found, done = work.fitting.images, None, 0
+    chunk = max(1, _CHUNK // options["batch_size"]) * options["batch_size"]
     if path.exists():
         found = minimal.Minimal(**checkpoints.load(path)[0])
         done = len(found.norms)
@@ -372,7 +392,7 @@ def _solved_in_chunks(work: _Work, path: Path, options: dict[str, Any]) -> "Mini
     with _Keeper(save) as keeper:
         while found is None or done < len(images):
             work.monitor.progress(done, len(images), "images solved")
-            more = images[done : done + _CHUNK]
+            more = images[done : done + chunk]
             solved = minimal.smallest_perturbations(work.model, more, **options)
             found = solved if found is None else found.followed_by(solved)
             done += len(more)
@@ -455,21 +475,33 @@ class _Keeper:
 def _digest(*parts: Any) -> str:
     sha = hashlib.sha256()
     for part in parts:
-        sha.update(part.encode() if isinstance(part, str) else np.ascontiguousarray(part).data)
+        sha.update(part.encode() if isinstance(part, str) else np.ascontiguousarray(part).tobytes())
     return sha.hexdigest()[:16]
 
 
 def _stored_matrix(
-    uri: str, arrays: dict[str, np.ndarray], facts: dict[str, Any], identity: dict[str, Any]
+    uri: str,
+    arrays: dict[str, np.ndarray],
+    facts: dict[str, Any],
+    identity: dict[str, Any],
+    made_by: Mapping[str, str],
 ) -> "Matrix":
-    """An earlier run's matrix, if it is one of this model."""
+    """An earlier run's matrix, if it is one of this model and was made as this run says."""
     from resfool.attacks.universal import Matrix
 
-    for name, what in (("image_shape", "images of the shape"), ("model", "a model with digest")):
-        if facts.get(name) != identity[name]:
+    for name, what in (
+        ("image_shape", "images of the shape"),
+        ("model", "a model with digest"),
+        ("input_range", "pixel values in the range"),
+    ):
+        # Matrices from before there was a range in them are taken as they are.
+        if facts.get(name, identity[name] if name == "input_range" else None) != identity[name]:
             raise InputError(
                 f"matrix={uri} was made for {what} {facts.get(name)}, not {identity[name]}"
             )
+    for name, ours in made_by.items():
+        if facts.get(name, ours) != ours:
+            raise InputError(f"matrix={uri} was made with {name}={facts[name]}; say so")
     rows, images = (arrays.get(name, np.empty(0)) for name in ("rows", "images"))
     if rows.shape != (len(images), int(np.prod(identity["image_shape"]))) or not len(rows):
         raise InputError(f"matrix={uri} is damaged: its rows have the shape {rows.shape}")

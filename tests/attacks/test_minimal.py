@@ -1,6 +1,7 @@
 """Smallest perturbations against linear models, whose answers are known in closed form."""
 
 import functools
+import warnings
 from pathlib import Path
 from typing import Any, get_args
 
@@ -241,6 +242,27 @@ def test_the_row_space_holds_all_that_the_model_sees() -> None:
         inference.logits(model, images),
         atol=1e-4,
     )
+
+
+def test_the_row_space_is_found_inside_of_a_wrapping() -> None:
+    bare = small_network()
+    images = keras.Input((6, 6, 1))
+    rescaled = keras.layers.Rescaling(255.0, -3.0)(images)
+    whole = keras.Model(images, bare(keras.layers.Reshape((6, 6, 1))(rescaled)))
+    basis = minimal._row_space(bare)
+    np.testing.assert_allclose(minimal._row_space(whole) @ basis.T @ basis, basis, atol=1e-5)
+
+
+def test_many_dimensions_get_as_many_evaluations_as_they_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(minimal.EVALUATIONS, "rows", 5)  # of 12 dimensions
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # SciPy's of a budget below the dimensions
+        found = smallest_perturbations(
+            small_network(), random_images(3, (6, 6, 1)), solver="cobyla", subspace="rows"
+        )
+    assert found.flipped.all()
 
 
 @pytest.mark.parametrize(

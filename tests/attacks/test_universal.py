@@ -53,6 +53,15 @@ def _rate(model: keras.Model, images: np.ndarray, vector: np.ndarray) -> float:
     return float(universal.judged(model, images, vector[np.newaxis]).rates[0])
 
 
+def test_of_few_images_each_weighs_as_much(five_classes: keras.Model, images: np.ndarray) -> None:
+    few: Any = {"norm": Norm("l2", 0.3), "passes": 2}
+    one, other = (
+        universal.gradient_trained(five_classes, images[:7], batch_size=size, **few).vector
+        for size in (7, 250)
+    )
+    np.testing.assert_array_equal(one, other)
+
+
 def test_the_judge_is_a_plain_loop(five_classes: keras.Model, images: np.ndarray) -> None:
     vectors = np.random.default_rng(3).normal(size=(4, *SHAPE)).astype(np.float32)
     kernel, bias = five_classes.get_layer("linear").get_weights()
