@@ -21,7 +21,9 @@ def start_tensorflow() -> None:
         # It warns of "retracing" where several models are compiled, each once.
         tf.get_logger().setLevel("ERROR")
         for gpu in tf.config.list_physical_devices("GPU"):
-            tf.config.experimental.set_memory_growth(gpu, True)
+            # Too late where TensorFlow is at work already, or the GPUs are divided; they stay so.
+            with contextlib.suppress(RuntimeError, ValueError):
+                tf.config.experimental.set_memory_growth(gpu, True)
         tf.config.list_logical_devices()
 
 

@@ -100,6 +100,10 @@ class Monitor:
         """Where the experiment is recorded, once it has begun; empty if nowhere."""
         return ""
 
+    def has_run(self, run_id: str) -> bool:
+        """Whether an earlier run is there to go on with."""
+        return False
+
     def reopen(self, run_id: str) -> None:
         """What is about to begin goes on with an earlier run."""
 

@@ -136,6 +136,18 @@ class Run(Monitor):
 
     # What an experiment tells
 
+    def has_run(self, run_id: str) -> bool:
+        """Whether an earlier run is in this store, and not deleted."""
+        uri = mlflow.get_tracking_uri()
+        if not stores.exists(uri):
+            return False
+        try:
+            return bool(self._client.get_run(run_id).info.lifecycle_stage == "active")
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise InputError(f"{uri} can't be used for tracking: {error.message}") from error
+
     def reopen(self, run_id: str) -> None:
         """What is about to begin goes on in an earlier run."""
         self._run_id, self._resumes = run_id, True

@@ -1,8 +1,11 @@
-"""TensorFlow starts without a word, unless it fails."""
+"""TensorFlow starts without a word, unless it fails, and again where it is in use already."""
 
 import subprocess
 import sys
 
+import pytest
+
+from resfool import devices
 from tests.conftest import ROOT
 
 
@@ -25,3 +28,20 @@ def test_what_native_code_said_is_shown_when_the_start_fails() -> None:
     )
     assert done.returncode == 1
     assert done.stderr.startswith("native words") and "no start" in done.stderr
+
+
+def test_a_gpu_that_is_in_use_already_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    import tensorflow as tf
+    from tensorflow.python.eager import context
+
+    tf.constant(0)
+    used = context.context()
+    gpu = context.PhysicalDevice("/physical_device:GPU:0", "GPU")
+    monkeypatch.setattr(used, "_physical_devices", [*used._physical_devices, gpu])
+    with pytest.raises(RuntimeError, match="cannot be modified after being initialized"):
+        tf.config.experimental.set_memory_growth(gpu, True)
+    devices.start_tensorflow()
+    monkeypatch.setitem(used._virtual_device_map, gpu, [])
+    with pytest.raises(ValueError, match="virtual devices configured"):
+        tf.config.experimental.set_memory_growth(gpu, True)
+    devices.start_tensorflow()

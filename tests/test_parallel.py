@@ -1,6 +1,8 @@
 """Parallel work: the same results in the same order, whichever way they are computed."""
 
+import contextlib
 import http.server
+import json
 import os
 import signal
 import socket
@@ -448,6 +450,63 @@ def test_what_has_no_room_is_refused(cluster: str, asked: dict[str, Any], messag
     assert time.monotonic() - began < 10
 
 
+def growing(
+    monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], look: Any
+) -> tuple[parallel.Pool | None, list[Any]]:
+    """A pool, if there was room, and the demand that stood at each look at the cluster's hosts.
+
+    Args:
+        monkeypatch: to look on.
+        asked: of the pool.
+        look: is given the hosts, and how often there was a demand; what it returns is believed.
+    """
+    import ray
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    demands: list[Any] = []
+    hosts = ray.nodes
+
+    def demand() -> Any:
+        return json.loads(_internal_kv_get(b"autoscaler_resource_request") or b"[]")
+
+    def nodes() -> Any:
+        demands.append(demand())
+        return look(hosts(), sum(map(bool, demands)))
+
+    with monkeypatch.context() as context:
+        context.setattr(ray, "nodes", nodes)
+        pool = None
+        with contextlib.suppress(InputError, KeyboardInterrupt):
+            pool = parallel.Pool(counting, backend="ray", **asked)
+    return pool, [*demands, demand()]
+
+
+def ever_the_same(hosts: list[Any], demands: int) -> list[Any]:
+    return hosts
+
+
+def twice_as_many(hosts: list[Any], demands: int) -> list[Any]:
+    return hosts * (1 + (demands > 1))
+
+
+def interrupted(hosts: list[Any], demands: int) -> list[Any]:
+    if demands == 2:
+        raise KeyboardInterrupt
+    return hosts
+
+
+@on_ray
+@pytest.mark.parametrize("look", [ever_the_same, twice_as_many, interrupted])
+def test_growth_is_asked_for_only_while_it_is_waited_for(
+    cluster: str, monkeypatch: pytest.MonkeyPatch, look: Any
+) -> None:
+    asked = {"ray_address": cluster, "workers": 3, "patience": 0.2}
+    pool, demands = growing(monkeypatch, asked, look)
+    assert (pool is not None) == (look is twice_as_many)
+    assert demands[0] == demands[-1] == []
+    assert [{"CPU": 1}] * 3 in demands
+
+
 def test_only_ray_deals_out_gpus() -> None:
     with pytest.raises(InputError, match="gpus=1 for each task needs backend=ray"):
         parallel.Pool(counting, gpus=1)
@@ -468,3 +527,16 @@ def test_a_cluster_is_reached_from_outside(cluster: str, client_port: int) -> No
     found = parallel.map(squares, range(9), backend="ray", ray_address=address)
     for one, expected in zip(found, map(squares, range(9)), strict=True):
         np.testing.assert_array_equal(one, expected)
+
+
+@on_ray
+def test_a_cluster_grows_for_a_client_too(
+    cluster: str, client_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.autoscaler.v2 import utils
+
+    monkeypatch.setattr(utils, "cached_is_autoscaler_v2", None)  # of the tests before
+    address = f"ray://127.0.0.1:{client_port}"
+    asked = {"ray_address": address, "workers": 3, "patience": 0.2}
+    _, demands = growing(monkeypatch, asked, ever_the_same)
+    assert [{"CPU": 1}] * 3 in demands and demands[-1] == []

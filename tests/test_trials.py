@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ class Notes(Monitor):
         self.rows: list[Row] = []
         self.name = ""
         self.facts: dict[str, Any] = {}
-        self.parts: list[Notes] = []
+        self.parts: list[Self] = []
         self.ended: str | None = None
 
     def begin(self, name: str, facts: Mapping[str, Any], uses: Sequence[Any]) -> None:
@@ -39,8 +39,8 @@ class Notes(Monitor):
         self.rows.append(dict(row))
 
     @contextlib.contextmanager
-    def beside(self) -> Iterator["Notes"]:
-        part = Notes()
+    def beside(self) -> Iterator[Self]:
+        part = type(self)()
         self.parts.append(part)
         try:
             yield part
@@ -114,6 +114,22 @@ def test_what_is_open_when_the_user_interrupts_ends_so(data: Dataset) -> None:
         record.receive("a", BEGIN)
         raise KeyboardInterrupt
     assert whole.parts[0].ended == "KeyboardInterrupt"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize("method", ["begin", "fact"])
+def test_a_run_ends_whose_store_fails_or_is_interrupted(
+    data: Dataset, monkeypatch: pytest.MonkeyPatch, method: str, error: type[BaseException]
+) -> None:
+    def failing(*arguments: Any) -> None:
+        raise error
+
+    whole = Notes()
+    monkeypatch.setattr(Notes, method, failing)
+    with pytest.raises(error), recorder(whole, data) as record:
+        record.receive("a", BEGIN)
+        record.end("a", None)  # pruned, which is a fact
+    assert whole.parts[0].ended == error.__name__
 
 
 def test_a_worker_sends_home_what_a_training_gives() -> None:

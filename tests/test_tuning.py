@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,17 +11,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import optuna
 import pytest
 from mlflow import MlflowClient
+from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
 from entry_points import tune
 from resfool import command_line, experiments, tracking, tuning
 from resfool.errors import InputError
 from resfool.experiments import trials
-from resfool.experiments.training import Settings
+from resfool.experiments import tuning as searching
+from resfool.experiments.training import Settings, check
 from resfool.parallel.tasks import Failure
+from resfool.parameters import Choice
 from tests.conftest import ROOT, refused
 
 STEPS = 5
@@ -169,6 +174,26 @@ test_tuning.tuned("--trials=9", pool=Dying)
     assert len(parts(store)[1]) == 10
 
 
+@pytest.mark.parametrize("gone", ["deleted", "elsewhere"])
+def test_a_search_whose_run_is_gone_goes_on_in_a_new_one(
+    store: MlflowClient, empty_store: Path, tmp_path: Path, gone: str
+) -> None:
+    tuned("--trials=1")
+    old, _ = parts(store)
+    if gone == "deleted":
+        store.delete_run(old.info.run_id)
+    else:
+        shutil.copy(empty_store, tmp_path / "other.db")
+        mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/other.db")
+    assert len(tuned("--trials=2").tried) == 2
+    assert len(tuned("--trials=3").tried) == 3
+    runs = MlflowClient().search_runs(["0"])
+    (new,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert new.info.run_id != old.info.run_id and new.info.status == "FINISHED"
+    parents = [run.data.tags.get("mlflow.parentRunId") for run in runs]
+    assert parents.count(new.info.run_id) == 2
+
+
 def test_two_drivers_never_share_a_search(store: MlflowClient, tmp_path: Path) -> None:
     script = """
 import sys
@@ -199,11 +224,19 @@ test_tuning.tuned("--trials=1", pool=Waiting)
     assert len(tuned("--trials=2").tried) == 2
 
 
-def test_an_interrupted_search_leaves_nothing_running(store: MlflowClient) -> None:
+class Interrupting:
+    def __str__(self) -> str:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("facts", [{}, {"logged": Interrupting()}], ids=["later", "as it begins"])
+def test_an_interrupted_search_leaves_nothing_running(
+    store: MlflowClient, facts: dict[str, Any]
+) -> None:
     class Interrupted(FakePool):
         def trained(self, place: int, settings: Settings) -> Any:
             if place == 2:
-                self._receive(place, ("begin", ("trial", {}, [])))
+                self._receive(place, ("begin", ("trial", facts, [])))
                 raise KeyboardInterrupt
             return super().trained(place, settings)
 
@@ -238,6 +271,43 @@ def test_what_is_given_is_not_searched(store: MlflowClient) -> None:
     assert "-P depth=3" in found.command and "-P learning_rate=0.004" in found.command
     only = tuned("--trials=2", "--search=learning_rate,dropout")
     assert set(only.best) == {"learning_rate", "dropout"}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--arch=resnet"], (10, 15, 20, 25)),
+        (["--arch=resnet", "--convs_per_unit=2"], (10, 20)),
+        (["--width=100,80,60,40,20"], (5,)),
+    ],
+)
+def test_only_what_train_takes_is_searched(
+    store: MlflowClient, words: list[str], expected: tuple[int, ...]
+) -> None:
+    class Checking(FakePool):
+        def trained(self, place: int, settings: Settings) -> Any:
+            check(settings)
+            return super().trained(place, settings)
+
+    tuned(*words, "--trials=1", pool=Checking)
+    assert len(tuned(*words, "--trials=3", pool=Checking).tried) == 3
+    (study,) = optuna.get_all_study_summaries("sqlite:///tuning.db")
+    loaded = optuna.load_study(study_name=study.study_name, storage="sqlite:///tuning.db")
+    depths = [trial.distributions["depth"] for trial in loaded.trials]
+    assert depths == [CategoricalDistribution(expected)] * 3
+
+
+def test_a_setting_of_which_train_takes_nothing_is_refused(
+    store: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(searching._MLP_SPACE, "depth", Choice((2, 3)))
+    with pytest.raises(InputError) as caught:
+        tuned("--trials=1", "--width=100,80,60,40,20")
+    assert str(caught.value) == (
+        "depth can't be searched: none of 2,3 goes with what was given"
+        " (3: width=100,80,60,40,20 has 5 numbers; give one or 3)"
+    )
+    assert not store.search_runs(["0"])
 
 
 @pytest.mark.parametrize(

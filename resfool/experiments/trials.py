@@ -157,26 +157,28 @@ class Recorder:
         Returns:
             The outcome, if it was a finished training; None if it was stopped or failed.
         """
-        entry = self._open.pop(place, None)
+        entry = self._open.get(place)
         if entry is None:  # it failed before it began
             return None
-        if isinstance(outcome, Trained):
+        done = outcome if isinstance(outcome, Trained) else None
+        if done is None and outcome is not None:
+            entry.stack.__exit__(TrialError, TrialError(str(outcome)), None)
+        else:
             with entry.stack:
-                self._keep(place, outcome, entry.monitor, entry.curve)
-            return outcome
-        if outcome is None:
-            entry.monitor.fact("pruned", True)
-        error = None if outcome is None else TrialError(str(outcome))
-        entry.stack.__exit__(type(error) if error else None, error, None)
-        return None
+                if done is None:
+                    entry.monitor.fact("pruned", True)
+                else:
+                    self._keep(place, done, entry.monitor, entry.curve)
+        del self._open[place]  # not before: an interrupt must find what is open
+        return done
 
     def _begin(
         self, place: Any, name: str, facts: Mapping[str, Any], uses: Sequence[tuple[Part, str]]
     ) -> None:
         stack = ExitStack()
         monitor = stack.enter_context(self._monitor.beside())
+        self._open[place] = _Open(monitor, stack)  # before it begins, which may be interrupted
         monitor.begin(name, facts, [(self._data, part, context) for part, context in uses])
-        self._open[place] = _Open(monitor, stack)
 
     def _point(self, place: Any, row: Row) -> bool:
         entry = self._open[place]

@@ -165,6 +165,7 @@ def tune(
         base["eval_every"] = max(1, training["steps"] // 10)
     space = _space(arch, search, training)
     check(base)
+    space = {name: _fitting(name, span, base) for name, span in space.items()}
     data = load_data(base)
     setup = {
         "space": {name: repr(span) for name, span in space.items()},
@@ -193,8 +194,10 @@ def tune(
     trainer = Trainer(data if backend == "ray" else None)
     recorder = Recorder(monitor, data, search_of.keep, search_of.watch)
     with recorder, open_pool(trainer, receive=recorder.receive) as pool:
-        if study.run_id is not None:
+        if study.run_id and monitor.has_run(study.run_id):
             monitor.reopen(study.run_id)
+        elif study.run_id:
+            say(f"its run {study.run_id} is gone; what comes from now on is in a new one")
         title = f"tuning of {arch}, {data.name}"
         monitor.begin(title, facts, [(data, "train", "training"), (data, "validation", "tuning")])
         study.record_in(monitor.run_id)
@@ -303,6 +306,25 @@ def _space(arch: Arch, search: Sequence[str] | None, training: Settings) -> dict
             )
     names = search or [name for name in known if training[name] == default(name)]
     return {name: known[name] for name in names}
+
+
+def _fitting(name: str, span: Span, base: Settings) -> Span:
+    """A setting's span, without the values that `train` refuses beside what was given."""
+    if not isinstance(span, Choice):
+        return span
+    refusals: dict[Any, InputError] = {}
+    for value in span.values:
+        try:
+            check(base | _as_given({name: value}))
+        except InputError as error:
+            refusals[value] = error
+    values = tuple(value for value in span.values if value not in refusals)
+    if not values:
+        tried, (last, reason) = show(span.values), refusals.popitem()
+        raise InputError(
+            f"{name} can't be searched: none of {tried} goes with what was given ({last}: {reason})"
+        )
+    return Choice(values)
 
 
 def _as_given(settings: Mapping[str, Any]) -> dict[str, Any]:

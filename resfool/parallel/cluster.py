@@ -311,9 +311,25 @@ def _held(has: dict[str, float], room: Room) -> int:
 
 
 def _wait_for_growth(room: Room, needed: int) -> None:
+    """Ask the cluster to grow, and wait until it has or patience ends."""
+    # From within the cluster, since a Ray client can't.
+    ask = ray.remote(_ask_autoscaler).options(num_cpus=0)
+    # A GPU of 0 would still have it start hosts with GPUs.
+    each = {"CPU": room.cpus} | ({"GPU": room.gpus} if room.gpus else {})
+    until = time.monotonic() + room.patience
+    asked = ask.remote([each] * needed)
+    try:
+        ray.get(asked)
+        while _places(room) < needed and time.monotonic() < until:
+            time.sleep(min(1.0, room.patience))
+    finally:
+        # A demand outlives who made it, and so would the hosts; our tasks keep them from here on.
+        with contextlib.suppress(Exception):  # the cluster may be gone
+            ray.get(ask.remote([], asked), timeout=_REACH_SECONDS)
+
+
+def _ask_autoscaler(bundles: list[dict[str, float]], after: None = None) -> None:
+    """A task, in a worker: what must fit, whether or not it is in use, `after` an earlier ask."""
     from ray.autoscaler.sdk import request_resources
 
-    request_resources(bundles=[{"CPU": room.cpus, "GPU": room.gpus}] * needed)
-    until = time.monotonic() + room.patience
-    while _places(room) < needed and time.monotonic() < until:
-        time.sleep(min(1.0, room.patience))
+    request_resources(bundles=bundles)
