@@ -627,7 +627,10 @@ class Own(keras.Model):
     ("loader", "sentence"),
     [
         (lambda: [1], "holds a list, not a Keras model"),
-        (lambda: {}["flavour"], "cannot load models:/theirs: Keras refuses it (KeyError"),
+        (
+            lambda: dict[str, str]()["flavour"],
+            "cannot load models:/theirs: Keras refuses it (KeyError",
+        ),
     ],
 )
 def test_what_is_trusted_and_is_no_model_is_refused(loader: Any, sentence: str) -> None:
