@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 # Put first on the path, so that `mlflow run` finds this environment's python.
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: train test test-docs test-cluster docs format benchmark benchmark-attacks benchmark-parallel clean
+.PHONY: train test test-slow test-docs test-cluster docs format benchmark benchmark-attacks benchmark-parallel clean
 
 train: $(INSTALLED)
 	$(RUN) mlflow run . -e train --env-manager local --experiment-name resfool \
@@ -17,6 +17,10 @@ test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses 2 --dist loadgroup
+
+# Minutes each: how far from the best solutions the solvers stay.
+test-slow: $(INSTALLED)
+	$(BIN)/pytest -m slow
 
 # Every command and every Python block of README.md and docs/, made small.
 test-docs: $(INSTALLED)

@@ -8,7 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from entry_points import train, universal
-from resfool import command_line, experiments, interrupts, parallel, presentation, tracking
+from resfool import (
+    command_line,
+    datasets,
+    experiments,
+    interrupts,
+    parallel,
+    presentation,
+    tracking,
+)
+from resfool.experiments import loading
 from resfool.parameters import (
     Backend,
     Coefficients,
@@ -69,13 +78,17 @@ def case_study(
     Returns:
         The perturbation and its fooling rates.
     """
+    data = datasets.load("mnist5k")
+    loading.draw(len(data.train), samples, seed, f"training images of {data.name}")  # if it can be
     name = f"mnist case study, {solver} seed {seed}"
     run.begin(name, {"steps": steps, "solver": solver, "seed": seed}, [])
     training = tracking.TrainingRun(
         progress, resume=None, checkpoint_dir=Path(checkpoint_dir), nested=True
     )
     with training:
-        trained = experiments.train(training, arch="mlp", dataset="mnist5k", steps=steps, seed=seed)
+        trained = experiments.train(
+            training, data, arch="mlp", dataset=data.name, steps=steps, seed=seed
+        )
         model = train.record(training, trained)
     print(f"train accuracy  {trained.train.accuracy:.4f}")
     print(f"test accuracy   {trained.test.accuracy:.4f}")

@@ -17,6 +17,7 @@ from resfool import (
 )
 from resfool.command_line import Values
 from resfool.datasets import Dataset
+from resfool.errors import expanded
 from resfool.monitor import FinishedRun
 from resfool.progress import ProgressReport
 
@@ -55,7 +56,7 @@ class Maker:
         checkpoint_dir: str = "checkpoints",
     ) -> None:
         self._run, self._progress, self._folder = run, progress, checkpoint_dir
-        stores.check_folder("checkpoint folder", Path(checkpoint_dir))
+        stores.check_folder("checkpoint folder", expanded(checkpoint_dir))
         self.find = run.find_finished
         self.find_interrupted = run.find_interrupted
 

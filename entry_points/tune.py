@@ -23,9 +23,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
             run.log_table(presentation.trials_table(found), "trials")
             run.log_figure(presentation.tuning_figure(found, title), "tuning.png")
-            run.point({"step": 0, "final_best_validation_accuracy": found.value})
+            run.point({"step": len(found.tried), "final_best_validation_accuracy": found.value})
             for name, value in found.best.items():
-                run.fact(f"best_{name}", value)
+                run.tag(f"best_{name}", value)
             run.note(f"Train the best with\n\n    {found.command}")
     print(presentation.tuning_summary(found))
     print(f"run             {run.run_id}")

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 
@@ -15,6 +14,7 @@ from resfool import (
     stores,
     tracking,
 )
+from resfool.errors import expanded
 from resfool.experiments import Universal
 from resfool.progress import ProgressReport
 
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with command_line.one_sentence_errors():
         (settings,) = command_line.parse(experiments.universal, argv=argv)
         interrupts.raise_once()
-        stores.check_folder("solve folder", Path(settings["solve_dir"]))
+        stores.check_folder("solve folder", expanded(settings["solve_dir"]))
         places = ("backend", "workers", "ray_address", "patience")
         spread = functools.partial(parallel.map, **{name: settings[name] for name in places})
         title = f"algorithm {settings['algorithm']}"

@@ -74,7 +74,8 @@ def _sync_folder(folder: Path) -> None:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with contextlib.suppress(OSError):  # some network file systems can't
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -99,15 +100,23 @@ def hold(path: Path) -> IO[str]:
     if fcntl is not None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             lock.close()
             raise InputError(f"another process is training on {path} right now") from None
+        except OSError:
+            pass  # a file system without locks
     return lock
+
+
+def discard(path: Path) -> None:
+    """Delete a checkpoint, and what processes that were killed while saving it have left."""
+    for file in (path, *path.parent.glob(f"{path.name}.*.part")):
+        file.unlink(missing_ok=True)
 
 
 def remove(path: Path) -> None:
     """Delete a checkpoint, its lock file and, if nothing else is in it, its folder."""
-    path.unlink(missing_ok=True)
+    discard(path)
     path.with_suffix(".lock").unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         path.parent.rmdir()

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import yaml
 
 from resfool import devices
-from resfool.errors import InputError, reading, short
+from resfool.errors import InputError, expanded, reading, short
 
 if TYPE_CHECKING:
     import keras
@@ -102,7 +102,7 @@ def find_keras_file(path: Path) -> Path:
     Raises:
         InputError: if there is none, or only MLflow's own loader could load the model.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if path.is_file() and path.suffix == ".keras":
         return path
     if not path.is_dir():

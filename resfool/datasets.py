@@ -20,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from resfool.errors import InputError, reading, unknown
+from resfool.errors import InputError, expanded, reading, unknown
 from resfool.parameters import Part
 
 Array = npt.NDArray[Any]
@@ -103,7 +103,7 @@ class Dataset:
             A data set with the same test split.
 
         Raises:
-            InputError: so small a share leaves nothing to validate on.
+            InputError: the share leaves nothing to validate on, or a class nothing to train on.
         """
         random = np.random.default_rng(seed)
         aside = np.zeros(len(self.train), bool)
@@ -114,6 +114,11 @@ class Dataset:
             raise InputError(
                 f"validation_share={share} of {len(self.train)} training images leaves none "
                 "to validate on"
+            )
+        if len(np.unique(self.train.labels[~aside])) < self.classes:
+            raise InputError(
+                f"validation_share={share} of {len(self.train)} training images leaves a class "
+                "without any to train on"
             )
         kept, validation = (
             Split(self.train.images[rows], self.train.labels[rows]) for rows in (~aside, aside)
@@ -172,7 +177,7 @@ def load(
     if name.startswith("npz:"):
         stored = _read_npz(_npz_path(name))
     else:
-        stored = DATASETS[name](None if data_dir is None else Path(data_dir).expanduser())
+        stored = DATASETS[name](None if data_dir is None else expanded(data_dir))
     counts = counts or stored.default
     splits = _whole(stored) if counts is None else _subsets(name, stored, counts, seed)
     train, validation, test = splits
@@ -198,7 +203,7 @@ def check_name(name: str) -> None:
 
 
 def _npz_path(name: str) -> Path:
-    return Path(name.removeprefix("npz:")).expanduser()
+    return expanded(name.removeprefix("npz:"))
 
 
 def _check_per_class(per_class: tuple[int, ...]) -> PerClass:
@@ -325,6 +330,8 @@ def _read_npz(path: Path) -> _Stored:
     if len(shapes) > 1:
         raise InputError(f"{path}: all images must have one shape, not {sorted(shapes)}")
     classes = 1 + max(int(pool.labels.max()) for pool in pools)
+    if classes == 1:
+        raise InputError(f"{path}: all labels are 0; a classifier needs two classes or more")
     return _Stored(pools, tuple(map(str, range(classes))), str(path))
 
 

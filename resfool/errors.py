@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -41,6 +42,18 @@ class WorkError(RuntimeError):
 
 class TrialError(WorkError):
     """A trial failed."""
+
+
+def expanded(path: str | Path) -> Path:
+    """A path that a user gave, with the home folder for ~.
+
+    Raises:
+        InputError: there is no user of that name.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(f"{path}: there is no such user's home folder") from None
 
 
 @contextlib.contextmanager

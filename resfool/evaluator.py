@@ -44,6 +44,7 @@ from resfool.parameters import (
     epsilon_step,
     show,
 )
+from resfool.tracking import log_table
 
 if TYPE_CHECKING:
     import keras
@@ -354,7 +355,7 @@ def _log_artifacts(
         files["attack"].write_text(json.dumps(shown, indent=2))
         client.log_artifacts(run_id, directory)
         for name, table in tables.items():
-            client.log_table(run_id, table, f"{name}.json")
+            log_table(client, run_id, table, name)
             files[f"{name}_table"] = folder / f"{name}.json"
             table.to_json(files[f"{name}_table"], orient="split", index=False)
         return {name: _artifact(run_id, file) for name, file in files.items()}

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -74,6 +75,7 @@ def trainings(
     )
     for axes, part in zip(panels, ("train", judged), strict=True):
         for number, (name, histories) in enumerate(curves.items()):
+            colour = _colour(number, len(curves))
             by_step: dict[float, list[float]] = {}
             for row in (row for history in histories for row in history):
                 if f"{part}_accuracy" in row:
@@ -82,12 +84,12 @@ def trainings(
             means = [float(np.mean(by_step[step])) for step in steps]
             seeds = f" ({len(histories)} seeds)" if len(histories) > 1 else ""
             marker = "o" if part == judged or len(steps) < 3 else ""
-            axes.plot(steps, means, color=f"C{number}", marker=marker, ms=3, label=f"{name}{seeds}")
+            axes.plot(steps, means, color=colour, marker=marker, ms=3, label=f"{name}{seeds}")
             low, high = ([end(by_step[step]) for step in steps] for end in (min, max))
-            axes.fill_between(steps, low, high, color=f"C{number}", alpha=0.15, lw=0)
+            axes.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
             if printed is not None and name in printed and steps:
                 final = printed[name][part == judged]
-                axes.plot(steps[-1], final, "*", color=f"C{number}", ms=13, mec="black", mew=0.6)
+                axes.plot(steps[-1], final, "*", color=colour, ms=13, mec="black", mew=0.6)
         if printed:
             axes.plot([], [], "*", color="white", ms=13, mec="black", label="printed in the paper")
         axes.set(
@@ -99,6 +101,11 @@ def trainings(
     several = any(len(histories) > 1 for histories in curves.values())
     panels[0].set_ylabel("accuracy" + " (bands: all seeds)" * several)
     return figure
+
+
+def _colour(number: int, count: int) -> Any:
+    """One of up to 20 colours that can be told apart."""
+    return f"C{number}" if count <= 10 else colormaps["tab20"](number % 20)
 
 
 def tuning(
@@ -245,7 +252,7 @@ def fooling_rates(curves: Sequence[FoolingCurve], title: str) -> Figure:
     figure.suptitle(title)
     rates, spectrum = figure.subplots(1, 2)
     for number, curve in enumerate(curves):
-        colour = f"C{number}"
+        colour = _colour(number, len(curves))
         _draw_rate(rates, curve.rows, "fooling_rate", color=colour, label=curve.name)
         _draw_rate(
             rates, curve.rows, "random_fooling_rate", color=colour, ls=":", marker="", alpha=0.9
@@ -324,7 +331,7 @@ class ExampleRow:
 
 
 def examples(rows: Sequence[ExampleRow], epsilons: Sequence[float], title: str) -> Figure:
-    """Clean image, perturbation and perturbed images side by side, as in Table III.
+    """Clean image, sign of the gradient and perturbed images side by side, as in Table III.
 
     Args:
         rows: one for each image.
@@ -334,7 +341,7 @@ def examples(rows: Sequence[ExampleRow], epsilons: Sequence[float], title: str) 
     Returns:
         A figure of one row for each image.
     """
-    columns = ["clean", "perturbation,\nscaled for viewing"]
+    columns = ["clean", "sign of\nthe gradient"]
     columns += [f"epsilon {show(epsilon)}" for epsilon in epsilons]
     size = 1.75
     figure = Figure(
@@ -369,6 +376,7 @@ def _draw_image(axes: Axes, image: np.ndarray) -> None:
 
 def universal_rates(
     rows: Sequence[Mapping[str, float]],
+    norm: str,
     equal_norm: str,
     spectra: tuple[Sequence[float], Sequence[float]],
     title: str,
@@ -377,7 +385,8 @@ def universal_rates(
 
     Args:
         rows: points with "rank" and the rates of `judging.over_ranks`, in order of the rank.
-        equal_norm: at which the second panel's perturbations are, for its title.
+        norm: that the first panel's perturbations are scaled to; none leaves them as they come.
+        equal_norm: that the second panel's are scaled to.
         spectra: singular values of the matrix and of a random one, largest first.
         title: says which model and algorithm.
 
@@ -388,7 +397,8 @@ def universal_rates(
     figure.suptitle(title)
     drawn, equal, spectrum = figure.subplots(1, 3)
     _draw_over_rank(drawn, rows, "")
-    drawn.set_title("as it comes: the norm grows with the rank", fontsize="medium")
+    free = "as it comes: the norm grows with the rank"
+    drawn.set_title(free if norm == "none" else f"all scaled to the norm {norm}", fontsize="medium")
     norms = drawn.twinx()
     ranks = [row["rank"] for row in rows]
     norms.plot(ranks, [row["l2_norm"] for row in rows], color="grey", lw=1, ls="--")
@@ -420,7 +430,9 @@ def _draw_over_rank(axes: Axes, rows: Sequence[Mapping[str, float]], prefix: str
         axes.plot(ranks, means, marker=".", color=colour, label=label)
         axes.fill_between(ranks, means - spreads, means + spreads, color=colour, alpha=0.2, lw=0)
     clipped = [row[f"{prefix}clipped_fooling_rate"] for row in rows]
-    axes.plot(ranks, clipped, color="tab:blue", ls=":", label="the same, clipped to [0, 1]")
+    axes.plot(
+        ranks, clipped, color="tab:blue", ls=":", label="universal perturbation, clipped to [0, 1]"
+    )
     axes.set(xlabel="number of singular vectors", xscale="log")
     axes.set_ylabel("fooling rate, held out (bands: deviation over draws)")
     axes.set_ylim(-0.02, 1.02)

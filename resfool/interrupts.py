@@ -26,8 +26,8 @@ def deferred() -> Iterator[None]:
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
-    if held:
-        signal.raise_signal(held[0])
+        if held:  # whether or not the block has failed
+            signal.raise_signal(held[0])
 
 
 @contextlib.contextmanager

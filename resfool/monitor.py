@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from resfool.datasets import Dataset
-from resfool.errors import InputError
+from resfool.errors import InputError, expanded
 from resfool.parameters import Part
 
 Use = tuple[Dataset, Part, str]  # a data set, the part of it, and what for: "training"
@@ -165,7 +165,7 @@ class Monitor:
         Raises:
             InputError: there is no such model.
         """
-        path = Path(uri).expanduser()
+        path = expanded(uri)
         if not path.is_file():
             raise InputError(f"model={uri}: there is no such file")
 
@@ -189,7 +189,7 @@ class Monitor:
         Raises:
             InputError: there is no such file.
         """
-        path = Path(uri).expanduser()
+        path = expanded(uri)
         path = path / name if path.is_dir() else path
         if not path.is_file():
             raise InputError(f"{uri}: there is no file {path}")
@@ -208,4 +208,4 @@ class Monitor:
             InputError: there is no such perturbation.
         """
         path = self.find_artifact(uri, "perturbation.npy")
-        return PerturbationSource(uri, Path(uri).expanduser().absolute().stem, path)
+        return PerturbationSource(uri, expanded(uri).absolute().stem, path)

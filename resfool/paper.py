@@ -42,9 +42,6 @@ MNIST_TRAIN_ACCURACY = 0.93
 MNIST_TEST_ACCURACY = 0.91
 UNIVERSAL_FOOLING_RATE = 0.80  # section VIII: "a fooling rate greater than 80%"
 
-# Section V.C: "testing/training accuracy ratios ... 92.6% vs. 90.3%" at 50 layers.
-GENERALISATION = {"multiresnet": 0.926, "resnet": 0.903}
-
 # What each result shows, by the name that a reproduction knows it by.
 RESULTS = {
     "table1": ("Table I", "Training and test accuracies on CIFAR-10 after 10,000 steps"),

@@ -178,7 +178,6 @@ def _check_image_shape(sizes: tuple[int, ...]) -> tuple[int, ...]:
     return sizes
 
 
-Count = Annotated[int, Field(ge=0)]
 PositiveCount = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]

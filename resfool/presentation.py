@@ -277,8 +277,10 @@ def universal_rates(result: "Universal") -> Figure | None:
     if result.ranked is None or result.singular_values is None:
         return None
     values, random = (v.tolist() for v in result.singular_values)
-    rows, norm = result.ranked.rows, show(result.settings["equal_norm"])
-    return figures.universal_rates(rows, norm, (values, random), universal_title(result))
+    norm, equal_norm = (show(result.settings[name]) for name in ("norm", "equal_norm"))
+    return figures.universal_rates(
+        result.ranked.rows, norm, equal_norm, (values, random), universal_title(result)
+    )
 
 
 def universal_pictures(result: "Universal") -> Figure:

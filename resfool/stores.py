@@ -3,21 +3,32 @@
 MLflow itself would spend minutes on retries, or make a database by the question.
 """
 
-import http.client
 import sqlite3
 import tempfile
-import urllib.error
-import urllib.request
 from pathlib import Path
-from urllib.parse import urlparse
+from urllib.parse import urlparse, urlsplit
 from urllib.request import url2pathname
 
 from resfool.errors import InputError
 
 
+def present(path: Path) -> bool:
+    """Whether something is at a path, as far as this user is let see."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def exists(uri: str) -> bool:
     """Whether asking a store would not make it: a new SQLite file would be made."""
-    return not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).exists()
+    return not uri.startswith("sqlite:///") or present(Path(uri.removeprefix("sqlite:///")))
+
+
+def shown(uri: str) -> str:
+    """A store's address without user and password."""
+    place = urlsplit(uri).netloc
+    return uri.replace(place, place.rpartition("@")[2], 1) if "@" in place else uri
 
 
 def check(uri: str) -> None:
@@ -48,7 +59,8 @@ def check_folder(what: str, path: Path) -> None:
     Raises:
         InputError: it can't be written.
     """
-    nearest = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    whole = path.absolute()
+    nearest = next(p for p in (whole, *whole.parents) if present(p))
     try:
         with tempfile.TemporaryFile(dir=nearest):
             pass
@@ -57,18 +69,28 @@ def check_folder(what: str, path: Path) -> None:
 
 
 def _check_server(uri: str) -> None:
+    """Ask it for a sign of life as MLflow would; whether it lets us in, MLflow will say."""
+    import requests
+    from mlflow.environment_variables import (
+        MLFLOW_TRACKING_INSECURE_TLS,
+        MLFLOW_TRACKING_SERVER_CERT_PATH,
+    )
+
+    verify = not MLFLOW_TRACKING_INSECURE_TLS.get() and (
+        MLFLOW_TRACKING_SERVER_CERT_PATH.get() or True
+    )
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=2):
-            pass
-    except urllib.error.HTTPError:
-        pass  # it answers; whether it lets us in, MLflow will say
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise InputError(f"the tracking server {uri} can't be reached: {error}") from None
+        requests.get(f"{uri.rstrip('/')}/health", timeout=2, verify=verify)
+    except (requests.RequestException, OSError, ValueError) as error:
+        first: BaseException = error
+        while first.__context__ is not None:
+            first = first.__context__
+        raise InputError(f"the tracking server {shown(uri)} can't be reached: {first}") from None
 
 
 def _check_sqlite(path: Path) -> None:
-    if not path.exists():
-        if not path.parent.is_dir():
+    if not present(path):
+        if not present(path.parent):
             raise InputError(f"the tracking store {path} can't be written: no folder {path.parent}")
         check_folder("tracking store's folder", path.parent)
         return

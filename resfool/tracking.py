@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import json
 import logging
 import os
 import platform
@@ -19,17 +20,17 @@ from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
-from urllib.parse import urlsplit
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.data.numpy_dataset import from_numpy
 from mlflow.entities import DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
 from resfool import checkpoints, interrupts, stores
 from resfool.datasets import Dataset
-from resfool.errors import InputError
+from resfool.errors import InputError, expanded
 from resfool.monitor import (
     FinishedRun,
     InterruptedRun,
@@ -112,16 +113,37 @@ class Run(Monitor):
         trace: TracebackType | None,
     ) -> None:
         status = _status(kind)
-        if self._open:
+        try:
+            if self._open:
+                with interrupts.deferred():
+                    self._close(status, error)
+        finally:
+            if status == "KILLED" and self._project_run is not None and not self._nested:
+                _start_keeping_killed(self._project_run)
+
+    def _close(self, status: str, error: BaseException | None) -> None:
+        """End the run, whatever becomes of what still has to be recorded.
+
+        Raises:
+            InputError: the store can't be used any more, and nothing worse has happened.
+        """
+        lost: MlflowException | None = None
+        try:
             if error is not None and status == "FAILED":
                 self._client.set_tag(self.run_id, f"{_TAG}error", str(error)[:5000])
             self._flush()
+        except MlflowException as failure:
+            status, lost = "FAILED" if error is None else status, failure
+        try:
             if self._beside:
                 self._client.set_terminated(self.run_id, status)
             else:
                 mlflow.end_run(status)
-        if status == "KILLED" and self._project_run is not None and not self._nested:
-            _start_keeping_killed(self._project_run)
+        except MlflowException as failure:
+            lost = failure
+        if lost is not None and error is None:
+            uri = stores.shown(mlflow.get_tracking_uri())
+            raise InputError(f"{uri} doesn't take the last figures: {lost.message}") from lost
 
     @property
     def run_id(self) -> str:
@@ -146,7 +168,9 @@ class Run(Monitor):
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return False
-            raise InputError(f"{uri} can't be used for tracking: {error.message}") from error
+            raise InputError(
+                f"{stores.shown(uri)} can't be used for tracking: {error.message}"
+            ) from error
 
     def reopen(self, run_id: str) -> None:
         """What is about to begin goes on in an earlier run."""
@@ -161,7 +185,9 @@ class Run(Monitor):
                 run = self._start(name)
             except MlflowException as error:
                 uri = mlflow.get_tracking_uri()
-                raise InputError(f"{uri} can't be used for tracking: {error.message}") from error
+                raise InputError(
+                    f"{stores.shown(uri)} can't be used for tracking: {error.message}"
+                ) from error
         self._log_params(run, {**facts, **_origin()})
         for dataset, part, context in () if self._resumes else uses:
             self._client.set_tag(self.run_id, "dataset", dataset.name)
@@ -210,7 +236,7 @@ class Run(Monitor):
         """A training that didn't finish and whose checkpoint is here."""
         for run in self._search(facts, "attributes.status != 'FINISHED'"):
             path = run.data.tags.get(_CHECKPOINT_TAG)
-            if path is not None and Path(path).exists():
+            if path is not None and stores.present(Path(path)):
                 curve = self._client.get_metric_history(run.info.run_id, "train_loss")
                 step = max((metric.step for metric in curve), default=0)
                 return InterruptedRun(str(run.info.run_id), step)
@@ -266,8 +292,8 @@ class Run(Monitor):
                 raise MlflowException("a new store has no models, and the question would make it")
             return _find_logged_model(self._client, uri)
         except MlflowException as error:
-            reason = error.message.splitlines()[0]
-            raise InputError(f"model={uri}: there is no such model in {store} ({reason})") from None
+            reason, shown = error.message.splitlines()[0], stores.shown(store)
+            raise InputError(f"model={uri}: there is no such model in {shown} ({reason})") from None
 
     def find_artifact(self, uri: str, name: str) -> Path:
         """Find a file that an earlier run left."""
@@ -281,8 +307,8 @@ class Run(Monitor):
             whole = f"runs:/{run_id}/{inside or name}"
             return Path(mlflow.artifacts.download_artifacts(whole))
         except (MlflowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"{uri}: {store} has no run with {name} by it ({reason})") from None
+            reason, shown = str(error).splitlines()[0], stores.shown(store)
+            raise InputError(f"{uri}: {shown} has no run with {name} by it ({reason})") from None
 
     def find_perturbation(self, uri: str) -> PerturbationSource:
         """Find a universal perturbation that an earlier run left, or a file."""
@@ -336,9 +362,13 @@ class Run(Monitor):
         self._client.log_figure(self.run_id, figure, name, save_kwargs={"dpi": 120})
 
     def log_table(self, table: "DataFrame", name: str) -> None:
-        """Log a table as JSON, which the UI shows, and as CSV."""
-        self._client.log_table(self.run_id, table, f"{name}.json")
+        """Log a table as JSON, which the UI shows, and as CSV, in place of an earlier one."""
+        log_table(self._client, self.run_id, table, name)
         self._client.log_text(self.run_id, table.to_csv(index=False), f"{name}.csv")
+
+    def tag(self, name: str, value: Any) -> None:
+        """Set a tag of ours, which a later sitting may set anew; parameters can't be."""
+        self._client.set_tag(self.run_id, name, show(value))
 
     def log_model(
         self,
@@ -515,6 +545,7 @@ class TrainingRun(Run):
         nested: bool = False,
     ) -> None:
         super().__init__(progress, nested=nested)
+        checkpoint_dir = expanded(checkpoint_dir)
         stores.check_folder("checkpoint folder", checkpoint_dir)
         self.checkpoint: Path | None = None
         self._checkpoint_dir = checkpoint_dir
@@ -556,6 +587,7 @@ class TrainingRun(Run):
     def _reopened(self) -> Any:
         assert self.checkpoint is not None
         self._lock = checkpoints.hold(self.checkpoint)
+        self._find_checkpoint(self.run_id)  # who held it until now may have finished
         return super()._reopened()
 
     def _find_checkpoint(self, run_id: str) -> Path:
@@ -565,13 +597,15 @@ class TrainingRun(Run):
                 raise MlflowException("a new store has no runs, and would be made by the question")
             run = self._client.get_run(run_id)
         except MlflowException:
-            raise InputError(f"resume={run_id}: there is no such run in {uri}") from None
+            raise InputError(
+                f"resume={run_id}: there is no such run in {stores.shown(uri)}"
+            ) from None
         if run.info.status == "FINISHED":
             raise InputError(f"resume={run_id}: this run has finished; there is nothing to resume")
         path = run.data.tags.get(_CHECKPOINT_TAG)
         if path is None:
             raise InputError(f"resume={run_id}: this run is no training of resfool's")
-        if not Path(path).exists():
+        if not stores.present(Path(path)):
             host = run.data.tags.get(f"{_TAG}host", "unknown")
             raise InputError(f"resume={run_id}: its checkpoint {path} (host {host}) isn't here")
         return Path(path)
@@ -600,6 +634,23 @@ def open_run(
     return TrainingRun(progress, resume=resume, checkpoint_dir=Path(checkpoint_dir))
 
 
+def log_table(client: MlflowClient, run_id: str, table: "DataFrame", name: str) -> None:
+    """Log a table as JSON where the UI shows it. MLflow's own way adds rows to an earlier table.
+
+    Args:
+        client: of the store.
+        run_id: of the run.
+        table: plain values.
+        name: of the artifact, without its ending.
+    """
+    file = f"{name}.json"
+    client.log_text(run_id, table.to_json(orient="split", index=False, date_format="iso"), file)
+    known = json.loads(client.get_run(run_id).data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
+    entry = {"path": file, "type": "table"}
+    if entry not in known:
+        client.set_tag(run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([*known, entry]))
+
+
 def _link(experiment_id: str, run_id: str) -> str:
     """A run's page; that of a store in a file is there while `mlflow ui` runs on its own port."""
     return f"{_server() or 'http://127.0.0.1:5000'}/#/experiments/{experiment_id}/runs/{run_id}"
@@ -617,12 +668,9 @@ def viewer() -> str:
 
 
 def _server() -> str | None:
-    """The address of the tracking server in use, without user and password; None if it's a file."""
-    parts = urlsplit(mlflow.get_tracking_uri())
-    if parts.scheme not in ("http", "https"):
-        return None
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{parts.path.rstrip('/')}"
+    """The address of the tracking server in use; None if there is none, only a store."""
+    uri = mlflow.get_tracking_uri()
+    return stores.shown(uri).rstrip("/") if uri.startswith(("http://", "https://")) else None
 
 
 def keep_killed(run_id: str, seconds: float = 15.0) -> None:

@@ -78,7 +78,8 @@ def test_the_papers_own_numbers_bear_out_all_its_claims() -> None:
 
 
 def test_the_papers_text_agrees_with_its_table() -> None:
-    for arch, ratio in paper.GENERALISATION.items():
+    # Section V.C: "testing/training accuracy ratios ... 92.6% vs. 90.3%" at 50 layers.
+    for arch, ratio in (("multiresnet", 0.926), ("resnet", 0.903)):
         train, test = paper.TABLE_1[arch, 50]
         assert test / train == pytest.approx(ratio, abs=6e-4)
     assert {arch for arch, depth in paper.TABLE_1 if depth == 25} == {a for a, _ in paper.TABLE_2}

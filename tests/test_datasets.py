@@ -505,6 +505,7 @@ BAD_ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
     "negative": ({"y_test": np.full(20, -1)}, "-1"),
     "identifiers": ({"y_train": np.full(40, 10**9)}, "classes-1"),
     "objects": ({"x_train": np.array([{}], dtype=object)}, "allow_pickle=False"),
+    "one class": ({"y_train": np.zeros(40, int), "y_test": np.zeros(20, int)}, "all labels are 0"),
     "half a split": ({"x_val": np.zeros((20, 28, 28), np.uint8)}, "y_val"),
 }
 

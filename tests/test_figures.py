@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 
 from resfool import figures
 from resfool.figures import ExampleRow, ExampleView, FoolingCurve
@@ -124,6 +125,24 @@ def test_networks_are_shown_by_their_means_over_seeds() -> None:
     legend = right.get_legend()
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == ["net (2 seeds)", "other"]
+
+
+def test_more_networks_than_ten_have_colours_of_their_own() -> None:
+    histories = [[{"step": 100, "train_accuracy": 0.5}]]
+    figure = figures.trainings({f"net-{number}": histories for number in range(14)}, "digits")
+    assert len({to_hex(line.get_color()) for line in figure.axes[0].lines}) == 14
+
+
+def test_ranks_are_titled_by_the_norm_that_they_are_drawn_at() -> None:
+    row: dict[str, float] = {"rank": 1, "l2_norm": 2.0, "equal_l2_norm": 3.0}
+    for name in ("fooling_rate", "random_fooling_rate"):
+        for prefix in ("", "equal_"):
+            row |= {f"{prefix}{name}": 0.5, f"{prefix}{name}_std": 0.1}
+            row[f"{prefix}clipped_fooling_rate"] = 0.4
+    for norm, title in (("none", "as it comes"), ("l2:2", "all scaled to the norm l2:2")):
+        figure = figures.universal_rates([row], norm, "l2:3", ([2.0], [1.0]), "title")
+        assert figure.axes[0].get_title().startswith(title)
+        assert figure.axes[1].get_title() == "all scaled to the norm l2:3"
 
 
 def test_a_searchs_best_is_that_of_the_finished_trials() -> None:

@@ -26,6 +26,19 @@ def test_a_signal_waits_for_the_end_of_the_block(number: signal.Signals) -> None
             signal.signal(s, handler)
 
 
+def test_a_block_that_fails_loses_no_signal() -> None:
+    earlier = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        interrupts.raise_once()
+        with pytest.raises(KeyboardInterrupt) as caught, interrupts.deferred():
+            signal.raise_signal(signal.SIGTERM)
+            raise ValueError("it failed, too")
+        assert isinstance(caught.value.__context__, ValueError)
+    finally:
+        for s, handler in earlier.items():
+            signal.signal(s, handler)
+
+
 def test_without_a_signal_the_handlers_are_put_back() -> None:
     earlier = signal.getsignal(signal.SIGTERM)
     with interrupts.deferred():

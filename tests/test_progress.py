@@ -1,5 +1,7 @@
 """Progress in a log: a line now and then, with an honest estimate."""
 
+import re
+
 import pytest
 
 from resfool import parameters, progress
@@ -45,6 +47,18 @@ def test_the_estimate_counts_from_where_work_was_resumed(
     clock.now += 40
     report(920, 1000)
     assert capsys.readouterr().err == "training: 920 of 1000, about 3 min left\n"
+
+
+def test_a_terminal_has_a_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # by which a terminal is assumed
+    monkeypatch.setenv("COLUMNS", "120")
+    with ProgressReport("training") as report:
+        for step in (0, 40, 99):
+            report(step, 99, f"train 0.{step}")
+    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err).splitlines()[-1]
+    assert last.startswith("training") and "99/99 train 0.99" in last and "left: 0:00:00" in last
 
 
 @pytest.mark.parametrize(

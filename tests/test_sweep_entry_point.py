@@ -82,6 +82,9 @@ def test_a_grid_is_trained_once_and_compared(
     assert "5 of 6 trainings were finished before" in capsys.readouterr().out
     again = table(second, "trainings")
     assert again["reused"].tolist() == [True, True, False, True, True, True]
+    # Whoever made them, all have the same figures.
+    assert not again.filter(like="final_").isna().any(axis=None)
+    assert not {"train_loss", "total_seconds"} & set(again.columns)
     for column in ("network", "seed", "final_test_accuracy"):
         merged = again[again["seed"] < 2][column].tolist()
         assert merged == trainings[column].tolist()

@@ -1,5 +1,6 @@
 """`train` as a user runs it: in a process of its own, killed, interrupted, resumed, refused."""
 
+import json
 import os
 import re
 import signal
@@ -15,12 +16,15 @@ from typing import Any
 import keras
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
+from mlflow.exceptions import MlflowException
 
 from entry_points import train
-from resfool import checkpoints, tracking
+from resfool import checkpoints, stores, tracking
+from resfool.errors import InputError
 from resfool.parameters import show
 from tests import conftest
 from tests.conftest import QUICK, ROOT
@@ -337,7 +341,9 @@ class NotMLflow(BaseHTTPRequestHandler):
     [
         ("sqlite:////nowhere/at/all/mlflow.db", "can't be written"),
         ("sqlite:///README.md", "can't be used"),
-        ("http://127.0.0.1:9", "can't be reached"),
+        ("http://127.0.0.1:9", "127.0.0.1:9 can't be reached"),
+        ("http://me:secret@127.0.0.1:9", "http://127.0.0.1:9 can't be reached"),
+        ("http://me:secret@127.0.0.1:{port}", "can't be used for tracking"),
         ("http://127.0.0.1:{port}", "can't be used for tracking"),
     ],
 )
@@ -351,7 +357,8 @@ def test_a_store_that_cannot_be_used_is_said_so_at_once(
     mlflow.set_tracking_uri(uri)
     started = time.monotonic()
     line = refused(capsys, *words())
-    assert sentence in line and uri.split("/")[-1] in line
+    assert sentence in line and uri.split("/")[-1].rpartition("@")[2] in line
+    assert "secret" not in line
     assert time.monotonic() - started < 10, "MLflow's own retries were waited for"
     stranger.shutdown()
     stranger.server_close()
@@ -379,6 +386,56 @@ def test_it_is_said_where_runs_can_be_seen_and_no_password(
     mlflow.set_tracking_uri(uri)
     assert tracking.viewer().endswith(viewer)
     assert tracking._link("0", "ab") == page
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt(), InputError("it was wrong")])
+def test_a_store_that_fails_at_the_end_leaves_no_run_finished_or_running(
+    store: MlflowClient, monkeypatch: pytest.MonkeyPatch, error: BaseException | None
+) -> None:
+    def away(*_: Any, **__: Any) -> None:
+        raise MlflowException("the store is away")
+
+    expected: Any = InputError if error is None else type(error)
+    with pytest.raises(expected) as caught, tracking.Run() as run:
+        run.begin("a run", {}, [])
+        monkeypatch.setattr(MlflowClient, "log_batch", away)
+        if error is not None:
+            raise error
+    assert error is not None or "doesn't take the last figures" in str(caught.value)
+    assert only_run(store).info.status == _ENDS[type(error)]
+    assert mlflow.active_run() is None
+
+
+_ENDS = {type(None): "FAILED", InputError: "FAILED", KeyboardInterrupt: "KILLED"}
+
+
+def test_a_training_that_has_finished_meanwhile_is_not_begun_again(store: MlflowClient) -> None:
+    run = interrupted(store, 5)
+    with (
+        pytest.raises(InputError, match="has finished"),
+        tracking.open_run(resume=run.info.run_id) as again,
+    ):
+        store.set_terminated(run.info.run_id, "FINISHED")  # by who held it until now
+        again.begin("again", {"network": "mlp-2"}, [])
+    assert store.get_run(run.info.run_id).info.status == "FINISHED"
+
+
+def test_a_table_is_logged_in_place_of_an_earlier_one(store: MlflowClient) -> None:
+    with tracking.Run() as run:
+        run.begin("a run", {}, [])
+        for rows in (2, 3):
+            run.log_table(pd.DataFrame({"a": range(rows), "b": [0.5] * rows}), "table")
+    assert store.load_table("0", "table.json", [run.run_id])["a"].tolist() == [0, 1, 2]
+    logged = json.loads(store.get_run(run.run_id).data.tags["mlflow.loggedArtifacts"])
+    assert logged == [{"path": "table.json", "type": "table"}]
+
+
+def test_a_folder_of_nobody_is_refused(
+    store: MlflowClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options in ({"checkpoint_dir": "~nobody-here/c"}, {"dataset": "npz:~nobody-here/x.npz"}):
+        assert "no such user" in refused(capsys, *words(**options))
+    assert not stores.present(Path("x" * 1000)), "a name that no file can have"
 
 
 def test_points_of_a_curve_are_recorded_once(store: MlflowClient) -> None:

@@ -175,6 +175,8 @@ def test_what_is_set_aside_is_a_share_of_each_class(data: Dataset) -> None:
     assert (apart.train.images != other.train.images).any()
     with pytest.raises(InputError, match=r"validation_share=0\.01 of 200 training images"):
         data.with_validation(0.01, seed=0)
+    with pytest.raises(InputError, match="leaves a class without any to train on"):
+        data.with_validation(0.999, seed=0)
 
 
 def test_with_images_set_aside_the_test_set_is_not_looked_at(data: Dataset) -> None:

@@ -255,3 +255,11 @@ def test_the_mnist_case_study_is_one_run_with_two_parts(store: MlflowClient) -> 
     metrics = parent.data.metrics
     assert metrics["final_test_accuracy"] > 0.8
     assert metrics["final_fooling_rate"] > metrics["final_random_fooling_rate"] + 0.2
+
+
+def test_the_case_study_refuses_before_it_trains(
+    store: MlflowClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = conftest.refused(mnist.main, capsys, "--samples=5000")
+    assert "samples=5000 is more than the 4000 training images" in line
+    assert not store.search_runs(["0"])

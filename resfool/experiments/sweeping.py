@@ -151,4 +151,5 @@ def _reused(monitor: Monitor, training: SweptTraining, data: Dataset) -> SweptTr
     )
     if found is None:
         return training
-    return replace(training, curve=found.curve, metrics=found.metrics, reused=True)
+    final = {name: value for name, value in found.metrics.items() if name.startswith("final_")}
+    return replace(training, curve=found.curve, metrics=final, reused=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from resfool import checkpoints, datasets, devices
-from resfool.errors import InputError
+from resfool.errors import InputError, expanded
 from resfool.experiments import identity
 from resfool.experiments.loading import (
     draw,
@@ -369,9 +369,9 @@ def _solved(work: _Work) -> "Minimal":
     solve = _solved_in_chunks
     if s["solver"] == "cobyla":
         solve, problem = _solved_one_by_one, problem | {"kept": "each image"}
-    path = Path(s["solve_dir"]) / f"solve-{_digest(json.dumps(problem, sort_keys=True))}.npz"
+    path = expanded(s["solve_dir"]) / f"solve-{_digest(json.dumps(problem, sort_keys=True))}.npz"
     found = solve(work, path, options)
-    path.unlink(missing_ok=True)
+    checkpoints.discard(path)
     return found
 
 

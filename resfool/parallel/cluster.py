@@ -237,7 +237,7 @@ def _reach(address: str) -> None:
         raise InputError(f"ray_address={address} must be auto, host:port or ray://host:port")
     try:
         socket.create_connection((host.strip("[]"), int(port)), _REACH_SECONDS).close()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         hint = (
             "is its client server on (ray start --head --ray-client-server-port) and the port open?"
             if client
@@ -281,6 +281,8 @@ def _refused(address: str | None, error: Exception) -> InputError:
 
 def _checked_size(room: Room, address: str | None) -> int:
     """The number of tasks at a time, once the cluster has room for them."""
+    if room.gpus > 1 and not float(room.gpus).is_integer():
+        raise InputError(f"gpus={room.gpus:g} of each worker must be whole, or a share of one GPU")
     needed = room.workers or 1
     if _places(room) < needed and room.patience:
         _wait_for_growth(room, needed)
