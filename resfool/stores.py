@@ -3,6 +3,7 @@
 MLflow itself would spend minutes on retries, or make a database by the question.
 """
 
+import os
 import sqlite3
 import tempfile
 from pathlib import Path
@@ -71,14 +72,9 @@ def check_folder(what: str, path: Path) -> None:
 def _check_server(uri: str) -> None:
     """Ask it for a sign of life as MLflow would; whether it lets us in, MLflow will say."""
     import requests
-    from mlflow.environment_variables import (
-        MLFLOW_TRACKING_INSECURE_TLS,
-        MLFLOW_TRACKING_SERVER_CERT_PATH,
-    )
 
-    verify = not MLFLOW_TRACKING_INSECURE_TLS.get() and (
-        MLFLOW_TRACKING_SERVER_CERT_PATH.get() or True
-    )
+    trusting = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("1", "true")
+    verify = not trusting and (os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or True)
     try:
         requests.get(f"{uri.rstrip('/')}/health", timeout=2, verify=verify)
     except (requests.RequestException, OSError, ValueError) as error:

@@ -504,9 +504,9 @@ def _say_plan(
 
 def _is_tabled(job: Job, targets: Sequence[str]) -> bool:
     """Whether a job is a training whose test accuracy stands beside the paper's."""
-    if job.experiment != "train" or job.settings["arch"] == "mlp":
-        return False
-    return job.settings["depth"] in DEEP or READINGS in targets
+    if READINGS in targets and job.label in {training_label(*one) for one in TRIED_READINGS}:
+        return True
+    return job.experiment == "train" and job.settings["depth"] in DEEP
 
 
 def _judge_as_the_paper(
