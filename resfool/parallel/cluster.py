@@ -318,10 +318,10 @@ def _wait_for_growth(room: Room, needed: int) -> None:
     ask = ray.remote(_ask_autoscaler).options(num_cpus=0)
     # A GPU of 0 would still have it start hosts with GPUs.
     each = {"CPU": room.cpus} | ({"GPU": room.gpus} if room.gpus else {})
-    until = time.monotonic() + room.patience
     asked = ask.remote([each] * needed)
     try:
         ray.get(asked)
+        until = time.monotonic() + room.patience
         while _places(room) < needed and time.monotonic() < until:
             time.sleep(min(1.0, room.patience))
     finally:
