@@ -79,7 +79,8 @@ def case_study(
         The perturbation and its fooling rates.
     """
     data = datasets.load("mnist5k")
-    loading.draw(len(data.train), samples, seed, f"training images of {data.name}")  # if it can be
+    # Refuses more than there are, before the training rather than after it.
+    loading.draw(len(data.train), samples, seed, f"training images of {data.name}")
     name = f"mnist case study, {solver} seed {seed}"
     run.begin(name, {"steps": steps, "solver": solver, "seed": seed}, [])
     training = tracking.TrainingRun(

@@ -78,7 +78,7 @@ def load_trusted(loader: Callable[[], Any], what: str) -> "keras.Model":
         The model.
 
     Raises:
-        InputError: if the loader fails, or what it gives isn't a Keras model with weights.
+        InputError: if the loader fails, or what it gives isn't a Keras model.
     """
     devices.start_tensorflow()
     import keras

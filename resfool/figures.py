@@ -97,7 +97,10 @@ def trainings(
             title="training, average of 100 steps" if part == "train" else part,
         )
         axes.grid(alpha=0.3)
-        axes.legend(loc="lower right")  # where learning curves are not
+        if len(curves) <= 10:
+            axes.legend(loc="lower right")  # where learning curves are not
+    if len(curves) > 10:
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
     several = any(len(histories) > 1 for histories in curves.values())
     panels[0].set_ylabel("accuracy" + " (bands: all seeds)" * several)
     return figure
@@ -399,11 +402,12 @@ def universal_rates(
     _draw_over_rank(drawn, rows, "")
     free = "as it comes: the norm grows with the rank"
     drawn.set_title(free if norm == "none" else f"all scaled to the norm {norm}", fontsize="medium")
-    norms = drawn.twinx()
-    ranks = [row["rank"] for row in rows]
-    norms.plot(ranks, [row["l2_norm"] for row in rows], color="grey", lw=1, ls="--")
-    norms.set_ylabel("l2 norm (dashed)", color="grey")
-    norms.set_ylim(bottom=0)
+    if norm == "none":
+        norms = drawn.twinx()
+        ranks = [row["rank"] for row in rows]
+        norms.plot(ranks, [row["l2_norm"] for row in rows], color="grey", lw=1, ls="--")
+        norms.set_ylabel("l2 norm (dashed)", color="grey")
+        norms.set_ylim(bottom=0)
     _draw_over_rank(equal, rows, "equal_")
     equal.set_title(f"all scaled to the norm {equal_norm}", fontsize="medium")
     for values, label, style in zip(
@@ -421,8 +425,8 @@ def universal_rates(
 def _draw_over_rank(axes: Axes, rows: Sequence[Mapping[str, float]], prefix: str) -> None:
     ranks = [row["rank"] for row in rows]
     for name, label, colour in (
-        ("fooling_rate", "universal perturbation", "tab:blue"),
-        ("random_fooling_rate", "Gaussian of the same l2 norm", "tab:orange"),
+        ("fooling_rate", "universal", "tab:blue"),
+        ("random_fooling_rate", "Gaussian, same l2 norm", "tab:orange"),
     ):
         means, spreads = (
             np.array([row[f"{prefix}{name}{end}"] for row in rows]) for end in ("", "_std")
@@ -430,9 +434,7 @@ def _draw_over_rank(axes: Axes, rows: Sequence[Mapping[str, float]], prefix: str
         axes.plot(ranks, means, marker=".", color=colour, label=label)
         axes.fill_between(ranks, means - spreads, means + spreads, color=colour, alpha=0.2, lw=0)
     clipped = [row[f"{prefix}clipped_fooling_rate"] for row in rows]
-    axes.plot(
-        ranks, clipped, color="tab:blue", ls=":", label="universal perturbation, clipped to [0, 1]"
-    )
+    axes.plot(ranks, clipped, color="tab:blue", ls=":", label="universal, clipped to [0, 1]")
     axes.set(xlabel="number of singular vectors", xscale="log")
     axes.set_ylabel("fooling rate, held out (bands: deviation over draws)")
     axes.set_ylim(-0.02, 1.02)

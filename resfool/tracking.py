@@ -168,9 +168,7 @@ class Run(Monitor):
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return False
-            raise InputError(
-                f"{stores.shown(uri)} can't be used for tracking: {error.message}"
-            ) from error
+            raise _unusable(uri, error) from error
 
     def reopen(self, run_id: str) -> None:
         """What is about to begin goes on in an earlier run."""
@@ -185,9 +183,7 @@ class Run(Monitor):
                 run = self._start(name)
             except MlflowException as error:
                 uri = mlflow.get_tracking_uri()
-                raise InputError(
-                    f"{stores.shown(uri)} can't be used for tracking: {error.message}"
-                ) from error
+                raise _unusable(uri, error) from error
         self._log_params(run, {**facts, **_origin()})
         for dataset, part, context in () if self._resumes else uses:
             self._client.set_tag(self.run_id, "dataset", dataset.name)
@@ -632,6 +628,10 @@ def open_run(
         InputError: the tracking store can't be used, or there is no such run to resume.
     """
     return TrainingRun(progress, resume=resume, checkpoint_dir=Path(checkpoint_dir))
+
+
+def _unusable(uri: str, error: MlflowException) -> InputError:
+    return InputError(f"{stores.shown(uri)} can't be used for tracking: {error.message}")
 
 
 def log_table(client: MlflowClient, run_id: str, table: "DataFrame", name: str) -> None:

@@ -131,6 +131,8 @@ def test_more_networks_than_ten_have_colours_of_their_own() -> None:
     histories = [[{"step": 100, "train_accuracy": 0.5}]]
     figure = figures.trainings({f"net-{number}": histories for number in range(14)}, "digits")
     assert len({to_hex(line.get_color()) for line in figure.axes[0].lines}) == 14
+    (legend,) = figure.legends  # beside the curves, which it would hide
+    assert len(legend.get_texts()) == 14
 
 
 def test_ranks_are_titled_by_the_norm_that_they_are_drawn_at() -> None:
@@ -143,6 +145,10 @@ def test_ranks_are_titled_by_the_norm_that_they_are_drawn_at() -> None:
         figure = figures.universal_rates([row], norm, "l2:3", ([2.0], [1.0]), "title")
         assert figure.axes[0].get_title().startswith(title)
         assert figure.axes[1].get_title() == "all scaled to the norm l2:3"
+        # Only where it varies is the norm drawn, on an axis of its own.
+        assert [axes.get_ylabel() for axes in figure.axes].count("l2 norm (dashed)") == (
+            norm == "none"
+        )
 
 
 def test_a_searchs_best_is_that_of_the_finished_trials() -> None:

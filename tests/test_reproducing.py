@@ -79,16 +79,13 @@ def test_estimated_work_grows_as_the_multiplications_do(arch: Arch) -> None:
 
 
 def test_a_training_is_estimated_from_its_steps_and_evaluations() -> None:
-    (job, *others) = [j for j in jobs_of("table2") if j.settings["arch"] == "convnet"]
-    assert not others
-
-    class Cifar:
-        test = range(10_000)
-
+    jobs = plan(("table2",), SCALES["quick"], 1, "float32", None)
+    (job,) = [job for job in jobs if job.settings["arch"] == "convnet"]
+    data = load_data(job.settings)
     # 1 s compiles, 0.1 s is a step; one image's forward pass is a third of its part of a step.
-    (seconds,) = estimating.seconds_of([job], lambda job: Cifar)  # type: ignore[arg-type, return-value]
-    evaluations = 51 * 10_000 * 0.1 / 64 / 3
-    assert seconds == pytest.approx(estimating._START + 1.0 + 50_000 * 0.1 + evaluations)
+    (seconds,) = estimating.seconds_of([job], lambda job: data)
+    evaluations = 13 * len(data.test) * 0.1 / 64 / 3  # one each 50 of 600 steps, and the last
+    assert seconds == pytest.approx(estimating._START + 1.0 + 600 * 0.1 + evaluations)
 
 
 def test_a_sweeps_trainings_are_those_of_the_table() -> None:

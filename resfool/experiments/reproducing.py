@@ -102,8 +102,10 @@ SCALES: dict[ScaleName, Scale] = {
         long_drop=paper.LONG_LR_DROP,
         eval_every=1000,
         digits={
-            **{"dataset": "mnist", "per_class": paper.MNIST_PER_CLASS},
-            **{"steps": 200, "eval_every": 20},
+            "dataset": "mnist",
+            "per_class": paper.MNIST_PER_CLASS,
+            "steps": 200,
+            "eval_every": 20,
         },
         attack={},
         universal={"draws": 50},
@@ -278,9 +280,9 @@ def time_left(expected: Sequence[float], taken: Sequence[float | None]) -> float
     Returns:
         Seconds. Once those made took long enough to tell, they say how far off the estimates are.
     """
-    made = [(guess, real) for guess, real in zip(expected, taken, strict=False) if real is not None]
-    guessed, real = (sum(column) for column in zip(*made, strict=True)) if made else (0.0, 0.0)
-    factor = real / guessed if real > _TELLING else 1.0
+    made = [n for n, seconds in enumerate(taken) if seconds is not None]
+    real = sum(taken[n] or 0.0 for n in made)
+    factor = real / sum(expected[n] for n in made) if real > _TELLING else 1.0
     return factor * sum(expected[len(taken) :])
 
 

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -191,7 +191,9 @@ def universal(
         "image_shape": list(data.image_shape),
         "input_range": list(range_of(source, input_range)),
     }
-    made_by = {"algorithm": algorithm} | ({"solver": solver} if algorithm == "2" else {})
+    made_by: dict[str, Any] = {"algorithm": algorithm} | (
+        {"solver": solver} if algorithm == "2" else {}
+    )
     reused = None if stored is None else _stored_matrix(str(matrix), *stored, same, made_by)
     facts = (
         settings
@@ -484,23 +486,24 @@ def _stored_matrix(
     arrays: dict[str, np.ndarray],
     facts: dict[str, Any],
     identity: dict[str, Any],
-    made_by: Mapping[str, str],
+    made_by: dict[str, Any],
 ) -> "Matrix":
     """An earlier run's matrix, if it is one of this model and was made as this run says."""
     from resfool.attacks.universal import Matrix
 
+    # Matrices from before the range, or what made them, was recorded are taken as they are.
+    facts = {"input_range": identity["input_range"]} | made_by | facts
     for name, what in (
         ("image_shape", "images of the shape"),
         ("model", "a model with digest"),
         ("input_range", "pixel values in the range"),
     ):
-        # Matrices from before there was a range in them are taken as they are.
-        if facts.get(name, identity[name] if name == "input_range" else None) != identity[name]:
+        if facts.get(name) != identity[name]:
             raise InputError(
                 f"matrix={uri} was made for {what} {facts.get(name)}, not {identity[name]}"
             )
     for name, ours in made_by.items():
-        if facts.get(name, ours) != ours:
+        if facts[name] != ours:
             raise InputError(f"matrix={uri} was made with {name}={facts[name]}; say so")
     rows, images = (arrays.get(name, np.empty(0)) for name in ("rows", "images"))
     if rows.shape != (len(images), int(np.prod(identity["image_shape"]))) or not len(rows):
