@@ -178,6 +178,10 @@ def refused(capsys: pytest.CaptureFixture[str], **options: Any) -> str:
         ({"matrix": "some.npz", "algorithm": "random", "norm": "l2:1"}, "of no use to"),
         ({"algorithm": "3", "epsilon": 0}, "epsilon=0"),
         ({"solve_dir": "theirs.keras"}, "solve folder"),
+        (
+            {"solver": "cobyla", "backend": "ray", "ray_address": "127.0.0.1:1"},
+            "no Ray cluster answers at 127.0.0.1:1",
+        ),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence_and_leaves_no_run(

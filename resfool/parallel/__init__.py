@@ -4,8 +4,8 @@
 talks to joblib and Ray.
 """
 
-from resfool.parallel.mapping import TaskError, map
+from resfool.parallel.mapping import TaskError, check, map
 from resfool.parallel.pool import Pool
 from resfool.parallel.tasks import Died, Failure, Report
 
-__all__ = ["Died", "Failure", "Pool", "Report", "TaskError", "map"]
+__all__ = ["Died", "Failure", "Pool", "Report", "TaskError", "check", "map"]

@@ -192,7 +192,7 @@ def _join(address: str | None) -> None:
     wanted = _complete(address)
     if ray.is_initialized() and _joined in (None, wanted):
         return
-    _reach(wanted)
+    reach(address)
     ray.shutdown()
     settings: dict[str, Any] = {"address": wanted, "log_to_driver": False}
     settings |= {"logging_level": "error", "configure_logging": True}
@@ -227,8 +227,16 @@ def _found() -> str:
         raise _refused("auto", error) from error
 
 
-def _reach(address: str) -> None:
-    """Ray itself waits for minutes."""
+def reach(address: str | None) -> None:
+    """Whether a cluster answers at an address, soon; Ray itself waits for minutes.
+
+    Args:
+        address: auto, host:port or ray://host:port; None is this machine.
+
+    Raises:
+        InputError: it doesn't.
+    """
+    address = _complete(address)
     if address == "local":
         return
     client = address.startswith("ray://")

@@ -33,6 +33,22 @@ def _forget(place: int, result: Any) -> None:
     pass
 
 
+def check(backend: Backend, ray_address: str | None) -> None:
+    """Ask for a cluster before any work that it is to share; `map` and `Pool` join it later.
+
+    Args:
+        backend: that they will have.
+        ray_address: that they will have.
+
+    Raises:
+        InputError: the cluster can't be reached.
+    """
+    if backend == "ray":
+        from resfool.parallel import cluster
+
+        cluster.reach(ray_address)
+
+
 def map(
     function: Callable[[Any], Any],
     items: Sequence[Any],
