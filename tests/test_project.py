@@ -1,8 +1,10 @@
 """The project's public face: files that must agree with each other, and its own imports."""
 
 import ast
+import importlib.metadata
 import inspect
 import re
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,20 @@ def test_conda_pins_equal_pyprojects() -> None:
     assert conda[-1]["pip"] == project["dependencies"]
     assert "python=3.11" in conda and project["requires-python"].startswith(">=3.11")
     assert all("<" in pin and ">=" in pin for pin in project["dependencies"])
+
+
+def test_what_is_imported_is_declared() -> None:
+    paths = [*(ROOT / "resfool").rglob("*.py"), *(ROOT / "entry_points").rglob("*.py")]
+    nodes = [node for path in paths for node in ast.walk(ast.parse(path.read_text()))]
+    named = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    named |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    theirs = {name.partition(".")[0] for name in named} - sys.stdlib_module_names
+    theirs -= {"resfool", "entry_points"}
+    providers = importlib.metadata.packages_distributions()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.split("[<>=]", pin)[0] for pin in project["dependencies"]}
+    assert "keras" in theirs
+    assert not {name for name in theirs if not declared & {p.lower() for p in providers[name]}}
 
 
 def _modules() -> dict[str, set[str]]:
