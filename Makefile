@@ -40,6 +40,7 @@ format: $(INSTALLED)
 
 benchmark: .venv/.benchmarks
 	$(BIN)/python -m benchmarks.training_step
+	$(BIN)/python -m benchmarks.cpu_kernels
 
 benchmark-attacks: .venv/.attack-benchmarks
 	$(BIN)/python -m benchmarks.attack_agreement

@@ -1,5 +1,7 @@
 """What the benchmarks share."""
 
+import platform
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,13 +22,22 @@ def random_data() -> tuple[np.ndarray, np.ndarray]:
     return images, random.integers(0, 10, IMAGES)
 
 
-def trainer(arch: Arch, depth: int, precision: Precision) -> "Trainer":
+def processor() -> str:
+    """This machine's CPU, as it calls itself."""
+    try:
+        with Path("/proc/cpuinfo").open() as lines:
+            return next(line.split(":")[1].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def trainer(arch: Arch, depth: int, precision: Precision, width: int = paper.WIDTH) -> "Trainer":
     """The project's own trainer at the paper's settings (batch 64, width 64, Adam)."""
     from resfool import architectures
     from resfool.training import Trainer
 
     model = architectures.build(
-        network(arch, depth=depth, width=(paper.WIDTH,)),
+        network(arch, depth=depth, width=(width,)),
         image_shape=(32, 32, 3),
         classes=10,
         mean=[0.5] * 3,

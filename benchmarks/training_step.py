@@ -12,14 +12,12 @@ does. The figures are medians over all steps; the ratio is the median over block
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from itertools import chain
-from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks import common
@@ -44,7 +42,7 @@ def main() -> None:
     if options.serve:
         serve(*options.serve)
         return
-    print(f"{_processor()}, {len(os.sched_getaffinity(0))} cores")
+    print(f"{common.processor()}, {len(os.sched_getaffinity(0))} cores")
     print(f"batch {BATCH}, width {WIDTH}, depth {DEPTH}; median milliseconds per step\n")
     print("| arch | precision | resfool | PyTorch eager | ratio | of the convolution peak |")
     print("| --- | --- | --- | --- | --- | --- |")
@@ -181,14 +179,6 @@ def _pytorch(arch: str, precision: str) -> tuple[Step, Step, int]:
             functional.conv2d(maps, kernel, padding=1)
 
     return step, convolution, 0
-
-
-def _processor() -> str:
-    try:
-        with Path("/proc/cpuinfo").open() as lines:
-            return next(line.split(":")[1].strip() for line in lines if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

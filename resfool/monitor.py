@@ -1,5 +1,6 @@
 """What an experiment tells its surroundings while it runs, and what it asks of them."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -119,6 +120,10 @@ class Monitor:
             The file to keep a checkpoint in, or None. If it exists, it is resumed from.
         """
         return None
+
+    def warn(self, text: str) -> None:
+        """Something that stops nothing, but that the user should know."""
+        warnings.warn(text, stacklevel=3)
 
     def fact(self, name: str, value: Any) -> None:
         """Something about the experiment became known, such as the parameter count."""

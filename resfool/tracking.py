@@ -191,6 +191,10 @@ class Run(Monitor):
         self.seconds += time.monotonic() - started
         return None
 
+    def warn(self, text: str) -> None:
+        """Say it in the terminal."""
+        print(f"resfool: {text}", file=sys.stderr, flush=True)
+
     def fact(self, name: str, value: Any) -> None:
         """Log a parameter that became known late."""
         self._log_params(self._client.get_run(self.run_id), {name: value})

@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
 import mlflow
 import pytest
 from mlflow import MlflowClient
+
+from resfool import devices
+
+# Tests import TensorFlow themselves, some before any code of ours starts it.
+os.environ.update(devices.VARIABLES | os.environ)
 
 ROOT = Path(__file__).resolve().parent.parent
 # The smallest training there is: it takes a second and still learns.

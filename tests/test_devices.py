@@ -1,5 +1,7 @@
 """TensorFlow starts without a word, unless it fails, and again where it is in use already."""
 
+import os
+import platform
 import subprocess
 import sys
 
@@ -9,8 +11,12 @@ from resfool import devices
 from tests.conftest import ROOT
 
 
-def run(script: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+def run(script: str, **variables: str | None) -> subprocess.CompletedProcess[str]:
+    """Run Python, with some variables set or, at None, not set."""
+    environment = {name: value for name, value in os.environ.items() if name not in variables}
+    environment |= {name: value for name, value in variables.items() if value is not None}
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 def test_the_start_is_quiet() -> None:
@@ -28,6 +34,24 @@ def test_what_native_code_said_is_shown_when_the_start_fails() -> None:
     )
     assert done.returncode == 1
     assert done.stderr.startswith("native words") and "no start" in done.stderr
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="others are left to TensorFlow")
+@pytest.mark.parametrize(("value", "works"), [(None, "True"), ("0", "False")])
+def test_onednn_works_unless_the_user_turned_it_off(value: str | None, works: str) -> None:
+    done = run(
+        "from resfool.devices import start_tensorflow\n"
+        "start_tensorflow()\n"
+        "from tensorflow.python.util import _pywrap_util_port\n"
+        "print(_pywrap_util_port.IsMklEnabled())\n",
+        TF_ENABLE_ONEDNN_OPTS=value,
+    )
+    assert done.stdout.split() == [works]
+
+
+def test_how_slow_bfloat16_is_was_measured() -> None:
+    assert 0 < devices.bfloat16_slowdown() < 1000
+    assert devices.bfloat16_slowdown() == devices.bfloat16_slowdown()
 
 
 def test_a_gpu_that_is_in_use_already_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

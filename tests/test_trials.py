@@ -23,6 +23,7 @@ class Notes(Monitor):
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
+        self.warnings: list[str] = []
         self.name = ""
         self.facts: dict[str, Any] = {}
         self.parts: list[Self] = []
@@ -31,6 +32,9 @@ class Notes(Monitor):
     def begin(self, name: str, facts: Mapping[str, Any], uses: Sequence[Any]) -> None:
         self.name = name
         self.facts = dict(facts)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
 
     def fact(self, name: str, value: Any) -> None:
         self.facts[name] = value
@@ -106,6 +110,16 @@ def test_trials_that_are_open_together_are_kept_apart(data: Dataset) -> None:
     assert [row["step"] for row in second.rows] == [1]
     assert (first.ended, second.ended) == ("well", "TrialError")
     assert first.facts["pruned"] is True
+
+
+def test_what_all_trials_warn_of_is_said_once(data: Dataset) -> None:
+    whole = Notes()
+    with recorder(whole, data) as record:
+        for place in range(3):
+            record.receive(place, BEGIN)
+            record.receive(place, ("warn", ("it is slow",)))
+            record.end(place, None)
+    assert whole.warnings == ["it is slow"]
 
 
 def test_what_is_open_when_the_user_interrupts_ends_so(data: Dataset) -> None:

@@ -39,6 +39,8 @@ Judged = Literal["test", "validation"]  # the part of a data set that a training
 
 _MAY_CHANGE = ("data_dir", "checkpoint_seconds")  # between a training and its resumption
 
+_SLOW = 3  # times as long as in float32, from which on bfloat16 is advised against
+
 
 @dataclass(frozen=True)
 class Training:
@@ -187,6 +189,11 @@ def train(
         checkpoints.save(checkpoint, {}, same)
 
     devices.start_tensorflow()
+    if precision == "bfloat16" and devices.bfloat16_slowdown() > _SLOW:
+        monitor.warn(
+            f"bfloat16 takes this machine more than {_SLOW} times as long as float32, as measured "
+            "on a convolution; precision=float32 will be faster"
+        )
     from resfool import architectures, evaluation, training
 
     blueprint: dict[str, Any] = {

@@ -87,6 +87,9 @@ class _Telling(Monitor):
         kept = [(part, context) for _, part, context in uses]
         self._report(("begin", (name, dict(facts), kept)))
 
+    def warn(self, text: str) -> None:
+        self._report(("warn", (text,)))
+
     def fact(self, name: str, value: Any) -> None:
         self._report(("fact", (name, value)))
 
@@ -126,6 +129,7 @@ class Recorder:
     ) -> None:
         self._monitor, self._data, self._keep, self._watch = monitor, data, keep, watch
         self._open: dict[Any, _Open] = {}
+        self._warned: set[tuple[str]] = set()
 
     def __enter__(self) -> "Recorder":
         return self
@@ -140,6 +144,10 @@ class Recorder:
         if method == "begin":
             if place not in self._open:  # else it begins anew, in the same run
                 self._begin(place, *arguments)
+        elif method == "warn":
+            if arguments not in self._warned:  # every trial says the same
+                self._warned.add(arguments)
+                self._monitor.warn(*arguments)
         elif method == "fact":
             self._open[place].monitor.fact(*arguments)
         elif method == "point":

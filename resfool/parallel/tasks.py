@@ -9,6 +9,8 @@ from typing import Any, Protocol, Self
 
 import cloudpickle
 
+from resfool import devices
+
 Report = Callable[[Any], bool]  # sends a message to the driver; whether the task should stop
 Function = Callable[[Any, Report], Any]  # of an item
 Tell = Callable[[int, Any], bool]  # a task's ticket and message; whether that task should stop
@@ -81,7 +83,9 @@ def environment(threads: int, gpus: float = 0) -> dict[str, str]:
     Without GPUs of its own it sees none: there its results would have other bits, and it would
     take all their memory.
     """
-    variables = dict.fromkeys(_THREADS, str(threads)) | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    variables = dict.fromkeys(_THREADS, str(threads))
+    # As in the driver, or a worker's kernels could be others.
+    variables |= {name: os.environ.get(name, value) for name, value in devices.VARIABLES.items()}
     return variables if gpus else variables | {"CUDA_VISIBLE_DEVICES": "-1"}
 
 
