@@ -114,7 +114,7 @@ SCALES: dict[ScaleName, Scale] = {
     ),
     # The smallest that shows the shape of the results, on digits that come with a package.
     "quick": Scale(
-        networks={"dataset": "mnist5k", "width": (8,)},
+        networks={"dataset": "mnist5k", "width": (8,), "batch_size": 32},
         steps=200,
         long_steps=600,
         long_drop=384,
