@@ -200,16 +200,12 @@ def _join(address: str | None) -> None:
     settings["runtime_env"] = {"py_modules": [str(Path(resfool.__file__).parent)]}
     if address is None:
         settings |= {"num_cpus": joblib.cpu_count(), "include_dashboard": False}
-    for again in (True, False):
-        try:
-            with interrupts.kept():
-                ray.init(**settings)
-            break
-        except Exception as error:
-            ray.shutdown()
-            # On a busy head, a client's server can take longer than the 30 s that Ray gives it.
-            if not (again and "Starting Ray client server failed" in str(error)):
-                raise _refused(address, error) from error
+    try:
+        with interrupts.kept():
+            ray.init(**settings)
+    except Exception as error:
+        ray.shutdown()
+        raise _refused(address, error) from error
     _joined = wanted
 
 
