@@ -81,6 +81,8 @@ def case_study(
     data = datasets.load("mnist5k")
     # Refuses more than there are, before the training rather than after it.
     loading.draw(len(data.train), samples, seed, f"training images of {data.name}")
+    if solver == "cobyla":
+        parallel.check(backend, ray_address)
     name = f"mnist case study, {solver} seed {seed}"
     run.begin(name, {"steps": steps, "solver": solver, "seed": seed}, [])
     training = tracking.TrainingRun(

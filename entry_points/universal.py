@@ -25,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         (settings,) = command_line.parse(experiments.universal, argv=argv)
         interrupts.raise_once()
         stores.check_folder("solve folder", expanded(settings["solve_dir"]))
-        if settings["solver"] == "cobyla":
+        asked = (settings["algorithm"], settings["solver"], settings["matrix"])
+        if asked == ("2", "cobyla", None):  # else nothing is spread
             parallel.check(settings["backend"], settings["ray_address"])
         places = ("backend", "workers", "ray_address", "patience")
         spread = functools.partial(parallel.map, **{name: settings[name] for name in places})

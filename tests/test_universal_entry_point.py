@@ -182,6 +182,16 @@ def refused(capsys: pytest.CaptureFixture[str], **options: Any) -> str:
             {"solver": "cobyla", "backend": "ray", "ray_address": "127.0.0.1:1"},
             "no Ray cluster answers at 127.0.0.1:1",
         ),
+        # A matrix that is there leaves nothing to spread, so the cluster isn't asked.
+        (
+            {
+                "solver": "cobyla",
+                "backend": "ray",
+                "ray_address": "127.0.0.1:1",
+                "matrix": "no.npz",
+            },
+            "there is no file",
+        ),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence_and_leaves_no_run(
@@ -266,4 +276,6 @@ def test_the_case_study_refuses_before_it_trains(
 ) -> None:
     line = conftest.refused(mnist.main, capsys, "--samples=5000")
     assert "samples=5000 is more than the 4000 training images" in line
+    cluster = ["--solver=cobyla", "--backend=ray", "--ray_address=127.0.0.1:1"]
+    assert "no Ray cluster answers" in conftest.refused(mnist.main, capsys, *cluster)
     assert not store.search_runs(["0"])
