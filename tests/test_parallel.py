@@ -34,6 +34,8 @@ os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-of-the-tests
 # Hosts of a cluster have no tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
+# Ray gives a client's server 30 s to start, which it may exceed beside other tests.
+alone = pytest.mark.alone
 on_ray = pytest.mark.xdist_group("ray")  # so that it starts once
 BACKENDS = [pytest.param(b, marks=on_ray if b == "ray" else ()) for b in get_args(Backend)]
 PARALLEL = [p for p in BACKENDS if p.values != ("serial",)]
@@ -521,6 +523,7 @@ def test_chunks_grow_to_a_share_of_a_second_and_shrink_at_the_end() -> None:
     assert sizes == {1: 4}
 
 
+@alone
 @on_ray
 def test_a_cluster_is_reached_from_outside(cluster: str, client_port: int) -> None:
     address = f"ray://127.0.0.1:{client_port}"
@@ -529,6 +532,7 @@ def test_a_cluster_is_reached_from_outside(cluster: str, client_port: int) -> No
         np.testing.assert_array_equal(one, expected)
 
 
+@alone
 @on_ray
 def test_a_cluster_grows_for_a_client_too(
     cluster: str, client_port: int, monkeypatch: pytest.MonkeyPatch
