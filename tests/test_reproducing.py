@@ -84,9 +84,8 @@ def test_a_training_is_estimated_from_its_steps_and_evaluations() -> None:
     data = load_data(job.settings)
     # 1 s compiles, 0.1 s is a step; one image's forward pass is a third of its part of a step.
     (seconds,) = estimating.seconds_of([job], lambda job: data)
-    evaluations = (
-        13 * len(data.test) * 0.1 / job.settings["batch_size"] / 3
-    )  # one each 50 of 600 steps, and the last
+    forward = 0.1 / job.settings["batch_size"] / 3
+    evaluations = 13 * len(data.test) * forward  # one each 50 of 600 steps, and the last
     assert seconds == pytest.approx(estimating._START + 1.0 + 600 * 0.1 + evaluations)
 
 
