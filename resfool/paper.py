@@ -63,7 +63,7 @@ CLAIMS = {
     "convnet_degrades": ("V.A", "The 50-layer ConvNet trains worse than the 25-layer one"),
     "resnet_trains_deeper": ("V.A", "The 50-layer ResNet trains better than the 25-layer one"),
     "resnet_tests_deeper": ("V.A", "The 50-layer ResNet tests better than the 25-layer one"),
-    "resnet_beats_convnet": ("V.A", "ResNet tests better than ConvNet at equal depth"),
+    "resnet_beats_convnet": ("Table I", "ResNet tests better than ConvNet at equal depth"),
     "resnet_is_faster": ("V.A", "ResNet converges faster than ConvNet early in training"),
     "resnet_adds_nothing": ("V.A", "ResNet has no more parameters than ConvNet"),
     "highway_trains_deep": ("V.B", "Unlike the ConvNet, HighwayNet still trains with 50 layers"),
@@ -73,9 +73,9 @@ CLAIMS = {
     "multiresnet_best": ("V.C", "The 50-layer MultiResNet tests better than the ResNet"),
     "multiresnet_generalises": (
         "V.C",
-        "MultiResNet overfits less than ResNet: higher ratio of test to training accuracy",
+        "MultiResNet overfits less than ResNet: more test over training accuracy (50 layers)",
     ),
-    "long_order": ("V.C", "After 50,000 steps MultiResNet tests best and HighwayNet worst"),
+    "long_order": ("Table II", "After 50,000 steps MultiResNet tests best and HighwayNet worst"),
     "universal_beats_noise": (
         "VI.C",
         "With enough singular vectors, Algorithm 2 fools more than a random vector",

@@ -40,10 +40,13 @@ def test_numbers_like_the_papers_make_no_difference() -> None:
 
 def test_seeds_that_agree_with_each_other_but_not_with_the_paper_are_named() -> None:
     runs = as_printed()
-    runs["short", "resnet", 25] = [training("resnet", 0.9, test) for test in (0.781, 0.783)]
-    runs["short", "convnet", 25] = [training("convnet", 0.9, test) for test in (0.75, 0.85)]
+    # Two deviations would be 0.036: with two seeds, a third can well be 0.04 away.
+    tests = {"resnet": (0.781, 0.783), "convnet": (0.75, 0.85), "highway": (0.835, 0.86)}
+    for arch, accuracies in tests.items():
+        train = paper.TABLE_1[arch, 25][0]
+        runs["short", arch, 25] = [training(arch, train, test) for test in accuracies]
     notes = " ".join(section(found(runs, "table1"), "Table I:").notes)
-    assert "two deviations of the seeds: resnet-25." in notes
+    assert "in 95 of 100 cases: resnet-25 (test)." in notes
     (table,) = section(found(runs, "table1"), "Table I:").tables
     row = next(row for row in table.rows if row[0] == "resnet-25")
     assert row[5:7] == ["0.782 ± 0.001 (2 seeds)", "-0.060"]
@@ -92,7 +95,7 @@ def test_the_closest_reading_is_named() -> None:
     runs[plain] = [training("convnet", 0.24, 0.23)]
     # What is compared is the paper's way of testing, which is kinder than the whole test set.
     for label in (("short", "resnet", 10), flip, plain):
-        way = {"papers_way_test_accuracy": runs[label][0].metrics["final_test_accuracy"] + 0.02}
+        way = {"papers_way_test_accuracy": runs[label][0].metrics["final_test_accuracy"] + 0.07}
         runs[label] = [
             dataclasses.replace(run, metrics={**run.metrics, **way}) for run in runs[label]
         ]
@@ -148,7 +151,7 @@ def test_tables_hold_every_decision_and_every_run() -> None:
     }
     ours = reproduction.comparison_table(found(runs, "table1"))
     assert len(ours) == 12
-    assert (ours["final_test_accuracy"] == ours["paper_test_accuracy"]).all()
+    assert (ours["papers_way_test_accuracy"] == ours["paper_test_accuracy"]).all()
 
 
 def test_the_quick_scale_says_so() -> None:
@@ -158,4 +161,4 @@ def test_the_quick_scale_says_so() -> None:
     assert "quick scale" in " ".join(reproduction.as_report(made).paragraphs)
     one = section(made, "Table I:")
     assert {row[3] for row in one.tables[0].rows} == {"–"}
-    assert "deviations" not in " ".join(one.notes)
+    assert "95 of 100" not in " ".join(one.notes)
