@@ -16,8 +16,7 @@ test: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest --numprocesses 2 --dist loadgroup -m "not slow and not alone"
-	$(BIN)/pytest -m alone
+	$(BIN)/pytest --numprocesses 2 --dist loadgroup
 
 # Minutes each: how far from the best solutions the solvers stay.
 test-slow: $(INSTALLED)

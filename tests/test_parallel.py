@@ -34,8 +34,6 @@ os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-of-the-tests
 # Hosts of a cluster have no tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-# Ray gives a client's server 30 s to start, which it may exceed beside other tests.
-alone = pytest.mark.alone
 on_ray = pytest.mark.xdist_group("ray")  # so that it starts once
 BACKENDS = [pytest.param(b, marks=on_ray if b == "ray" else ()) for b in get_args(Backend)]
 PARALLEL = [p for p in BACKENDS if p.values != ("serial",)]
@@ -57,10 +55,10 @@ def cluster(client_port: int) -> Iterator[str]:
         command += ["--node-ip-address=127.0.0.1", f"--port={address.rpartition(':')[2]}"]
         command += ["--num-cpus=2", "--object-store-memory=100000000", f"--temp-dir={folder}"]
         command += ["--include-dashboard=false", f"--ray-client-server-port={client_port}"]
+        # With gRPC's handlers of forks, a client's server sometimes dies as it starts.
+        environment = {"RAY_USAGE_STATS_ENABLED": "0", "GRPC_ENABLE_FORK_SUPPORT": "0"}
         with (Path(folder) / "log").open("w") as log:
-            head = subprocess.Popen(
-                command, stdout=log, stderr=log, env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
-            )
+            head = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | environment)
         try:
             client = f"127.0.0.1:{client_port}"
             wait_until(
@@ -509,6 +507,22 @@ def test_growth_is_asked_for_only_while_it_is_waited_for(
     assert [{"CPU": 1}] * 3 in demands
 
 
+@on_ray
+def test_a_known_fault_of_rays_client_server_comes_with_its_remedy(
+    cluster: str, client_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.util.client.worker import Worker
+
+    def died(*arguments: Any) -> None:
+        raise ConnectionAbortedError("RuntimeError: Starting Ray client server failed. See ...")
+
+    address = f"ray://127.0.0.1:{client_port}"
+    with monkeypatch.context() as context:
+        context.setattr(Worker, "_server_init", died)
+        with pytest.raises(InputError, match="GRPC_ENABLE_FORK_SUPPORT=0 ray start --head"):
+            parallel.Pool(counting, backend="ray", ray_address=address)
+
+
 def test_only_ray_deals_out_gpus() -> None:
     with pytest.raises(InputError, match="gpus=1 for each task needs backend=ray"):
         parallel.Pool(counting, gpus=1)
@@ -523,7 +537,6 @@ def test_chunks_grow_to_a_share_of_a_second_and_shrink_at_the_end() -> None:
     assert sizes == {1: 4}
 
 
-@alone
 @on_ray
 def test_a_cluster_is_reached_from_outside(cluster: str, client_port: int) -> None:
     address = f"ray://127.0.0.1:{client_port}"
@@ -532,7 +545,6 @@ def test_a_cluster_is_reached_from_outside(cluster: str, client_port: int) -> No
         np.testing.assert_array_equal(one, expected)
 
 
-@alone
 @on_ray
 def test_a_cluster_grows_for_a_client_too(
     cluster: str, client_port: int, monkeypatch: pytest.MonkeyPatch

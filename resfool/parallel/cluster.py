@@ -31,6 +31,7 @@ from resfool.parallel.tasks import Died, Failure, Function, Tell
 
 _REACH_SECONDS = 5.0
 _CLIENT_PORT = 10001  # of ray://host
+_DIED = "Starting Ray client server failed"
 _joined: str | None = None  # the cluster that this process has joined through us
 
 
@@ -279,6 +280,13 @@ def _refused(address: str | None, error: Exception) -> InputError:
         return InputError(f"Ray doesn't start here: {said}")
     if address == "auto":
         said += "; start one with `ray start --head`, or leave ray_address out"
+    elif _DIED in said:
+        # https://github.com/ray-project/ray/issues/63202
+        return InputError(
+            f"can't join the Ray cluster at {address}: its client server died as it started, as it "
+            "sometimes does when gRPC handles forks; try again, or start the head with"
+            " GRPC_ENABLE_FORK_SUPPORT=0 ray start --head"
+        )
     else:
         said += (
             "; if it has a token, give it to this machine too (RAY_AUTH_MODE=token,"
