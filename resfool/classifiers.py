@@ -522,6 +522,26 @@ def as_classifier(
     return logits
 
 
+def predicted(logits: Array) -> Array:
+    """The predicted classes of some images.
+
+    Args:
+        logits: float (N, classes).
+
+    Returns:
+        int (N,).
+
+    Raises:
+        InputError: an image has logits that are no numbers, of which none is the largest.
+    """
+    bad = int((~np.isfinite(logits)).any(axis=1).sum())
+    if bad:
+        raise InputError(
+            f"the model's outputs are infinite or not numbers for {bad} of {len(logits)} images"
+        )
+    return logits.argmax(axis=1)
+
+
 def _check_range(input_range: tuple[float, float]) -> tuple[float, float]:
     low, high = (float(end) for end in input_range)
     if not (math.isfinite(low) and math.isfinite(high) and low < high):

@@ -9,12 +9,22 @@ import tempfile
 import time
 from collections.abc import Iterator
 
-# What TensorFlow reads from the environment as it is imported, where nothing is set yet.
+# What TensorFlow shall read from the environment as it is imported, where nothing is set yet.
 VARIABLES = {"TF_CPP_MIN_LOG_LEVEL": "3"}
 if platform.machine().lower() in ("x86_64", "amd64"):
     # By itself TensorFlow takes oneDNN's kernels only on CPUs with AVX512-VNNI or newer; with AVX2
     # too they are up to twice as fast.
     VARIABLES["TF_ENABLE_ONEDNN_OPTS"] = "1"
+
+
+def variables() -> dict[str, str]:
+    """What TensorFlow read from this process's environment, or will read, as it is imported.
+
+    Returns:
+        Values by names; a name is missing if TensorFlow was imported without it.
+    """
+    wanted = {} if "tensorflow" in sys.modules else VARIABLES
+    return wanted | {name: os.environ[name] for name in VARIABLES if name in os.environ}
 
 
 def start_tensorflow() -> None:
@@ -24,8 +34,7 @@ def start_tensorflow() -> None:
     process's standard error before any setting is read, and bury what we have to say; they are
     shown only if the start fails.
     """
-    for name, value in VARIABLES.items():
-        os.environ.setdefault(name, value)
+    os.environ.update(variables())
     with held_back_stderr():
         import tensorflow as tf
 

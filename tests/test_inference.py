@@ -9,12 +9,29 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from resfool import architectures, inference, parameters
+from resfool import architectures, classifiers, inference, parameters
+from resfool.attacks import gradient, minimal
+from resfool.errors import InputError
 from resfool.layers import fused_inference
 
 layers = keras.layers
 SHAPE = (8, 6, 3)
 Layers = list[Any]
+
+
+def predicted(model: keras.Model, some: np.ndarray) -> Any:
+    assert classifiers.predicted(inference.logits(model, some)).tolist() == [1] * len(some)
+
+
+def signs(model: keras.Model, some: np.ndarray) -> Any:
+    gradient.sign_gradients(model, some, np.zeros(len(some), np.int64))
+
+
+def solved(model: keras.Model, some: np.ndarray) -> Any:
+    minimal.smallest_perturbations(model, some, solver="deepfool")
+
+
+SEEN = (predicted, signs, solved)
 
 
 def classifier(middle: Layers, dtype: str = "float32") -> keras.Model:
@@ -160,3 +177,16 @@ def test_threads_do_not_put_back_each_others_method() -> None:
     first.join()
     second.join()
     assert layers.BatchNormalization.call is plain
+
+
+@pytest.mark.parametrize("seen", SEEN, ids=lambda one: one.__name__)
+def test_images_for_which_a_model_gives_no_numbers_are_refused(seen: Callable[..., Any]) -> None:
+    some = np.zeros((5, *SHAPE), np.float32)
+    model = keras.Sequential([keras.Input(SHAPE), layers.Flatten(), layers.Dense(3)])
+    kernel, bias = model.get_weights()
+    model.set_weights([kernel, bias + np.array([0, 1, 0], np.float32)])
+    seen(model, some)
+    model.set_weights([np.full_like(kernel, 3e38), bias])
+    some[1] = some[4] = 1.0
+    with pytest.raises(InputError, match="not numbers for 2 of 5 images"):
+        seen(model, some)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from resfool import command_line, experiments, paper
+from resfool import command_line, devices, experiments, paper
 from resfool.datasets import Dataset
 from resfool.errors import InputError, NonFiniteLossError
 from resfool.experiments import estimating, identity, reproducing
@@ -189,6 +189,14 @@ def test_a_dry_run_only_says_what_it_would_do() -> None:
     # Each training is 1 s to compile, 0.1 s a step and more; the deeper ones multiply that.
     assert sum(line.startswith("to make") for line in said) == 8
     assert said[-1].startswith("8 runs to make, 0 are there; about ")
+
+
+def test_the_plan_warns_of_a_slow_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "bfloat16_slowdown", lambda: 10.0)
+    for precision, warnings in (("bfloat16", 1), ("float32", 0)):
+        said: list[str] = []
+        run(FakeMaker(), said, precision=precision, dry_run=True)
+        assert sum("precision=float32 will be faster" in line for line in said) == warnings
 
 
 def minutes(line: str) -> float:

@@ -71,6 +71,28 @@ def point(step: int, **figures: float) -> trials.Message:
 BEGIN: trials.Message = ("begin", ("a network", {"seed": 0}, [("train", "training")]))
 
 
+def test_what_a_worker_tells_is_told_to_the_runs_monitor(data: Dataset) -> None:
+    told: list[trials.Message] = []
+
+    def report(message: trials.Message) -> bool:
+        told.append(message)
+        return False
+
+    worker = trials._Telling(report)
+    worker.begin("a network", {"seed": 0}, [(data, "train", "training")])
+    worker.warn("it may take long")
+    worker.fact("parameter_count", 9)
+    worker.point({"step": 1, "train_accuracy": 0.1})
+    whole = Notes()
+    with recorder(whole, data) as record:
+        for message in told:
+            record.receive("a", message)
+    (part,) = whole.parts
+    assert whole.warnings == ["it may take long"]
+    assert (part.name, part.facts) == ("a network", {"seed": 0, "parameter_count": 9})
+    assert part.rows == [{"step": 1, "train_accuracy": 0.1}]
+
+
 def test_a_second_attempt_goes_on_in_the_same_run_without_doubled_steps(data: Dataset) -> None:
     whole = Notes()
     kept: list[Any] = []

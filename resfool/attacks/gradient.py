@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from resfool import inference
+from resfool import classifiers, inference
 from resfool.inference import BATCH_SIZE
 
 Progress = Callable[[int], None]  # is told how many more images are done
@@ -86,6 +86,9 @@ def sign_gradients(
 
     Returns:
         Signs, clean logits and the labels that were used.
+
+    Raises:
+        InputError: the model gives no numbers for some of the images.
     """
     gradient = inference.compiled(model, _sign_gradient)
     signs = np.empty(images.shape, np.int8)
@@ -101,7 +104,8 @@ def sign_gradients(
         parts.append(logits.numpy()[:count])
         progress(count)
     logits = np.concatenate(parts)
-    used = logits.argmax(axis=1) if labels is None else wanted.astype(np.int64)
+    own = classifiers.predicted(logits)
+    used = own if labels is None else wanted.astype(np.int64)
     return SignGradients(signs, logits, used)
 
 

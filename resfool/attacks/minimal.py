@@ -157,10 +157,11 @@ def smallest_perturbations(
         images nothing flipped.
 
     Raises:
-        InputError: an unknown name, a number out of range, or a subspace that the model lacks.
+        InputError: an unknown name, a number out of range, a subspace that the model lacks, or a
+            model that gives no numbers for some of the images.
     """
     _check(model, images, solver, subspace, candidates, evaluations)
-    classes = inference.logits(model, images, batch_size).argmax(axis=1)
+    classes = classifiers.predicted(inference.logits(model, images, batch_size))
     problem = Problem(model, images, classes, clip, batch_size, progress)
     settings: dict[str, Any] = {"candidates": min(candidates, model.output_shape[-1])}
     if solver == "ddn":

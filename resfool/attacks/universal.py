@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from resfool import inference
+from resfool import classifiers, inference
 from resfool.attacks import gradient, lowrank, minimal
 from resfool.attacks.lowrank import Decomposition
 from resfool.inference import BATCH_SIZE
@@ -136,7 +136,7 @@ def algorithm1(
         images: float32 (N, H, W, C) in [0, 1], to fit on.
         norm: the ball, of kind l2 or linf.
         solver: of the inner problem: a name of `minimal`'s, or a function.
-        desired_rate: delta: stop at this fooling rate on the fitting images.
+        desired_rate: 1 - delta: stop at this fooling rate on the fitting images.
         passes: over the images, at most.
         group: unfooled images per step.
         seed: of the order of the images, another one in each pass.
@@ -585,7 +585,7 @@ def _next_unfooled(
 
 
 def _clean_classes(model: keras.Model, images: np.ndarray, batch_size: int) -> np.ndarray:
-    return inference.logits(model, images, batch_size).argmax(axis=1)
+    return classifiers.predicted(inference.logits(model, images, batch_size))
 
 
 def _moved(images: np.ndarray, vector: np.ndarray, clip: bool) -> np.ndarray:
@@ -651,7 +651,7 @@ class _Target:
         logits = inference.logits(model, images)
         first, second = np.partition(logits, (-2, -1), axis=1)[:, [-1, -2]].T
         scale = float((first - second).mean()) / 2
-        return cls(model, images, logits.argmax(axis=1), max(scale, 1e-6), clip)
+        return cls(model, images, classifiers.predicted(logits), max(scale, 1e-6), clip)
 
 
 def _ascent(

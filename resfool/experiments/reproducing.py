@@ -10,7 +10,7 @@ from resfool import datasets, devices, paper
 from resfool.errors import InputError, NonFiniteLossError, unknown
 from resfool.experiments import identity
 from resfool.experiments.attacking import attack
-from resfool.experiments.training import Settings, load_data, train
+from resfool.experiments.training import Settings, load_data, slowness, train
 from resfool.experiments.universal import universal
 from resfool.monitor import FinishedRun, InterruptedRun, Monitor
 from resfool.parameters import Names, PositiveCount, Precision, ScaleName, duration, show
@@ -492,6 +492,9 @@ def _say_plan(
     devices.start_tensorflow()
     from resfool.experiments.estimating import seconds_of
 
+    precisions = {job.settings["precision"] for job in to_make if job.experiment == "train"}
+    for warning in filter(None, map(slowness, precisions)):
+        say(warning)
     seconds = seconds_of(to_make, state.data.of)
     for number, job in enumerate(to_make):
         note, cut = "", state.interrupted(job)

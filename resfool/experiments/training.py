@@ -189,11 +189,8 @@ def train(
         checkpoints.save(checkpoint, {}, same)
 
     devices.start_tensorflow()
-    if precision == "bfloat16" and devices.bfloat16_slowdown() > _SLOW:
-        monitor.warn(
-            f"bfloat16 takes this machine more than {_SLOW} times as long as float32, as measured "
-            "on a convolution; precision=float32 will be faster"
-        )
+    if warning := slowness(precision):
+        monitor.warn(warning)
     from resfool import architectures, evaluation, training
 
     blueprint: dict[str, Any] = {
@@ -251,6 +248,16 @@ def train(
         part=part,
         dataset=data,
         network=network,
+    )
+
+
+def slowness(precision: Precision) -> str:
+    """A warning, if this machine is much slower in a precision than in float32, else nothing."""
+    if precision == "float32" or devices.bfloat16_slowdown() <= _SLOW:
+        return ""
+    return (
+        f"bfloat16 takes this machine more than {_SLOW} times as long as float32, as measured "
+        "on a convolution; precision=float32 will be faster"
     )
 
 

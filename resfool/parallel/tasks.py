@@ -85,7 +85,7 @@ def environment(threads: int, gpus: float = 0) -> dict[str, str]:
     """
     variables = dict.fromkeys(_THREADS, str(threads))
     # As in the driver, or a worker's kernels could be others.
-    variables |= {name: os.environ.get(name, value) for name, value in devices.VARIABLES.items()}
+    variables |= devices.variables()
     return variables if gpus else variables | {"CUDA_VISIBLE_DEVICES": "-1"}
 
 
