@@ -33,13 +33,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _sweep(settings: Values) -> tuple[str, str]:
     """Attack along gradients; the run's id, and what to print."""
-    method = settings["method"]
-    with ProgressReport(f"{method}, image passes") as progress, tracking.Run(progress) as run:
+    words = f"{settings['method']}, image passes"
+    with ProgressReport(words) as progress, tracking.Run(progress) as run:
         results = experiments.attack(run, record, **settings)
-        run.log_figure(presentation.fooling_rates(results, method), "fooling_rates.png")
-        if len(results) > 1:
-            run.log_table(presentation.rates_table(results), "rates")
-        run.log_files(report.files(presentation.robustness_report(results, settings)))
+        record_all(run, results, settings)
     return run.run_id, presentation.summary(results)
 
 
@@ -50,6 +47,14 @@ def _transfer(settings: Values) -> tuple[str, str]:
         run.log_figure(presentation.transfer_figure(result), "transfer.png")
         run.log_table(presentation.transfer_table(result), "transfer")
     return run.run_id, presentation.transfer_summary(result)
+
+
+def record_all(run: tracking.Run, results: Sequence["Attacked"], settings: Values) -> None:
+    """Log what compares the models, and the report."""
+    run.log_figure(presentation.fooling_rates(results, settings["method"]), "fooling_rates.png")
+    if len(results) > 1:
+        run.log_table(presentation.rates_table(results), "rates")
+    run.log_files(report.files(presentation.robustness_report(results, settings)))
 
 
 def record(

@@ -9,7 +9,6 @@ from resfool import (
     experiments,
     interrupts,
     parallel,
-    presentation,
     report,
     reproduction,
     stores,
@@ -79,9 +78,7 @@ class Maker:
 
     def _attack(self, settings: Values, data: Dataset, resume: str | None) -> str:
         with tracking.Run(self._progress, nested=True) as own:
-            results = experiments.attack(own, attack.record, **settings)
-            figure = presentation.fooling_rates(results, settings["method"])
-            own.log_figure(figure, "fooling_rates.png")
+            attack.record_all(own, experiments.attack(own, attack.record, **settings), settings)
         return own.run_id
 
     def _universal(self, settings: Values, data: Dataset, resume: str | None) -> str:

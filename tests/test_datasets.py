@@ -27,7 +27,8 @@ from resfool.datasets import DATASETS, Dataset, Split, check_name, load
 from resfool.errors import InputError, unknown
 
 Array = npt.NDArray[Any]
-EMBEDDED = {"mnist5k": (28, 28, 1), "digits": (8, 8, 1)}  # those that need no file of the user's
+# Those that need no file of the user's: their images' shape and the number of classes.
+EMBEDDED = {"mnist5k": ((28, 28, 1), 10), "digits": ((8, 8, 1), 10)}
 OFFICIAL = {"cifar10", "mnist"}
 BATCHES = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
 
@@ -127,8 +128,8 @@ def rows(split: Split) -> list[bytes]:
     return [image.tobytes() for image in split.images]
 
 
-def counts(split: Split) -> list[int]:
-    return [int((split.labels == label).sum()) for label in range(10)]
+def counts(split: Split, classes: int = 10) -> list[int]:
+    return [int((split.labels == label).sum()) for label in range(classes)]
 
 
 # Every data set.
@@ -143,7 +144,7 @@ def dataset(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def test_every_data_set_keeps_the_contract(dataset: Dataset) -> None:
-    assert len(dataset.class_names) == dataset.classes == 10
+    assert len(dataset.class_names) == dataset.classes
     assert len(dataset.digest) == 16 and dataset.source
     for split in (dataset.train, dataset.validation, dataset.test):
         assert split.images.dtype == np.float32 and split.labels.dtype == np.int64
@@ -151,7 +152,7 @@ def test_every_data_set_keeps_the_contract(dataset: Dataset) -> None:
         assert split.images.flags.c_contiguous
         assert not split.images.flags.writeable and not split.labels.flags.writeable
     assert dataset.train.images.min() == 0 and dataset.train.images.max() == 1
-    assert set(dataset.train.labels) == set(dataset.test.labels) == set(range(10))
+    assert set(dataset.train.labels) == set(dataset.test.labels) == set(range(dataset.classes))
 
 
 def test_every_data_set_is_tested_as_embedded_or_official() -> None:
@@ -184,8 +185,9 @@ def test_embedded_sets_are_divided_without_overlap(name: str) -> None:
     whole = load(name)
     splits = (whole.train, whole.validation, whole.test)
     for split, (low, high) in zip(splits, [(100, 400), (30, 50), (40, 50)], strict=True):
-        assert len({*counts(split)}) == 1 and low <= counts(split)[0] <= high
-    assert whole.image_shape == EMBEDDED[name]
+        (each,) = {*counts(split, whole.classes)}
+        assert low <= each <= high
+    assert (whole.image_shape, whole.classes) == EMBEDDED[name]
     # `digits` has no image twice; nor has this part of MNIST.
     everything = [row for split in splits for row in rows(split)]
     assert len(everything) == len(set(everything))
@@ -195,11 +197,8 @@ def test_embedded_sets_are_divided_without_overlap(name: str) -> None:
 def test_subsets_are_exact_and_follow_the_seed(name: str) -> None:
     one, same = (load(name, per_class=(7, 3, 5), seed=1) for _ in range(2))
     other = load(name, per_class=(7, 3, 5), seed=2)
-    assert [counts(s) for s in (one.train, one.validation, one.test)] == [
-        [7] * 10,
-        [3] * 10,
-        [5] * 10,
-    ]
+    for split, each in ((one.train, 7), (one.validation, 3), (one.test, 5)):
+        assert counts(split, one.classes) == [each] * one.classes
     assert one.digest == same.digest != other.digest
     assert set(rows(one.train)) != set(rows(other.train))
     assert one.train.labels.tolist() != sorted(one.train.labels)
@@ -648,7 +647,7 @@ def test_known_names_pass(tmp_path: Path) -> None:
         ("cifar1", "did you mean 'cifar10'?"),
         ("CIFAR10", "did you mean 'cifar10'?"),
         ("own.npz", "did you mean 'npz:own.npz'?"),
-        ("imagenet", "known: cifar10, mnist, mnist5k, digits, npz:PATH"),
+        ("imagenet", f"known: {', '.join(DATASETS)}, npz:PATH"),
         ("", "unknown data set ''"),
         ("npz:", "no file"),
         ("npz:/no/such\nfile", "no file"),

@@ -76,6 +76,8 @@ def test_figures_are_made_once_and_reported(
     assert "See Figure 8" not in page
     for run in made:
         assert f"#/experiments/0/runs/{run.info.run_id}" in page
+    (attacked,) = [run for run in made if "clean_accuracy" in run.data.metrics]
+    assert_attack_report(attacked)
     decided = pd.read_csv(artifact(first, "claims.csv")).set_index("name")["verdict"]
     assert decided["universal_beats_noise"] in ("seen", "not seen")
     assert decided["multiresnet_best"] == "not run"
