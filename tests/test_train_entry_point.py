@@ -175,7 +175,7 @@ def test_a_resumed_trainings_time_is_that_of_all_sittings(store: MlflowClient) -
 
 
 def test_killed_twice_and_resumed_it_ends_as_if_never_killed(store: MlflowClient) -> None:
-    options: Any = {"steps": 3000, "eval_every": 150, "checkpoint_seconds": 0}
+    options: Any = {"steps": 1500, "eval_every": 150, "checkpoint_seconds": 0}
     whole_words = words(**options)
     process = start(*whole_words)
     wait_for_checkpoint(process, 300)
@@ -186,7 +186,7 @@ def test_killed_twice_and_resumed_it_ends_as_if_never_killed(store: MlflowClient
 
     resume = f"--resume={killed.info.run_id}"
     process = start("--arch=mlp", "--checkpoint_seconds=0", resume)
-    wait_for_checkpoint(process, 1200)
+    wait_for_checkpoint(process, 700)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
