@@ -24,7 +24,7 @@ _PARTS = {"train": "training accuracy", "test": "test accuracy"}
 # The paper tests with each batch's own statistics, and moving averages scatter more.
 _METRICS = {"train": "final_train_accuracy", "test": "batch_statistics_test_accuracy"}
 _ALIKE = 0.05  # a difference of fooling rates, or a loss of accuracy, that counts as none
-_DEGRADED = 0.1  # a loss of training accuracy that no choice of seed explains; the paper's is 0.63
+_DEGRADED = 0.1  # a loss of training accuracy that deserves the word; the paper's is 0.63
 _CONFIDENCE = 0.95  # of "too close to tell"
 
 
@@ -135,7 +135,7 @@ class _Figure:
 
 
 def _get(runs: Runs, label: Label, name: str, what: str = "", images: str = "") -> _Figure:
-    """A metric of a network's runs, which is a share of what another parameter of theirs counts."""
+    """A metric of a network's runs; `images` names their parameter that counts what it is of."""
     values = metric(runs, label, name)
     network = f"{label[-2]}-{label[-1]}" if len(label) > 2 else "the 5-layer network"
     if not values:

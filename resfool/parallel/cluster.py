@@ -280,7 +280,7 @@ def _refused(address: str | None, error: Exception) -> InputError:
         return InputError(f"Ray doesn't start here: {said}")
     if address == "auto":
         said += "; start one with `ray start --head`, or leave ray_address out"
-    elif _DIED in said:
+    elif _DIED in str(error):
         # https://github.com/ray-project/ray/issues/63202
         return InputError(
             f"can't join the Ray cluster at {address}: its client server died as it started, as it "
