@@ -340,7 +340,7 @@ def _examples(found: Reproduction, name: str) -> Section:
 
 def _readings(found: Reproduction, name: str) -> Section:
     rows: list[list[Cell]] = []
-    distances: dict[str, float] = {}
+    distances: dict[str, dict[str, float]] = {}
     for arch, depth, change in TRIED_READINGS:
         label = training_label(arch, depth, change)
         what = ", ".join(map(str, label[3:])) or "as read here"
@@ -352,8 +352,7 @@ def _readings(found: Reproduction, name: str) -> Section:
             ours = statistics.fmean(train), statistics.fmean(way)
             away = sum(abs(a - b) for a, b in zip(ours, of_paper, strict=True))
             distance = f"{away:.3f}"
-            if arch == "resnet":
-                distances[what] = away
+            distances.setdefault(f"{arch}-{depth}", {})[what] = away
         figures_of_it = map(_ours, (train, test, way))
         rows.append([f"{arch}-{depth}", what, *figures_of_it, distance, _links(found, label)])
     head = "network", "reading", "train", "test", "test, the paper's way", "distance", "runs"
@@ -364,9 +363,10 @@ def _readings(found: Reproduction, name: str) -> Section:
         "training accuracy and of test accuracy in the paper's way, added up, from what the paper "
         "prints for the same architecture with 50 layers, or for 10 layers with 25."
     ]
-    if len(distances) > 1:
-        best = min(distances, key=lambda what: distances[what])
-        words.append(f"Of the ResNet's readings that were run, “{best}” comes closest.")
+    for network, of_network in distances.items():
+        if len(of_network) > 1:
+            best = min(of_network, key=lambda what: of_network[what])
+            words.append(f"Of the readings of {network} that were run, “{best}” comes closest.")
     return Section("What the paper leaves open", words, [Table(head, rows)])
 
 

@@ -100,7 +100,10 @@ def test_the_closest_reading_is_named() -> None:
             dataclasses.replace(run, metrics={**run.metrics, **way}) for run in runs[label]
         ]
     one = section(found(runs, "readings"), "What the paper leaves open")
-    assert "“augment=crop_flip” comes closest" in " ".join(one.paragraphs)
+    words = " ".join(one.paragraphs)
+    assert "Of the readings of resnet-10 that were run, “augment=crop_flip” comes closest" in words
+    assert "Of the readings of convnet-50 that were run, “as read here” comes closest" in words
+    assert "convnet-10 that" not in words  # of which there is none
     rows = {(row[0], row[1]): row for row in one.tables[0].rows}
     for key, network, (train, test) in (
         (("resnet-10", "augment=crop_flip"), ("resnet", 25), (0.90, 0.84)),
