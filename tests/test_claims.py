@@ -178,6 +178,9 @@ def test_a_network_that_is_seldom_right_is_not_hard_to_fool_for_that() -> None:
     assert "resnet-10 0.500, multiresnet-10 0.750, convnet-10 1.000" in figure(
         runs, "multiresnet_fooled"
     )
+    assert "too close" not in figure(runs, "multiresnet_fooled")
+    runs["attack", "short", "resnet", 10] = [attack(0.59)]
+    assert figure(runs, "multiresnet_fooled").count("too close to tell") == 1
     # As often fooled, but not of what they get right.
     runs["attack", "short", "convnet", 10] = [attack(0.4, accuracy=0.6)]
     assert verdicts(runs)["others_alike"] == "not seen"
