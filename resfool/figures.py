@@ -418,7 +418,8 @@ def universal_rates(
     spectrum.set_ylim(bottom=0)
     for axes in (drawn, equal, spectrum):
         axes.grid(alpha=0.3)
-        axes.legend()
+    spectrum.legend()
+    figure.legend(*equal.get_legend_handles_labels(), loc="outside lower left", ncols=4)
     return figure
 
 
@@ -427,6 +428,7 @@ def _draw_over_rank(axes: Axes, rows: Sequence[Mapping[str, float]], prefix: str
     for name, label, colour in (
         ("fooling_rate", "universal", "tab:blue"),
         ("random_fooling_rate", "Gaussian, same l2 norm", "tab:orange"),
+        ("sign_noise_fooling_rate", "random signs, same l-infinity norm", "tab:green"),
     ):
         means, spreads = (
             np.array([row[f"{prefix}{name}{end}"] for row in rows]) for end in ("", "_std")

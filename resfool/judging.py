@@ -25,7 +25,8 @@ class Ranked:
     Attributes:
         rows: a dict for each rank: rank, l2_norm (mean), fooling_rate with its deviation over
             draws (_std), clipped_fooling_rate for the same with clipping, random_fooling_rate for
-            Gaussian vectors of the same l2 norm (and _std); the same as equal_..., at equal norm.
+            Gaussian vectors of the same l2 norm (and _std), sign_noise_fooling_rate for random
+            signs of the same l-infinity norm (and _std); the same as equal_..., at equal norm.
         vector: float32 (H, W, C), of the rank that was asked for; of several draws the one that
             fools most of the fitting images.
     """
@@ -34,6 +35,7 @@ class Ranked:
     vector: np.ndarray
 
 
+VECTORS = 4  # that are judged for each draw: it, the same clipped, and noise of two kinds
 RANKS = 1, 2, 3, 5, 10, 20, 30, 50, 100  # numbers of singular vectors that Figure 7 is drawn for
 
 
@@ -84,7 +86,7 @@ def over_ranks(
             )
             vectors = lowrank.combined(f, decomposition).reshape(-1, *held_out.shape[1:])
             row |= _judged(model, held_out, vectors, prefix, seed)
-            progress(3 * len(vectors))
+            progress(VECTORS * len(vectors))
             if prefix == "" and number == rank:
                 vector = _best(model, fitting, vectors)
         rows.append(row)
@@ -94,11 +96,13 @@ def over_ranks(
 def _judged(
     model: keras.Model, held_out: np.ndarray, vectors: np.ndarray, prefix: str, seed: int
 ) -> Row:
-    lengths = lowrank.sizes(vectors, "l2")
+    lengths, largest = (lowrank.sizes(vectors, kind) for kind in _KINDS)
     noise = universal.random_vectors(vectors.shape[1:], lengths, "l2", seed)
+    signs = universal.random_vectors(vectors.shape[1:], largest, "linf", seed)
     rates = universal.judged(model, held_out, vectors).rates
     clipped = universal.judged(model, held_out, vectors, clip=True).rates
     random = universal.judged(model, held_out, noise).rates
+    sign_noise = universal.judged(model, held_out, signs).rates
     return {
         f"{prefix}l2_norm": float(lengths.mean()),
         f"{prefix}fooling_rate": float(rates.mean()),
@@ -106,6 +110,8 @@ def _judged(
         f"{prefix}clipped_fooling_rate": float(clipped.mean()),
         f"{prefix}random_fooling_rate": float(random.mean()),
         f"{prefix}random_fooling_rate_std": float(random.std()),
+        f"{prefix}sign_noise_fooling_rate": float(sign_noise.mean()),
+        f"{prefix}sign_noise_fooling_rate_std": float(sign_noise.std()),
     }
 
 

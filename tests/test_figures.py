@@ -137,7 +137,7 @@ def test_more_networks_than_ten_have_colours_of_their_own() -> None:
 
 def test_ranks_are_titled_by_the_norm_that_they_are_drawn_at() -> None:
     row: dict[str, float] = {"rank": 1, "l2_norm": 2.0, "equal_l2_norm": 3.0}
-    for name in ("fooling_rate", "random_fooling_rate"):
+    for name in ("fooling_rate", "random_fooling_rate", "sign_noise_fooling_rate"):
         for prefix in ("", "equal_"):
             row |= {f"{prefix}{name}": 0.5, f"{prefix}{name}_std": 0.1}
             row[f"{prefix}clipped_fooling_rate"] = 0.4

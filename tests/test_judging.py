@@ -62,7 +62,7 @@ def test_every_ranks_rates_are_those_of_plain_loops(
         seed=5,
         progress=told.append,
     )
-    assert sum(told) == 2 * 2 * 3 * 6
+    assert sum(told) == 2 * 2 * 4 * 6
     for row, rank in zip(ranked.rows, (1, 4), strict=True):
         drawn = lowrank.random_coefficients("gaussian", decomposition, rank, seed=5, draws=6)
         vectors = lowrank.combined(drawn, decomposition).reshape(-1, *SHAPE)
@@ -82,6 +82,12 @@ def test_every_ranks_rates_are_those_of_plain_loops(
             assert row[f"{prefix}clipped_fooling_rate"] == pytest.approx(clipped.mean())
             assert row[f"{prefix}random_fooling_rate"] == pytest.approx(random.mean())
             assert row[f"{prefix}random_fooling_rate_std"] == pytest.approx(random.std())
+            largest = np.abs(these).max(axis=(1, 2, 3))
+            signs = universal.random_vectors(SHAPE, largest, "linf", 5)
+            np.testing.assert_allclose(np.abs(signs), np.ones(SHAPE) * largest[:, None, None, None])
+            of_signs = rates(kernel, held_out, signs)
+            assert row[f"{prefix}sign_noise_fooling_rate"] == pytest.approx(of_signs.mean())
+            assert row[f"{prefix}sign_noise_fooling_rate_std"] == pytest.approx(of_signs.std())
     # The draw that is kept is the best where it was fitted, whatever the held-out images say.
     best = rates(kernel, fitting, vectors).argmax()
     np.testing.assert_array_equal(ranked.vector, vectors[best])
@@ -104,9 +110,9 @@ def test_one_norm_is_judged_once(model: keras.Model, decomposition: Decompositio
         progress=told.append,
     )
     (row,) = ranked.rows
-    assert sum(told) == 3 * 3
+    assert sum(told) == 4 * 3
     names = [name for name in row if name != "rank" and not name.startswith("equal_")]
-    assert len(names) == 6
+    assert len(names) == 8
     for name in names:
         assert row[f"equal_{name}"] == row[name]
 

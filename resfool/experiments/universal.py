@@ -313,7 +313,7 @@ def _approximated(
     ranks = [rank] if first else sorted(others | {rank})
     random_rule = s["coefficients"] in ("gaussian", "singular")
     sides = 1 if s["norm"] == s["equal_norm"] else 2
-    total = len(ranks) * sides * 3 * (s["draws"] if random_rule else 1)
+    total = len(ranks) * sides * judging.VECTORS * (s["draws"] if random_rule else 1)
     judged = 0
 
     def progress(vectors: int) -> None:
