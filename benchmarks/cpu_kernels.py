@@ -1,6 +1,6 @@
 """What oneDNN's kernels and bfloat16 gain or cost on this CPU: the same work with each, in turn.
 
-    python -m benchmarks.cpu_kernels                       # some minutes
+    python -m benchmarks.cpu_kernels            # minutes; a quarter of an hour if bfloat16 is slow
     python -m benchmarks.cpu_kernels --rounds 5
 
 TensorFlow decides by itself where to take oneDNN's kernels; this package turns them on wherever
