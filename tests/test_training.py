@@ -434,9 +434,10 @@ def test_each_architecture_learns(
         precision=precision,
         learning_rate=0.003,
     )
-    # Chance is 0.1; 100 steps are not the end of learning.
-    assert result.train.accuracy > 0.4
-    assert result.test.accuracy > (0.7 if steps > 100 else 0.4)
+    # Chance is 0.1; the shorter training is on its way.
+    train, test = (0.5, 0.7) if steps == 250 else (0.4, 0.4)
+    assert result.train.accuracy > train
+    assert result.test.accuracy > test
     # The plain float32 model says what the one in training said.
     assert result.history[-1]["test_accuracy"] == pytest.approx(result.test.accuracy, abs=0.03)
 
