@@ -122,10 +122,10 @@ def agreement(
     Returns:
         What differs.
     """
-    from resfool.attacks import gradient
+    from resfool.attacks.gradient import perturbed, sign_gradients
 
-    ours = gradient.sign_gradients(model, images, labels)
-    moved = gradient.perturbed(images, ours.signs, epsilon)
+    ours = sign_gradients(model, images, labels)
+    moved = perturbed(images, ours.signs, epsilon)
     theirs = library.gradient(images, labels)
     differs = np.sign(theirs) != ours.signs
     apart = np.abs(library.attack(images, labels, epsilon) - moved)
@@ -176,13 +176,13 @@ def descents_agree(model: "keras.Model", images: np.ndarray, labels: np.ndarray)
     import tensorflow as tf
 
     from benchmarks.attack_libraries import foolbox_model
-    from resfool import inference
-    from resfool.attacks import gradient
+    from resfool.attacks.gradient import projected_gradient_descent
+    from resfool.classifiers import inference
 
     step = PGD_EPSILON / 4
 
     def ours(steps: int) -> np.ndarray:
-        return gradient.projected_gradient_descent(
+        return projected_gradient_descent(
             model, images, labels, PGD_EPSILON, steps=steps, step_size=step
         )
 

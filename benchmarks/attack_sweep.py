@@ -26,7 +26,7 @@ import numpy as np
 
 from resfool import paper
 from resfool.devices import start_tensorflow
-from resfool.parameters import network
+from resfool.networks.shape import network
 
 if TYPE_CHECKING:
     import keras
@@ -87,7 +87,7 @@ def resnet(depth: int, width: int) -> "keras.Model":
     Its logits are made small: where a network is sure of a label, the libraries move an image along
     the signs of rounding errors, and the fooling rates would differ.
     """
-    from resfool import architectures
+    from resfool.networks import architectures
 
     model = architectures.build(
         network("resnet", depth=depth, width=(width,)),
@@ -103,7 +103,7 @@ def resnet(depth: int, width: int) -> "keras.Model":
 
 def noise(model: "keras.Model", count: int) -> tuple[np.ndarray, np.ndarray]:
     """Random images, as time doesn't depend on what they show, with the model's own labels."""
-    from resfool import inference
+    from resfool.classifiers import inference
 
     images = np.random.default_rng(0).random((count, 32, 32, 3), dtype=np.float32)
     return images, inference.logits(model, images, BATCH).argmax(axis=1)
@@ -111,7 +111,7 @@ def noise(model: "keras.Model", count: int) -> tuple[np.ndarray, np.ndarray]:
 
 def sweep(fooled: Fooled, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The fooling rate at each epsilon, (E,)."""
-    from resfool import inference
+    from resfool.classifiers import inference
 
     parts = [fooled(images[rows], labels[rows]) for rows in inference.batches(len(images), BATCH)]
     return np.concatenate(parts, axis=1).mean(axis=1)

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from resfool import paper
-from resfool.parameters import Arch, Precision, network
+from resfool.networks.shape import network
+from resfool.parameters import Arch, Precision
 
 if TYPE_CHECKING:
-    from resfool.training import Trainer
+    from resfool.training.trainer import Trainer
 
 IMAGES = 2000
 
@@ -33,8 +34,8 @@ def processor() -> str:
 
 def trainer(arch: Arch, depth: int, precision: Precision, width: int = paper.WIDTH) -> "Trainer":
     """The project's own trainer at the paper's settings (batch 64, width 64, Adam)."""
-    from resfool import architectures
-    from resfool.training import Trainer
+    from resfool.networks import architectures
+    from resfool.training.trainer import Trainer
 
     model = architectures.build(
         network(arch, depth=depth, width=(width,)),

@@ -61,7 +61,7 @@ def main() -> None:
     arguments = parser.parse_args()
     start_tensorflow()
     warnings.filterwarnings("ignore")  # the libraries', of frameworks that they don't find
-    from resfool import inference
+    from resfool.classifiers import inference
 
     model, images = trained(arguments.steps, arguments.images)
     classes = inference.logits(model, images, BATCH).argmax(axis=1)
@@ -184,7 +184,7 @@ def measure(
     attack: Attack, model: "keras.Model", images: np.ndarray, classes: np.ndarray
 ) -> Measured:
     """Run an attack, and see on our model what it has come to."""
-    from resfool import inference
+    from resfool.classifiers import inference
 
     began = time.perf_counter()
     moved = attack(images, classes)

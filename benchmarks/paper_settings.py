@@ -36,7 +36,7 @@ def main() -> None:
 
 def row(arch: parameters.Arch, depth: int, precision: parameters.Precision, steps: int) -> str:
     """One line of the table."""
-    from resfool.architectures import count_flops
+    from resfool.networks.architectures import count_flops
 
     trainer = common.trainer(arch, depth, precision)
     trainer.advance(1)

@@ -136,7 +136,7 @@ def _resfool(arch: Any, precision: Any) -> tuple[Step, Step, int]:
     start_tensorflow()
     import tensorflow as tf
 
-    from resfool.architectures import count_flops
+    from resfool.networks.architectures import count_flops
 
     trainer = common.trainer(arch, DEPTH, precision)
     number = tf.bfloat16 if precision == "bfloat16" else tf.float32

@@ -130,15 +130,16 @@ def trained(steps: int, count: int) -> tuple["keras.Model", np.ndarray, np.ndarr
 
 def of_ours(model: "keras.Model", setting: Setting) -> dict[str, Fit]:
     """Algorithms 2 and 1 of resfool.attacks.universal."""
-    from resfool.attacks import lowrank, universal
+    from resfool.attacks import lowrank
+    from resfool.universal import coefficients, iterated, matrices
 
     norm, seed, clip = setting.norm, setting.seed, setting.clip
 
     def algorithm2(rule: Coefficients, rank: int) -> Fit:
         def fit(images: np.ndarray) -> np.ndarray:
-            matrix = universal.minimal_matrix(model, images, clip=clip)
+            matrix = matrices.minimal_matrix(model, images, clip=clip)
             found = lowrank.decompose(matrix.rows, rank)
-            f = universal.coefficients(
+            f = coefficients.coefficients(
                 rule, model, images, found, rank, norm=norm, seed=seed, clip=clip
             )
             return lowrank.combined(f, found).reshape(images.shape[1:])
@@ -147,7 +148,7 @@ def of_ours(model: "keras.Model", setting: Setting) -> dict[str, Fit]:
 
     def algorithm1(images: np.ndarray) -> np.ndarray:
         rate = setting.desired_rate
-        found = universal.algorithm1(
+        found = iterated.algorithm1(
             model, images, norm=norm, desired_rate=rate, seed=seed, clip=clip
         )
         return found.vector
@@ -228,7 +229,8 @@ def measure(
     fit: Fit, model: "keras.Model", fitting: np.ndarray, held_out: np.ndarray, setting: Setting
 ) -> Measured:
     """Fit a perturbation, and see on our model what it has come to."""
-    from resfool.attacks import lowrank, universal
+    from resfool.attacks import lowrank
+    from resfool.universal import vectors
 
     fit(fitting[:WARMING])
     began = time.perf_counter()
@@ -236,7 +238,7 @@ def measure(
     seconds = time.perf_counter() - began
     size = float(lowrank.sizes(vector, setting.norm.kind)[0])
     assert size <= 1.0001 * setting.norm.size, size
-    rate = float(universal.judged(model, held_out, vector, clip=setting.clip).rates[0])
+    rate = float(vectors.judged(model, held_out, vector, clip=setting.clip).rates[0])
     return Measured(rate, size, seconds)
 
 

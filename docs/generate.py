@@ -8,15 +8,16 @@ from typing import Any, get_args
 
 from entry_points.mnist import case_study
 from entry_points.reproduce import Maker
-from resfool import command_line, experiments, tracking
+from resfool import command_line, experiments
 from resfool.parameters import Names, show
+from resfool.tracking import training_run
 
 PAGES = Path(__file__).parent / "entry-points"
 BEGIN, END = "<!-- parameters -->\n", "<!-- end of parameters -->"
 
 # The functions whose keyword-only parameters are those of an entry point.
 ENTRY_POINTS: dict[str, tuple[Callable[..., Any], ...]] = {
-    "train": (experiments.train, tracking.open_run),
+    "train": (experiments.train, training_run.open_run),
     "attack": (experiments.attack, experiments.transfer),
     "universal": (experiments.universal,),
     "mnist": (case_study,),

@@ -3,15 +3,20 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from resfool import command_line, experiments, interrupts, presentation, report, tracking
+from resfool import command_line, experiments, interrupts
+from resfool.attacks import presentation
 from resfool.command_line import Values
-from resfool.datasets import Dataset
+from resfool.datasets.sets import Dataset
 from resfool.monitor import ModelSource
 from resfool.parameters import Part
 from resfool.progress import ProgressReport
+from resfool.report import page
+from resfool.tracking import stores
+from resfool.tracking.run import Run
+from resfool.universal.presentation import transfer_figure, transfer_summary, transfer_table
 
 if TYPE_CHECKING:
-    from resfool.evaluation import Attacked
+    from resfool.attacks.examples import Attacked
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -28,13 +33,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             run_id, summary = _transfer(transferring)
     print(summary)
     print(f"run             {run_id}")
-    print(f"look at it with {tracking.viewer()}")
+    print(f"look at it with {stores.viewer()}")
 
 
 def _sweep(settings: Values) -> tuple[str, str]:
     """Attack along gradients; the run's id, and what to print."""
     words = f"{settings['method']}, image passes"
-    with ProgressReport(words) as progress, tracking.Run(progress) as run:
+    with ProgressReport(words) as progress, Run(progress) as run:
         results = experiments.attack(run, record, **settings)
         record_all(run, results, settings)
     return run.run_id, presentation.summary(results)
@@ -42,23 +47,23 @@ def _sweep(settings: Values) -> tuple[str, str]:
 
 def _transfer(settings: Values) -> tuple[str, str]:
     """Attack by perturbations of earlier runs; the run's id, and what to print."""
-    with ProgressReport("transfer, image passes") as progress, tracking.Run(progress) as run:
+    with ProgressReport("transfer, image passes") as progress, Run(progress) as run:
         result = experiments.transfer(run, **settings)
-        run.log_figure(presentation.transfer_figure(result), "transfer.png")
-        run.log_table(presentation.transfer_table(result), "transfer")
-    return run.run_id, presentation.transfer_summary(result)
+        run.log_figure(transfer_figure(result), "transfer.png")
+        run.log_table(transfer_table(result), "transfer")
+    return run.run_id, transfer_summary(result)
 
 
-def record_all(run: tracking.Run, results: Sequence["Attacked"], settings: Values) -> None:
+def record_all(run: Run, results: Sequence["Attacked"], settings: Values) -> None:
     """Log what compares the models, and the report."""
     run.log_figure(presentation.fooling_rates(results, settings["method"]), "fooling_rates.png")
     if len(results) > 1:
         run.log_table(presentation.rates_table(results), "rates")
-    run.log_files(report.files(presentation.robustness_report(results, settings)))
+    run.log_files(page.files(presentation.robustness_report(results, settings)))
 
 
 def record(
-    run: tracking.Run, source: ModelSource, attacked: "Attacked", dataset: Dataset, part: Part
+    run: Run, source: ModelSource, attacked: "Attacked", dataset: Dataset, part: Part
 ) -> None:
     """Log one model's result as soon as it is there."""
     run.point({"step": 0} | presentation.scalars(attacked))

@@ -8,16 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from entry_points import train, universal
-from resfool import (
-    command_line,
-    datasets,
-    experiments,
-    interrupts,
-    parallel,
-    presentation,
-    tracking,
-)
-from resfool.experiments import loading
+from resfool import command_line, experiments, interrupts, parallel
+from resfool.datasets import sets
 from resfool.parameters import (
     Backend,
     Coefficients,
@@ -30,10 +22,13 @@ from resfool.parameters import (
     Subspace,
 )
 from resfool.progress import ProgressReport
+from resfool.tracking import stores, training_run
+from resfool.tracking.run import Run
+from resfool.universal import presentation
 
 
 def case_study(
-    run: tracking.Run,
+    run: Run,
     progress: ProgressReport,
     /,
     *,
@@ -78,14 +73,14 @@ def case_study(
     Returns:
         The perturbation and its fooling rates.
     """
-    data = datasets.load("mnist5k")
+    data = sets.load("mnist5k")
     # Refuses more than there are, before the training rather than after it.
-    loading.draw(len(data.train), samples, seed, f"training images of {data.name}")
+    sets.draw(len(data.train), samples, seed, f"training images of {data.name}")
     if solver == "cobyla":
         parallel.check(backend, ray_address)
     name = f"mnist case study, {solver} seed {seed}"
     run.begin(name, {"steps": steps, "solver": solver, "seed": seed}, [])
-    training = tracking.TrainingRun(
+    training = training_run.TrainingRun(
         progress, resume=None, checkpoint_dir=Path(checkpoint_dir), nested=True
     )
     with training:
@@ -102,7 +97,7 @@ def case_study(
         ray_address=ray_address,
         patience=patience,
     )
-    with tracking.Run(progress, nested=True) as part:
+    with Run(progress, nested=True) as part:
         result = experiments.universal(
             part,
             spread,
@@ -137,11 +132,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     with command_line.one_sentence_errors():
         (settings,) = command_line.parse(case_study, argv=argv)
         interrupts.raise_once()
-        with ProgressReport("mnist case study") as progress, tracking.Run(progress) as run:
+        with ProgressReport("mnist case study") as progress, Run(progress) as run:
             result = case_study(run, progress, **settings)
     print(presentation.universal_summary(result))
     print(f"run             {run.run_id}")
-    print(f"look at it with {tracking.viewer()}")
+    print(f"look at it with {stores.viewer()}")
 
 
 if __name__ == "__main__":

@@ -4,21 +4,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from entry_points import attack, train, universal
-from resfool import (
-    command_line,
-    experiments,
-    interrupts,
-    parallel,
-    report,
-    reproduction,
-    stores,
-    tracking,
-)
+from resfool import command_line, experiments, interrupts, parallel
 from resfool.command_line import Values
-from resfool.datasets import Dataset
+from resfool.datasets.sets import Dataset
 from resfool.errors import expanded
 from resfool.monitor import FinishedRun
 from resfool.progress import ProgressReport
+from resfool.report import page
+from resfool.reproduction import presentation
+from resfool.tracking import stores, training_run
+from resfool.tracking.run import Run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -26,15 +21,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     with command_line.one_sentence_errors():
         settings, places = command_line.parse(experiments.reproduce, Maker, argv=argv)
         interrupts.raise_once()
-        with ProgressReport("reproduce") as progress, tracking.Run(progress) as run:
+        with ProgressReport("reproduce") as progress, Run(progress) as run:
             maker = Maker(run, progress, **places)
             found = experiments.reproduce(run, maker, print, **settings)
             if found is None:
                 return
             record(run, found)
-    print(reproduction.summary(found))
+    print(presentation.summary(found))
     print(f"report          report.html, an artifact of run {run.run_id}")
-    print(f"look at it with {tracking.viewer()}")
+    print(f"look at it with {stores.viewer()}")
 
 
 class Maker:
@@ -48,7 +43,7 @@ class Maker:
 
     def __init__(
         self,
-        run: tracking.Run,
+        run: Run,
         progress: ProgressReport,
         /,
         *,
@@ -69,7 +64,7 @@ class Maker:
         return self._run.read(run_id)
 
     def _train(self, settings: Values, data: Dataset, resume: str | None) -> str:
-        own = tracking.TrainingRun(
+        own = training_run.TrainingRun(
             self._progress, resume=resume, checkpoint_dir=Path(self._folder), nested=True
         )
         with own:
@@ -77,12 +72,12 @@ class Maker:
         return own.run_id
 
     def _attack(self, settings: Values, data: Dataset, resume: str | None) -> str:
-        with tracking.Run(self._progress, nested=True) as own:
+        with Run(self._progress, nested=True) as own:
             attack.record_all(own, experiments.attack(own, attack.record, **settings), settings)
         return own.run_id
 
     def _universal(self, settings: Values, data: Dataset, resume: str | None) -> str:
-        with tracking.Run(self._progress, nested=True) as own:
+        with Run(self._progress, nested=True) as own:
             settings = settings | {"solve_dir": self._folder}
             universal.record(own, experiments.universal(own, parallel.map, print, **settings))
         return own.run_id
@@ -92,11 +87,11 @@ class Maker:
         self._run.add_metrics(run.run_id, metrics)
 
 
-def record(run: tracking.Run, found: experiments.Reproduction) -> None:
+def record(run: Run, found: experiments.Reproduction) -> None:
     """Log the report and its tables."""
-    run.log_files(report.files(reproduction.as_report(found)))
-    run.log_table(reproduction.claims_table(found), "claims")
-    run.log_table(reproduction.comparison_table(found), "accuracies")
+    run.log_files(page.files(presentation.as_report(found)))
+    run.log_table(presentation.claims_table(found), "claims")
+    run.log_table(presentation.comparison_table(found), "accuracies")
 
 
 if __name__ == "__main__":

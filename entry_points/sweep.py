@@ -3,11 +3,15 @@
 import functools
 from collections.abc import Callable, Sequence
 
-from resfool import command_line, experiments, figures, interrupts, parallel, presentation, tracking
+from resfool import command_line, experiments, interrupts, parallel
 from resfool.command_line import Values
-from resfool.datasets import Dataset
+from resfool.datasets.sets import Dataset
 from resfool.experiments import Row, Trained
 from resfool.progress import ProgressReport
+from resfool.tracking import stores
+from resfool.tracking.run import Run
+from resfool.training.presentation import accuracy_curves
+from resfool.trials import presentation
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -19,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             argv=argv,
         )
         interrupts.raise_once()
-        with ProgressReport("sweep") as progress, tracking.Run(progress) as run:
+        with ProgressReport("sweep") as progress, Run(progress) as run:
             swept = experiments.sweep(run, pool_of(settings), keep, training, print, **settings)
             run.log_table(presentation.trainings_table(swept), "trainings")
             run.log_table(presentation.networks_table(swept), "networks")
@@ -28,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
     print(presentation.sweep_summary(swept))
     print(f"run             {run.run_id}")
-    print(f"look at it with {tracking.viewer()}")
+    print(f"look at it with {stores.viewer()}")
 
 
 def pool_of(settings: Values) -> Callable[..., parallel.Pool]:
@@ -44,10 +48,10 @@ def pool_of(settings: Values) -> Callable[..., parallel.Pool]:
     )
 
 
-def keep(run: tracking.Run, trained: Trained, curve: Sequence[Row], data: Dataset) -> None:
+def keep(run: Run, trained: Trained, curve: Sequence[Row], data: Dataset) -> None:
     """Log what a trial sent home: its figure and its model."""
     title = f"{trained.network} on {data.name}"
-    run.log_figure(figures.accuracy_curves(curve, title), "accuracy_curves.png")
+    run.log_figure(accuracy_curves(curve, title), "accuracy_curves.png")
     run.log_model(trained.load_model(), data, trained.metrics, trained.part)
 
 

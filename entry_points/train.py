@@ -2,18 +2,20 @@
 
 from collections.abc import Sequence
 
-from resfool import command_line, experiments, figures, interrupts, tracking
+from resfool import command_line, experiments, interrupts
 from resfool.progress import ProgressReport
+from resfool.tracking import stores, training_run
+from resfool.training import presentation
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line, train, and record the result."""
     with command_line.one_sentence_errors():
-        settings, options = command_line.parse(experiments.train, tracking.open_run, argv=argv)
+        settings, options = command_line.parse(experiments.train, training_run.open_run, argv=argv)
         interrupts.raise_once()
         with (
             ProgressReport(f"training {settings['arch']}") as progress,
-            tracking.open_run(progress, **options) as run,
+            training_run.open_run(progress, **options) as run,
         ):
             if run.checkpoint is not None:
                 settings = experiments.resumed_settings(settings, run.checkpoint)
@@ -25,10 +27,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{judged:<15} {result.test.accuracy:.4f}  (all {count} images)")
     print(f"run             {run.run_id}")
     print(f"model           {model_uri}")
-    print(f"look at it with {tracking.viewer()}")
+    print(f"look at it with {stores.viewer()}")
 
 
-def record(run: tracking.TrainingRun, result: experiments.Training) -> str:
+def record(run: training_run.TrainingRun, result: experiments.Training) -> str:
     """Log a training's figure and model.
 
     Args:
@@ -39,7 +41,7 @@ def record(run: tracking.TrainingRun, result: experiments.Training) -> str:
         The model's URI.
     """
     title = f"{result.network.name} on {result.dataset.name}"
-    run.log_figure(figures.accuracy_curves(result.history, title), "accuracy_curves.png")
+    run.log_figure(presentation.accuracy_curves(result.history, title), "accuracy_curves.png")
     return run.log_model(result.model, result.dataset, result.final_metrics, result.part)
 
 

@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 
 from entry_points import sweep
-from resfool import command_line, experiments, interrupts, presentation, tracking, tuning
+from resfool import command_line, experiments, interrupts
 from resfool.progress import ProgressReport
+from resfool.tracking import stores
+from resfool.tracking.run import Run
+from resfool.trials import presentation, study
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -17,9 +20,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         interrupts.raise_once()
         title = f"tuning of {settings['arch']}, {training['dataset']}"
-        with ProgressReport("tune") as progress, tracking.Run(progress) as run:
+        with ProgressReport("tune") as progress, Run(progress) as run:
             found = experiments.tune(
-                run, sweep.pool_of(settings), tuning.Study, sweep.keep, training, print, **settings
+                run, sweep.pool_of(settings), study.Study, sweep.keep, training, print, **settings
             )
             run.log_table(presentation.trials_table(found), "trials")
             run.log_figure(presentation.tuning_figure(found, title), "tuning.png")
@@ -29,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             run.note(f"Train the best with\n\n    {found.command}")
     print(presentation.tuning_summary(found))
     print(f"run             {run.run_id}")
-    print(f"look at it with {tracking.viewer()}")
+    print(f"look at it with {stores.viewer()}")
 
 
 if __name__ == "__main__":

@@ -5,18 +5,13 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from resfool import (
-    command_line,
-    experiments,
-    interrupts,
-    parallel,
-    presentation,
-    stores,
-    tracking,
-)
+from resfool import command_line, experiments, interrupts, parallel
 from resfool.errors import expanded
 from resfool.experiments import Universal
 from resfool.progress import ProgressReport
+from resfool.tracking import stores
+from resfool.tracking.run import Run
+from resfool.universal import presentation
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -31,15 +26,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         places = ("backend", "workers", "ray_address", "patience")
         spread = functools.partial(parallel.map, **{name: settings[name] for name in places})
         title = f"algorithm {settings['algorithm']}"
-        with ProgressReport(title) as progress, tracking.Run(progress) as run:
+        with ProgressReport(title) as progress, Run(progress) as run:
             result = experiments.universal(run, spread, print, **settings)
             record(run, result)
     print(presentation.universal_summary(result))
     print(f"run             {run.run_id}")
-    print(f"look at it with {tracking.viewer()}")
+    print(f"look at it with {stores.viewer()}")
 
 
-def record(run: tracking.Run, result: Universal) -> None:
+def record(run: Run, result: Universal) -> None:
     """Log a universal perturbation: rates, figures, tables, the vector and its matrix."""
     verdict = result.verdict
     run.point({"step": 0} | verdict.rates)

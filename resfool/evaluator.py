@@ -26,10 +26,12 @@ from mlflow.models.evaluation.artifacts import (
 )
 from mlflow.tracking.artifact_utils import get_artifact_uri
 
-from resfool import classifiers, command_line, presentation
+from resfool import command_line
+from resfool.attacks import presentation
+from resfool.attacks.attack import EPSILONS
+from resfool.classifiers import adapting
+from resfool.datasets.sets import draw
 from resfool.errors import InputError
-from resfool.experiments.attacking import EPSILONS
-from resfool.experiments.loading import draw
 from resfool.parameters import (
     Epsilon,
     Epsilons,
@@ -44,14 +46,17 @@ from resfool.parameters import (
     epsilon_step,
     show,
 )
-from resfool.tracking import log_table
+from resfool.tracking.run import log_table
+
+if TYPE_CHECKING:
+    from resfool.attacks.examples import Attacked
+    from resfool.parameters import Row
+
 
 if TYPE_CHECKING:
     import keras
     import pandas as pd
     from matplotlib.figure import Figure
-
-    from resfool.evaluation import Attacked, Row
 
 
 class RobustnessEvaluator(ModelEvaluator):
@@ -158,15 +163,16 @@ def measure(
     pixels = _pixels(dataset.features_data, shape, input_range)
     rows = draw(len(pixels), samples, seed, "images")
 
-    from resfool import evaluation
+    from resfool.attacks import examples
+    from resfool.attacks.epsilons import sweep
 
-    classifier = classifiers.as_classifier(
+    classifier = adapting.as_classifier(
         original, image_shape=shape, classes=None, input_range=input_range, name=original.name
     )
     classes = int(classifier.output_shape[-1])
     labels = _class_numbers(dataset.labels_data, classes)
     names = _class_names(class_names, classes)
-    swept = evaluation.sweep(
+    swept = sweep(
         classifier,
         _images(pixels[rows], shape, input_range),
         labels[rows],
@@ -180,7 +186,7 @@ def measure(
         seed=seed,
         batch_size=batch_size,
     )
-    return evaluation.attacked(original.name, dataset.name, names, swept, seed), rows
+    return examples.attacked(original.name, dataset.name, names, swept, seed), rows
 
 
 # What MLflow hands over.

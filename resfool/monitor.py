@@ -5,13 +5,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from resfool.datasets import Dataset
 from resfool.errors import InputError, expanded
-from resfool.parameters import Part
+from resfool.parameters import Part, Row
 
-Use = tuple[Dataset, Part, str]  # a data set, the part of it, and what for: "training"
+if TYPE_CHECKING:
+    from resfool.datasets.sets import Dataset
+
+Use = tuple["Dataset", Part, str]  # a data set, the part of it, and what for: "training"
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class FinishedRun:
     link: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
-    curve: Sequence[Mapping[str, float]] = ()
+    curve: Sequence[Row] = ()
     find_file: Callable[[str], Path | None] = lambda name: None
 
     @property
@@ -128,7 +130,7 @@ class Monitor:
     def fact(self, name: str, value: Any) -> None:
         """Something about the experiment became known, such as the parameter count."""
 
-    def point(self, row: Mapping[str, float]) -> None:
+    def point(self, row: Row) -> None:
         """A point of a curve: "step" and the figures measured there."""
 
     def progress(self, done: int, total: int, text: str) -> None:
@@ -214,3 +216,14 @@ class Monitor:
         """
         path = self.find_artifact(uri, "perturbation.npy")
         return PerturbationSource(uri, expanded(uri).absolute().stem, path)
+
+
+def counter(total: int, progress: Callable[[int, int], None]) -> Callable[[int], None]:
+    done = 0
+
+    def advance(passes: int) -> None:
+        nonlocal done
+        done = min(total, done + passes)
+        progress(done, total)
+
+    return advance

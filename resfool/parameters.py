@@ -2,14 +2,10 @@
 
 import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
-
-from resfool import paper
-from resfool.errors import InputError
 
 Arch = Literal["convnet", "resnet", "highway", "multiresnet", "mlp"]
 Optimizer = Literal["adam", "momentum", "sgd"]
@@ -29,6 +25,10 @@ RandomCoefficients = Literal["gaussian", "singular"]
 Coefficients = Literal["gaussian", "singular", "first", "optimised"]  # f_i of equation 8
 Algorithm = Literal["1", "2", "3", "4", "random", "gradient"]
 NormKind = Literal["none", "l2", "linf"]
+
+
+# What was measured at one point: of a curve ("step" is among the names), or of a table.
+Row = dict[str, float]
 
 
 def _split_commas(value: Any) -> Any:
@@ -196,129 +196,6 @@ Counts = Annotated[
 ImageShape = Annotated[Counts, AfterValidator(_check_image_shape)]
 # Seeds go into TensorFlow's stateless generators as 32-bit integers.
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
-
-
-@dataclass(frozen=True)
-class Between:
-    """A range of a setting: of whole numbers if both ends are; `log` counts in magnitudes."""
-
-    low: float
-    high: float
-    log: bool = False
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A few values of a setting."""
-
-    values: tuple[Any, ...]
-
-
-Span = Between | Choice
-
-
-@dataclass(frozen=True)
-class Network:
-    """A network's shape, checked and with every default filled in.
-
-    Attributes:
-        arch: the block rule.
-        depth: 3x3 convolutions of the five stages (not the stem); for `mlp` its hidden layers.
-        widths: feature maps of each stage, five; for `mlp` nodes of each hidden layer.
-        convs_per_unit: convolutions that one shortcut spans, 1 or 2.
-        dropout: share of activations dropped before each convolution (`mlp`: after each layer).
-        gate_bias: initial bias of the highway's transform gate.
-        batch_norm: whether the plain `convnet` normalises.
-    """
-
-    arch: Arch
-    depth: int
-    widths: tuple[int, ...]
-    convs_per_unit: int = 1
-    dropout: float = 0.0
-    gate_bias: float = -1.0
-    batch_norm: bool = True
-
-    @property
-    def name(self) -> str:
-        """Architecture and depth, such as resnet-10."""
-        return f"{self.arch}-{self.depth}"
-
-
-def network(
-    arch: Arch,
-    *,
-    depth: int | None = None,
-    width: Sequence[int] | None = None,
-    convs_per_unit: int = 1,
-    dropout: float = 0.0,
-    gate_bias: float = -1.0,
-    batch_norm: bool = True,
-) -> Network:
-    """Check the parameters that shape a network against each other.
-
-    Args:
-        arch: architecture name.
-        depth: a multiple of 5, or None for the default (10; `mlp` 5 layers, any number allowed).
-        width: one width for all stages or five; None for the paper's (64; `mlp` 100).
-        convs_per_unit: 1, or 2 where depth / 5 is even (`resnet` and `highway`).
-        dropout: in [0, 1).
-        gate_bias: initial transform-gate bias (`highway`).
-        batch_norm: False leaves the normalisation out of `convnet`.
-
-    Returns:
-        The network's shape.
-
-    Raises:
-        InputError: a value is out of range or doesn't fit the architecture.
-    """
-    if arch == "mlp":
-        layers = paper.MLP_LAYERS if depth is None else depth
-        widths = _widths(width, paper.MLP_WIDTH, layers)
-    else:
-        layers = paper.DEPTHS[0] if depth is None else depth
-        widths = _widths(width, paper.WIDTH, paper.STAGES)
-        if layers < 1 or layers % paper.STAGES:
-            raise InputError(
-                f"depth={layers} doesn't divide into five stages; "
-                f"{arch} takes a multiple of 5, such as 10, 25 or 50"
-            )
-    if not batch_norm and arch != "convnet":
-        raise InputError(f"batch_norm=false is for the plain convnet only, not for {arch}")
-    if convs_per_unit != 1:
-        _check_convs_per_unit(arch, layers, convs_per_unit)
-    if arch in ("resnet", "highway") and list(widths) != sorted(widths):
-        raise InputError(
-            f"width={','.join(map(str, widths))} narrows from one stage to the next; "
-            f"{arch}'s shortcuts are padded with zeros, so its widths may only grow"
-        )
-    return Network(arch, layers, widths, convs_per_unit, dropout, gate_bias, batch_norm)
-
-
-def _widths(width: Sequence[int] | None, default: int, parts: int) -> tuple[int, ...]:
-    widths = tuple(width) if width is not None else (default,)
-    if min(widths, default=0) < 1:
-        raise InputError(f"width={','.join(map(str, widths))} must be at least 1 everywhere")
-    if len(widths) == 1:
-        return widths * parts
-    if len(widths) != parts:
-        given = ",".join(map(str, widths))
-        raise InputError(f"width={given} has {len(widths)} numbers; give one or {parts}")
-    return widths
-
-
-def _check_convs_per_unit(arch: Arch, depth: int, convs_per_unit: int) -> None:
-    if arch not in ("resnet", "highway"):
-        raise InputError(
-            f"convs_per_unit={convs_per_unit} is for resnet and highway, not for {arch}"
-        )
-    if convs_per_unit != 2:
-        raise InputError(f"convs_per_unit={convs_per_unit} must be 1 or 2")
-    if (depth // paper.STAGES) % 2:
-        raise InputError(
-            f"convs_per_unit=2 needs an even number of convolutions in each of the five stages; "
-            f"depth={depth} gives {depth // paper.STAGES}"
-        )
 
 
 def show(value: Any) -> str:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from scipy.signal import correlate2d
 
-from resfool import architectures, parameters
+from resfool.networks import architectures
+from resfool.networks.shape import network
 from resfool.parameters import Arch
 
 CONVOLUTIONAL: list[Arch] = ["convnet", "resnet", "highway", "multiresnet"]
@@ -30,7 +31,7 @@ def build(arch: Arch, **options: Any) -> keras.Model:
         "mean": [0.5, 0.4, 0.3],
         "std": [0.2, 0.25, 0.3],
     }
-    return architectures.build(parameters.network(arch, **shape), **blueprint | options)
+    return architectures.build(network(arch, **shape), **blueprint | options)
 
 
 def images(count: int = 3, shape: tuple[int, ...] = (32, 32, 3)) -> np.ndarray:

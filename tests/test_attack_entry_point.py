@@ -19,8 +19,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from entry_points import attack, train
-from resfool import datasets
-from resfool.experiments import loading
+from resfool.classifiers import finding
+from resfool.datasets import sets
 from resfool.monitor import ModelSource
 from resfool.parameters import show
 from tests import conftest
@@ -52,7 +52,7 @@ def curve(store: MlflowClient, run: Run, key: str) -> dict[int, float]:
 
 def strangers_model(path: Path, *, white: float = 255.0) -> keras.Model:
     """A classifier of digits as somebody else would save it: compiled, softmax, pixels to 255."""
-    data = datasets.load("digits")
+    data = sets.load("digits")
     model = keras.Sequential(
         [
             keras.Input((8, 8, 1)),
@@ -292,11 +292,11 @@ def test_a_model_with_code_of_its_own_is_refused_unless_trusted(
 
 
 def test_recorded_parameters_mean_none_in_any_case() -> None:
-    data = datasets.load("digits")
+    data = sets.load("digits")
     training = {"dataset": "digits", "per_class": "None", "data_dir": "NONE", "data_seed": "0"}
     training["dataset_digest"] = data.digest
     source = ModelSource("runs:/a/model", "a", Path("a"), lambda: None, training=training)
-    assert loading.load_data([source], None, None, None, 0).digest == data.digest
+    assert finding.load_data([source], None, None, None, 0).digest == data.digest
 
 
 def test_a_file_that_is_no_model_is_refused(

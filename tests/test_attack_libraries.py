@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.attack_agreement import Agreement, agreement, descents_agree
-from resfool import architectures, parameters
+from resfool.networks import architectures, shape
 
 EPSILONS = [0.01, 0.3]
 
@@ -17,7 +17,7 @@ EPSILONS = [0.01, 0.3]
 @pytest.fixture(scope="module")
 def model() -> keras.Model:
     return architectures.build(
-        parameters.network("resnet", depth=5, width=(4,)),
+        shape.network("resnet", depth=5, width=(4,)),
         image_shape=(16, 16, 3),
         classes=10,
         mean=[0.5] * 3,

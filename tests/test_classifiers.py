@@ -23,8 +23,9 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.types import Schema, TensorSpec
 
-from resfool import classifiers
-from resfool.classifiers import as_classifier, check_keras_file, find_keras_file, load
+from resfool.classifiers import files
+from resfool.classifiers.adapting import as_classifier
+from resfool.classifiers.files import check_keras_file, find_keras_file, load
 from resfool.errors import InputError
 from tests.conftest import ROOT
 
@@ -202,7 +203,7 @@ def test_activations_by_name_are_those_of_keras() -> None:
         for name, value in vars(keras.activations).items()
         if isinstance(value, types.FunctionType)
     }
-    assert functions - {"get", "serialize", "deserialize"} == classifiers._ACTIVATIONS
+    assert functions - {"get", "serialize", "deserialize"} == files._ACTIVATIONS
 
 
 def layer(kind: str = "Dense", module: str | None = "keras.layers", **more: Any) -> dict[str, Any]:
@@ -344,7 +345,7 @@ def test_damaged_and_hostile_files_are_refused(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     members, expected = DAMAGED[case]
-    monkeypatch.setattr(classifiers, "_MAX_PARAMETERS", 10**8)
+    monkeypatch.setattr(files, "_MAX_PARAMETERS", 10**8)
     path = write(tmp_path / "m.keras", **members)
     assert expected in refusal(check_keras_file, path)
     assert list(tmp_path.iterdir()) == [path]
@@ -383,7 +384,7 @@ def test_zip_tricks_are_refused(tmp_path: Path) -> None:
 
 def test_a_member_is_copied_no_further_than_its_bound() -> None:
     with pytest.raises(ValueError, match="more than 10 bytes"):
-        classifiers._copy_bounded(io.BytesIO(bytes(11)), io.BytesIO(), 10)
+        files._copy_bounded(io.BytesIO(bytes(11)), io.BytesIO(), 10)
 
 
 def test_parameters_are_counted_before_memory_is_taken(tmp_path: Path) -> None:
@@ -419,7 +420,7 @@ def test_checks_need_no_tensorflow(tmp_path: Path) -> None:
     honest = write(tmp_path / "honest.keras")
     hostile = write(tmp_path / "hostile.keras", layer("Lambda"))
     code = (
-        "import sys; from pathlib import Path; from resfool import classifiers as c;"
+        "import sys; from pathlib import Path; from resfool.classifiers import files as c;"
         "from resfool.errors import InputError\n"
         f"c.check_keras_file(c.find_keras_file(Path({str(honest)!r})))\n"
         f"try: c.load(Path({str(hostile)!r}))\n"
@@ -635,7 +636,7 @@ class Own(keras.Model):
     ],
 )
 def test_what_is_trusted_and_is_no_model_is_refused(loader: Any, sentence: str) -> None:
-    line = refusal(classifiers.load_trusted, loader, "models:/theirs")
+    line = refusal(files.load_trusted, loader, "models:/theirs")
     assert sentence in line and "models:/theirs" in line
 
 

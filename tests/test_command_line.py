@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resfool import command_line, experiments, parameters, tracking
+from resfool import command_line, experiments, parameters
 from resfool.command_line import UsageError
 from resfool.parameters import Arch, Counts, PositiveCount
+from resfool.tracking import training_run
 from tests.conftest import ROOT
 
 
@@ -158,11 +159,11 @@ def test_what_two_functions_share_is_given_once() -> None:
 
 def test_help_describes_every_parameter(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        command_line.parse(experiments.train, tracking.open_run, argv=["--help"])
+        command_line.parse(experiments.train, training_run.open_run, argv=["--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
     options, documented = text.split("options:")[1], command_line.described
-    for function in (experiments.train, tracking.open_run):
+    for function in (experiments.train, training_run.open_run):
         for name in command_line.public_parameters(function):
             assert f"--{name} " in options
             assert documented(function).get(name), f"{name} has no description"

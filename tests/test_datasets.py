@@ -22,8 +22,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from resfool import datasets
-from resfool.datasets import DATASETS, Dataset, Split, check_name, load
+from resfool.datasets import official as official_files
+from resfool.datasets import sets
+from resfool.datasets.sets import DATASETS, Dataset, Split, check_name, load
 from resfool.errors import InputError, unknown
 
 Array = npt.NDArray[Any]
@@ -39,9 +40,11 @@ def keras_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     monkeypatch.setenv("no_proxy", "*")
     for name in ("_CIFAR10", "_MNIST"):
-        official = getattr(datasets, name)
+        official = getattr(official_files, name)
         file = official.url.rsplit("/", 1)[-1]
-        monkeypatch.setattr(datasets, name, replace(official, url=f"http://127.0.0.1:9/{file}"))
+        monkeypatch.setattr(
+            official_files, name, replace(official, url=f"http://127.0.0.1:9/{file}")
+        )
     return tmp_path / "keras"
 
 
@@ -170,7 +173,7 @@ def test_a_split_leaves_the_callers_arrays_alone() -> None:
 def test_importing_and_checking_names_is_cheap() -> None:
     heavy = "{'keras', 'tensorflow', 'mlflow', 'sklearn', 'pandas', 'mlxtend'}"
     code = (
-        "import sys; from resfool.datasets import check_name; check_name('digits');"
+        "import sys; from resfool.datasets.sets import check_name; check_name('digits');"
         f" print({heavy} & {{*sys.modules}})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -207,7 +210,7 @@ def test_subsets_are_exact_and_follow_the_seed(name: str) -> None:
 
 
 def test_mnist5k_has_500_of_each_digit_and_they_look_like_digits() -> None:
-    pool = datasets.DATASETS["mnist5k"](None).pools[0]
+    pool = sets.DATASETS["mnist5k"](None).pools[0]
     assert np.bincount(pool.labels).tolist() == [500] * 10
     data = load("mnist5k")
     means = np.stack([data.train.images[data.train.labels == n].mean(0) for n in range(10)])
@@ -406,7 +409,7 @@ def test_a_missing_batch_is_named(tmp_path: Path) -> None:
 
 
 def test_an_oversized_batch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "_LARGEST_BATCH", 1000)
+    monkeypatch.setattr(official_files, "_LARGEST_BATCH", 1000)
     write_batches(tmp_path)
     assert "over 1000 bytes" in refusal("cifar10", data_dir=tmp_path)
     write_archive(tmp_path, tmp_path / "cifar-10-python.tar.gz")
@@ -563,7 +566,9 @@ def server(tmp_path: Path) -> Iterator[str]:
 def publish(monkeypatch: pytest.MonkeyPatch, name: str, url: str, content: bytes) -> None:
     """Make a data set's official file one that the test serves."""
     digest = hashlib.sha256(content).hexdigest()
-    monkeypatch.setattr(datasets, name, replace(getattr(datasets, name), url=url, sha256=digest))
+    monkeypatch.setattr(
+        official_files, name, replace(getattr(official_files, name), url=url, sha256=digest)
+    )
 
 
 def test_mnist_is_downloaded_once(
@@ -689,7 +694,7 @@ def test_an_error_is_one_line_and_survives_a_worker() -> None:
 
 @pytest.mark.parametrize("name", ["mnist5k", "digits"])
 def test_a_data_set_travels_whole_and_as_bytes_where_it_was(name: str) -> None:
-    data = datasets.load(name)
+    data = sets.load(name)
     packed = pickle.dumps(data)
     there = pickle.loads(packed)
     assert there.digest == data.digest

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from docs import generate
-from resfool import architectures, command_line, datasets
+from resfool import command_line
 from resfool.attacks import minimal
+from resfool.datasets import sets
+from resfool.networks import architectures
 from tests.conftest import ROOT
 from tests.documentation import snippets
 from tests.documentation.snippets import NOT_RUN, PAGES, Snippet
@@ -133,7 +135,7 @@ def test_the_worked_example_runs(
     # What it registers, other tests must not see.
     monkeypatch.setattr(architectures, "STAGE_RULES", dict(architectures.STAGE_RULES))
     monkeypatch.setattr(minimal, "SOLVERS", dict(minimal.SOLVERS))
-    monkeypatch.setattr(datasets, "DATASETS", dict(datasets.DATASETS))
+    monkeypatch.setattr(sets, "DATASETS", dict(sets.DATASETS))
     path = ROOT / "docs" / f"{page}.md"
     (example,) = [text for language, text in snippets.fences(path) if language == "python"]
     exec(compile(example, str(path), "exec"), {"__name__": page})

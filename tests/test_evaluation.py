@@ -6,8 +6,10 @@ import keras
 import numpy as np
 import pytest
 
-from resfool import evaluation, inference
+from resfool.attacks import examples
+from resfool.attacks.epsilons import rates, sweep
 from resfool.attacks.gradient import Outcome
+from resfool.classifiers import inference, scores
 from resfool.parameters import Method
 
 
@@ -20,7 +22,7 @@ def test_accuracy_and_loss_of_known_logits() -> None:
     logits = np.log(np.array([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8], [0.6, 0.3, 0.1]], np.float32))
     images = logits.reshape(3, 1, 3, 1)
     labels = np.array([0, 2, 1])
-    score = evaluation.evaluate(pixels_are_logits(), images, labels)
+    score = scores.evaluate(pixels_are_logits(), images, labels)
     assert score.accuracy == pytest.approx(2 / 3)
     assert score.loss == pytest.approx(-np.log([0.5, 0.8, 0.3]).mean(), rel=1e-6)
 
@@ -34,7 +36,7 @@ def test_batches_of_any_size_give_the_same_logits(batch_size: int) -> None:
 
 def test_huge_logits_do_not_overflow() -> None:
     images = np.array([[1e4, 0, -1e4], [-1e4, 0, 1e4]], np.float32).reshape(2, 1, 3, 1)
-    score = evaluation.evaluate(pixels_are_logits(), images, np.array([0, 0]))
+    score = scores.evaluate(pixels_are_logits(), images, np.array([0, 0]))
     assert score.accuracy == 0.5
     assert score.loss == pytest.approx(1e4)
 
@@ -61,7 +63,7 @@ def test_rates_of_known_predictions() -> None:
         confidences=np.array([[0.5, 0.7, 0.9, 0.9], [1, 1, 1, 1]], np.float32),
         norms=np.array([[0, 0, 0, 0], [1, 2, 3, 4]], np.float32),
     )
-    unmoved, moved = evaluation.rates(outcome, clean, labels)
+    unmoved, moved = rates(outcome, clean, labels)
     assert unmoved["fooling_rate"] == 0 and unmoved["error_rate"] == 0.5
     assert unmoved["confidence"] == pytest.approx(0.75) and unmoved["l2_norm"] == 0
     # Three of four changed their class; two of those became right by it.
@@ -81,7 +83,7 @@ def test_a_sweep_of_a_model_whose_logits_are_pixels(method: Method) -> None:
     images = pixels_in_a_row([[0.6, 0.5, 0.4], [0.5, 0.7, 0.4], [0.4, 0.5, 0.8]])
     labels = np.array([0, 1, 0])  # the last one is wrong to begin with
     epsilons = (0.12, 0.0, 0.04, 0.07, 0.2)
-    swept = evaluation.sweep(
+    swept = sweep(
         pixels_are_logits(),
         images,
         labels,
@@ -105,7 +107,7 @@ def test_a_sweep_of_a_model_whose_logits_are_pixels(method: Method) -> None:
 
 def test_with_true_labels_a_wrong_prediction_is_pushed_further() -> None:
     images = pixels_in_a_row([[0.4, 0.5, 0.8]])
-    swept = evaluation.sweep(pixels_are_logits(), images, np.array([0]), (0.1,))
+    swept = sweep(pixels_are_logits(), images, np.array([0]), (0.1,))
     assert swept.rows[0]["fooling_rate"] == 0  # pixel 2 gains on pixel 0
     assert swept.rows[0]["confidence"] > swept.clean.confidences[0, 0]
 
@@ -119,7 +121,7 @@ def test_progress_ends_at_its_total() -> None:
         def tell(done: int, total: int, told: list[tuple[int, int]] = told) -> None:
             told.append((done, total))
 
-        evaluation.sweep(
+        sweep(
             pixels_are_logits(),
             images,
             np.zeros(5, int),
@@ -139,10 +141,10 @@ def test_examples_show_what_was_corrected_what_was_fooled_and_what_held_out() ->
     images = pixels_in_a_row([[0.4 + lead, 0.4, 0.2] for lead in leads])
     labels = np.zeros(len(leads), int)
     labels[1] = 1  # classified as 0, and as 1 when perturbed by more than 0.03
-    swept = evaluation.sweep(
+    swept = sweep(
         pixels_are_logits(), images, labels, (0.02, 0.05, 0.1, 0.3), label_source="prediction"
     )
-    found = evaluation.examples(swept, most=4)
+    found = examples.examples(swept, most=4)
     leads_shown = [float(e.shown[0].image[0, 0, 0] - 0.4) for e in found]
     np.testing.assert_allclose(leads_shown, [0.06, 0.02, 0.1, 0.5], atol=1e-6)
     corrected = found[0]
@@ -160,10 +162,8 @@ def test_examples_show_what_was_corrected_what_was_fooled_and_what_held_out() ->
 
 def test_with_true_labels_the_corrected_ones_are_moved_away_from_their_prediction() -> None:
     images = pixels_in_a_row([[0.5, 0.45, 0.2], [0.6, 0.3, 0.2], [0.5, 0.2, 0.47]])
-    swept = evaluation.sweep(
-        pixels_are_logits(), images, np.array([1, 0, 2]), (0.01, 0.02, 0.05, 0.3)
-    )
-    corrected, also, fooled = evaluation.examples(swept)
+    swept = sweep(pixels_are_logits(), images, np.array([1, 0, 2]), (0.01, 0.02, 0.05, 0.3))
+    corrected, also, fooled = examples.examples(swept)
     assert corrected.from_prediction and also.from_prediction and not fooled.from_prediction
     # Leads of 0.03 and 0.05: gone at 0.015 and 0.025.
     assert [s.predicted for s in corrected.shown] == [0, 0, 2, 2, 2]
@@ -177,7 +177,7 @@ def test_an_image_fooled_at_a_point_of_the_grid_counts_there() -> None:
     levels = range(1, 40)
     epsilons = tuple(level / 255 for level in levels)
     images = pixels_in_a_row([[0.3 + 2 * (e - 0.5 / 255), 0.3, 0.1] for e in epsilons])
-    swept = evaluation.sweep(
+    swept = sweep(
         pixels_are_logits(),
         images,
         np.zeros(len(images), int),
@@ -200,7 +200,7 @@ def test_chunks_are_judged_by_their_own_statistics() -> None:
     model = keras.Sequential([keras.Input((2, 2, 1)), *layers])
     before = [w.copy() for w in model.get_weights()]
     options: Any = {"chunk": 20, "chunks": 7, "seed": 3}
-    found = evaluation.chunk_accuracies(model, images, labels, **options)
+    found = scores.chunk_accuracies(model, images, labels, **options)
     for now, then in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(now, then)
     # A slow plain reference: each chunk is brought to mean 0 and variance 1 by itself.
@@ -220,5 +220,5 @@ def test_a_chunk_is_at_most_the_whole_set() -> None:
     model = keras.Sequential([keras.Input((2, 2, 1)), *layers])
     images = np.random.default_rng(0).random((30, 2, 2, 1), np.float32)
     labels = np.arange(30) % 3
-    found = evaluation.chunk_accuracies(model, images, labels, chunk=500, chunks=3, seed=0)
-    assert found.tolist() == [evaluation.evaluate(model, images, labels).accuracy] * 3
+    found = scores.chunk_accuracies(model, images, labels, chunk=500, chunks=3, seed=0)
+    assert found.tolist() == [scores.evaluate(model, images, labels).accuracy] * 3

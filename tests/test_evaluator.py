@@ -25,7 +25,10 @@ from mlflow.models.evaluation.evaluator_registry import _model_evaluation_regist
 from mlflow.models.evaluation.validation import ModelValidationFailedException
 from sklearn.linear_model import LogisticRegression
 
-from resfool import classifiers, command_line, evaluation, evaluator, experiments, presentation
+from resfool import command_line, evaluator, experiments
+from resfool.attacks import examples, presentation
+from resfool.attacks.epsilons import sweep
+from resfool.classifiers import adapting
 from resfool.evaluator import RobustnessEvaluator
 from resfool.parameters import epsilon_step
 from tests.conftest import ROOT
@@ -251,15 +254,15 @@ def test_what_is_logged_is_what_the_sweep_gives(
         else:
             uri = save(model)
         result = evaluate(uri, class_names="cat,dog", samples=30, method="smallest_epsilon")
-    classifier = classifiers.as_classifier(
+    classifier = adapting.as_classifier(
         model, image_shape=(SIDE, SIDE, 1), classes=2, name="linear"
     )
     drawn = np.random.default_rng(0).permutation(IMAGES)[:30]
     images = FLAT.reshape(-1, SIDE, SIDE, 1)[drawn]
-    swept = evaluation.sweep(
+    swept = sweep(
         classifier, images, LABELS[drawn], (0, 2 / 255, 8 / 255), method="smallest_epsilon"
     )
-    expected = evaluation.attacked("linear", "dataset", ("cat", "dog"), swept, 0)
+    expected = examples.attacked("linear", "dataset", ("cat", "dog"), swept, 0)
     metrics = presentation.model_metrics(expected)
     assert result.metrics == pytest.approx(metrics)
     assert result.run_id == run.info.run_id
@@ -321,13 +324,13 @@ def test_more_points_than_mlflow_takes_at_once(store: MlflowClient, save: Save) 
 @pytest.fixture(scope="module")
 def expected() -> dict[str, float]:
     """The rates of the linear model, for all the ways to hand over the same thing."""
-    classifier = classifiers.as_classifier(
+    classifier = adapting.as_classifier(
         linear(), image_shape=(1, PIXELS, 1), classes=2, name="linear"
     )
     drawn = np.random.default_rng(0).permutation(IMAGES)
     images = FLAT.reshape(-1, 1, PIXELS, 1)[drawn]
-    swept = evaluation.sweep(classifier, images, LABELS[drawn], (0, 2 / 255, 8 / 255))
-    found = evaluation.attacked("linear", "", ("0", "1"), swept, 0)
+    swept = sweep(classifier, images, LABELS[drawn], (0, 2 / 255, 8 / 255))
+    found = examples.attacked("linear", "", ("0", "1"), swept, 0)
     return rates(presentation.model_metrics(found))
 
 

@@ -8,8 +8,11 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 
-from resfool import figures
-from resfool.figures import ExampleRow, ExampleView, FoolingCurve
+from resfool.attacks.presentation import ExampleRow, FoolingCurve, draw_examples, draw_fooling_rates
+from resfool.report.drawing import ExampleView
+from resfool.training.presentation import accuracy_curves, trainings
+from resfool.trials.presentation import draw_tuning
+from resfool.universal.presentation import draw_confusion, draw_transfer, draw_universal_rates
 
 HISTORY: list[dict[str, float]] = [
     {"step": 100, "train_loss": 2.0, "train_accuracy": 0.3},
@@ -19,7 +22,7 @@ HISTORY: list[dict[str, float]] = [
 
 
 def test_accuracy_curves_show_every_point() -> None:
-    figure = figures.accuracy_curves(HISTORY, "resnet-10 on cifar10")
+    figure = accuracy_curves(HISTORY, "resnet-10 on cifar10")
     accuracy, loss = figure.axes
     for axes, key in ((accuracy, "accuracy"), (loss, "loss")):
         lines = {str(line.get_label()).split()[0]: line for line in axes.get_lines()}
@@ -35,7 +38,7 @@ def test_accuracy_curves_show_every_point() -> None:
 def test_adversarial_training_is_a_line_of_its_own() -> None:
     extra = {"train_adversarial_loss": 3.0, "train_adversarial_accuracy": 0.1}
     history = [HISTORY[0] | extra, HISTORY[1] | extra, HISTORY[2]]
-    for axes, value in zip(figures.accuracy_curves(history, "x").axes, (0.1, 3.0), strict=True):
+    for axes, value in zip(accuracy_curves(history, "x").axes, (0.1, 3.0), strict=True):
         clean, adversarial, _ = axes.get_lines()
         assert adversarial.get_label() == "training, adversarial"
         np.testing.assert_allclose(np.asarray(adversarial.get_ydata(), float), [value, value])
@@ -43,7 +46,7 @@ def test_adversarial_training_is_a_line_of_its_own() -> None:
 
 
 def test_a_curve_without_evaluations_is_drawn_too() -> None:
-    accuracy, _ = figures.accuracy_curves(HISTORY[:2], "x").axes
+    accuracy, _ = accuracy_curves(HISTORY[:2], "x").axes
     assert len(accuracy.get_lines()) == 1
 
 
@@ -66,7 +69,7 @@ def first_heights(axes: Axes) -> list[float]:
 def test_fooling_rates_draws_a_curve_and_its_benchmark_for_each_model() -> None:
     # One of the four images has no smallest epsilon.
     curves = [fooling_curve("one"), fooling_curve("two", [0.05, np.inf, 0.01, 0.03])]
-    figure = figures.fooling_rates(curves, "a title")
+    figure = draw_fooling_rates(curves, "a title")
     rates, spectrum, *_ = figure.axes
     drawn = {line.get_label(): line for line in rates.lines}
     np.testing.assert_allclose(np.asarray(drawn["one"].get_ydata()), 0.5)
@@ -84,7 +87,7 @@ def test_examples_puts_image_perturbation_and_views_in_a_row(channels: int) -> N
     image = np.full((4, 4, channels), 0.25)
     direction = np.ones((4, 4, channels))
     views = [ExampleView(image, "cat 90%", True), ExampleView(image, "dog 60%", False)]
-    figure = figures.examples([ExampleRow("cat", direction, views)], [8 / 255], "a title")
+    figure = draw_examples([ExampleRow("cat", direction, views)], [8 / 255], "a title")
     clean, perturbation, moved = figure.axes
     assert clean.get_xlabel().endswith("cat 90%") and clean.get_ylabel() == "cat"
     assert moved.get_xlabel().endswith("dog 60%") and moved.get_title() == "epsilon 8/255"
@@ -99,7 +102,7 @@ def test_the_transfer_matrix_shows_every_rate_and_noise_below(shape: tuple[int, 
     rates, noise = random.random(shape), np.full(shape, 0.05)
     noise[-1, 0] = 0.02
     rows, columns = ([f"{kind} {i}" for i in range(n)] for kind, n in zip("pm", shape, strict=True))
-    figure = figures.transfer(rates, noise, rows, columns, "a title")
+    figure = draw_transfer(rates, noise, rows, columns, "a title")
     axes = figure.axes[0]
     assert [t.get_text() for t in axes.get_xticklabels()] == columns
     assert [t.get_text() for t in axes.get_yticklabels()][:-1] == rows
@@ -118,7 +121,7 @@ def test_networks_are_shown_by_their_means_over_seeds() -> None:
         [{"step": 100, "train_accuracy": a}, {"step": 100, "test_accuracy": a / 2}]
         for a in (0.2, 0.6)
     ]
-    figure = figures.trainings({"net": histories, "other": histories[:1]}, "digits")
+    figure = trainings({"net": histories, "other": histories[:1]}, "digits")
     left, right = figure.axes
     assert [np.asarray(line.get_ydata()).tolist() for line in left.lines] == [[0.4], [0.2]]
     assert [np.asarray(line.get_ydata()).tolist() for line in right.lines] == [[0.2], [0.1]]
@@ -129,7 +132,7 @@ def test_networks_are_shown_by_their_means_over_seeds() -> None:
 
 def test_more_networks_than_ten_have_colours_of_their_own() -> None:
     histories = [[{"step": 100, "train_accuracy": 0.5}]]
-    figure = figures.trainings({f"net-{number}": histories for number in range(14)}, "digits")
+    figure = trainings({f"net-{number}": histories for number in range(14)}, "digits")
     assert len({to_hex(line.get_color()) for line in figure.axes[0].lines}) == 14
     (legend,) = figure.legends  # beside the curves, which it would hide
     assert len(legend.get_texts()) == 14
@@ -142,7 +145,7 @@ def test_ranks_are_titled_by_the_norm_that_they_are_drawn_at() -> None:
             row |= {f"{prefix}{name}": 0.5, f"{prefix}{name}_std": 0.1}
             row[f"{prefix}clipped_fooling_rate"] = 0.4
     for norm, title in (("none", "as it comes"), ("l2:2", "all scaled to the norm l2:2")):
-        figure = figures.universal_rates([row], norm, "l2:3", ([2.0], [1.0]), "title")
+        figure = draw_universal_rates([row], norm, "l2:3", ([2.0], [1.0]), "title")
         assert figure.axes[0].get_title().startswith(title)
         assert figure.axes[1].get_title() == "all scaled to the norm l2:3"
         # Only where it varies is the norm drawn, on an axis of its own.
@@ -155,7 +158,7 @@ def test_a_searchs_best_is_that_of_the_finished_trials() -> None:
     settings = [
         {"rate": rate, "kind": kind} for rate, kind in ((1.0, "a"), (100.0, "b"), (2.0, "a"))
     ]
-    figure = figures.tuning([0.3, 0.9, 0.5], [False, True, False], {"rate": 0.8}, settings, "net")
+    figure = draw_tuning([0.3, 0.9, 0.5], [False, True, False], {"rate": 0.8}, settings, "net")
     history, bars, coordinates = figure.axes[:3]
     *_, best = history.lines
     assert np.asarray(best.get_ydata()).tolist() == [0.3, 0.3, 0.5]
@@ -168,7 +171,7 @@ def test_a_searchs_best_is_that_of_the_finished_trials() -> None:
 def test_a_confusion_of_many_classes_shows_those_that_matter() -> None:
     counts = np.zeros((1000, 1000), np.int64)
     counts[np.arange(5), 999] = 7  # five classes fall into one
-    figure = figures.confusion(counts, [f"class {i}" for i in range(1000)], "title")
+    figure = draw_confusion(counts, [f"class {i}" for i in range(1000)], "title")
     axes = figure.axes[0]
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert len(names) == 40 and set(names) > {"class 0", "class 4", "class 999"}

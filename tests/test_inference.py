@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from resfool import architectures, classifiers, inference, parameters
 from resfool.attacks import gradient, minimal
+from resfool.classifiers import inference
 from resfool.errors import InputError
-from resfool.layers import fused_inference
+from resfool.networks import architectures, shape
+from resfool.networks.layers import fused_inference
 
 layers = keras.layers
 SHAPE = (8, 6, 3)
@@ -20,7 +21,7 @@ Layers = list[Any]
 
 
 def predicted(model: keras.Model, some: np.ndarray) -> Any:
-    assert classifiers.predicted(inference.logits(model, some)).tolist() == [1] * len(some)
+    assert inference.predicted(inference.logits(model, some)).tolist() == [1] * len(some)
 
 
 def signs(model: keras.Model, some: np.ndarray) -> Any:
@@ -94,7 +95,7 @@ def test_signs_and_logits_of_a_network_equal_the_plain_ones(arch: Any) -> None:
     from resfool.attacks import gradient
 
     model = architectures.build(
-        parameters.network(arch, depth=5, width=(4,)),
+        shape.network(arch, depth=5, width=(4,)),
         image_shape=SHAPE,
         classes=5,
         mean=[0.5] * 3,

@@ -4,10 +4,11 @@ import keras
 import numpy as np
 import pytest
 
-from resfool import judging
-from resfool.attacks import lowrank, universal
+from resfool.attacks import lowrank
 from resfool.attacks.lowrank import Decomposition
 from resfool.parameters import Norm
+from resfool.universal import judging
+from resfool.universal.vectors import random_vectors
 from tests.attacks.test_universal import PIXELS, SHAPE, linear_model
 
 
@@ -69,7 +70,7 @@ def test_every_ranks_rates_are_those_of_plain_loops(
         equal = lowrank.rescaled(vectors, Norm("linf", 0.3))
         for prefix, these in (("", vectors), ("equal_", equal)):
             l2 = np.linalg.norm(these.reshape(6, -1), axis=1)
-            noise = universal.random_vectors(SHAPE, l2, "l2", 5)
+            noise = random_vectors(SHAPE, l2, "l2", 5)
             plain, clipped, random = (
                 rates(kernel, held_out, these),
                 rates(kernel, held_out, these, clip=True),
@@ -83,7 +84,7 @@ def test_every_ranks_rates_are_those_of_plain_loops(
             assert row[f"{prefix}random_fooling_rate"] == pytest.approx(random.mean())
             assert row[f"{prefix}random_fooling_rate_std"] == pytest.approx(random.std())
             largest = np.abs(these).max(axis=(1, 2, 3))
-            signs = universal.random_vectors(SHAPE, largest, "linf", 5)
+            signs = random_vectors(SHAPE, largest, "linf", 5)
             np.testing.assert_allclose(np.abs(signs), np.ones(SHAPE) * largest[:, None, None, None])
             of_signs = rates(kernel, held_out, signs)
             assert row[f"{prefix}sign_noise_fooling_rate"] == pytest.approx(of_signs.mean())
@@ -130,7 +131,7 @@ def test_the_verdict_on_a_perturbation(model: keras.Model, kernel: np.ndarray) -
     assert found["final_random_fooling_rate"] == rates(kernel, held_out, verdict.noise[None])[0]
     clipped = rates(kernel, held_out, vector[np.newaxis], clip=True)[0]
     assert found["final_clipped_fooling_rate"] == clipped
-    signs = universal.random_vectors(SHAPE, np.full(20, linf), "linf", 7)
+    signs = random_vectors(SHAPE, np.full(20, linf), "linf", 7)
     expected = rates(kernel, held_out, signs).mean()
     assert found["final_sign_noise_fooling_rate"] == pytest.approx(expected)
 

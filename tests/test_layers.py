@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from resfool.layers import BatchNormReLU
+from resfool.networks.layers import BatchNormReLU
 
 SHAPE = (6, 5, 4, 3)
 

@@ -7,20 +7,21 @@ from pydantic import TypeAdapter, ValidationError
 
 from resfool import parameters
 from resfool.errors import InputError
+from resfool.networks import shape
 from resfool.parameters import Epsilon, Norm, SizedNorm, show
 
 
 def test_defaults_are_the_papers() -> None:
-    resnet = parameters.network("resnet")
+    resnet = shape.network("resnet")
     assert (resnet.depth, resnet.widths) == (10, (64,) * 5)
-    mlp = parameters.network("mlp")
+    mlp = shape.network("mlp")
     assert (mlp.depth, mlp.widths) == (5, (100,) * 5)
 
 
 def test_one_width_serves_all_stages_and_five_are_a_pyramid() -> None:
-    assert parameters.network("convnet", width=(8,)).widths == (8,) * 5
-    assert parameters.network("convnet", width=(1, 2, 3, 4, 5)).widths == (1, 2, 3, 4, 5)
-    assert parameters.network("mlp", depth=3, width=(7,)).widths == (7,) * 3
+    assert shape.network("convnet", width=(8,)).widths == (8,) * 5
+    assert shape.network("convnet", width=(1, 2, 3, 4, 5)).widths == (1, 2, 3, 4, 5)
+    assert shape.network("mlp", depth=3, width=(7,)).widths == (7,) * 3
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,7 @@ def test_what_does_not_fit_is_refused(
     arch: parameters.Arch, arguments: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(InputError, match=sentence):
-        parameters.network(arch, **arguments)
+        shape.network(arch, **arguments)
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,17 @@ from html.parser import HTMLParser
 import pytest
 from matplotlib.figure import Figure
 
-from resfool import report
-from resfool.report import Link, Picture, Report, Section, Table
+from resfool.report.page import (
+    Link,
+    Picture,
+    Report,
+    Section,
+    Table,
+    as_html,
+    as_markdown,
+    files,
+    png,
+)
 
 HOSTILE = "<script>alert(1)</script> \"' onload=x | `a` [b](javascript:c) *d* </td> &amp;"
 
@@ -16,7 +25,7 @@ HOSTILE = "<script>alert(1)</script> \"' onload=x | `a` [b](javascript:c) *d* </
 def picture(caption: str = "a line") -> Picture:
     figure = Figure(figsize=(1, 1))
     figure.subplots().plot([0, 1])
-    return Picture("line", report.png(figure), caption)
+    return Picture("line", png(figure), caption)
 
 
 def whole(
@@ -52,13 +61,13 @@ class Page(HTMLParser):
 
 
 def test_the_page_holds_everything_and_fetches_nothing() -> None:
-    page = Page(report.as_html(whole()))
+    page = Page(as_html(whole()))
     (image,) = page.all("img")
     kind, _, data = str(image["src"]).partition(",")
     assert kind == "data:image/png;base64" and base64.b64decode(data) == picture().png
     assert image["alt"] == "words"
     assert not page.all("script") and not page.all("link") and not page.all("iframe")
-    assert "url(" not in report.as_html(whole()) and "@import" not in report.as_html(whole())
+    assert "url(" not in as_html(whole()) and "@import" not in as_html(whole())
     assert len(page.all("tr")) == 3 and len(page.all("td")) == 4 and len(page.all("th")) == 5
     # What the navigation leads to is there.
     anchors = {str(a["href"])[1:] for a in page.all("a") if str(a["href"]).startswith("#")}
@@ -67,7 +76,7 @@ def test_the_page_holds_everything_and_fetches_nothing() -> None:
 
 def test_words_from_outside_are_no_markup() -> None:
     text = HOSTILE.replace(":", "")  # the navigation ends at a colon
-    plain, hostile = (Page(report.as_html(whole(words))) for words in ("plainly", text))
+    plain, hostile = (Page(as_html(whole(words))) for words in ("plainly", text))
     assert [tag for tag, _ in plain.tags] == [tag for tag, _ in hostile.tags]
     assert [sorted(a) for _, a in plain.tags] == [sorted(a) for _, a in hostile.tags]
     # They are all there, as words: title and heading, paragraph, navigation, section, ...
@@ -88,17 +97,17 @@ def test_words_from_outside_are_no_markup() -> None:
     ],
 )
 def test_only_harmless_links_are_kept(url: str) -> None:
-    links = Page(report.as_html(whole(url=url))).all("a")
+    links = Page(as_html(whole(url=url))).all("a")
     assert {str(a["href"]) for a in links if "target" in a} == {"#"}
-    assert url not in report.as_markdown(whole(url=url), "p")
+    assert url not in as_markdown(whole(url=url), "p")
 
 
 def test_markdown_says_the_same() -> None:
-    text = report.as_markdown(whole(), "pictures")
+    text = as_markdown(whole(), "pictures")
     assert text.startswith("# words\n\nwords\n\n## words\n")
     assert "| words | verdict | runs |\n| --- | --- | --- |\n| words | seen | [words](http" in text
     assert "![words](pictures/line.png)" in text
-    hostile = report.as_markdown(whole(HOSTILE), "pictures")
+    hostile = as_markdown(whole(HOSTILE), "pictures")
     assert "<script" not in hostile and "](javascript" not in hostile.replace("\\]", "")
     # A bar that isn't escaped would be a column of its own.
     for line in hostile.splitlines():
@@ -107,6 +116,6 @@ def test_markdown_says_the_same() -> None:
 
 
 def test_files_have_the_pictures_beside_the_markdown() -> None:
-    found = report.files(whole())
+    found = files(whole())
     assert found.keys() == {"report.html", "report.md", "pictures/line.png"}
     assert found["pictures/line.png"].startswith(b"\x89PNG")

@@ -10,12 +10,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from entry_points import attack, reproduce
-from resfool import training
-from resfool.experiments import reproducing
+from resfool.reproduction import plan
+from resfool.training.trainer import Trainer
 from tests.conftest import refused
 
 TINY = replace(
-    reproducing.SCALES["quick"],
+    plan.SCALES["quick"],
     networks={"dataset": "digits", "width": (2,), "batch_size": 16},
     steps=12,
     eval_every=3,
@@ -29,7 +29,7 @@ TINY = replace(
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(reproducing.SCALES, "quick", TINY)
+    monkeypatch.setitem(plan.SCALES, "quick", TINY)
 
 
 def parents(store: MlflowClient) -> list[Run]:
@@ -104,21 +104,21 @@ def test_figures_are_made_once_and_reported(
 def test_an_interrupted_training_goes_on_in_its_run(
     store: MlflowClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    advance = training.Trainer.advance
+    advance = Trainer.advance
 
-    def interrupted(trainer: training.Trainer, steps: int) -> None:
+    def interrupted(trainer: Trainer, steps: int) -> None:
         advance(trainer, min(steps, 3))
         if trainer.step == 6:  # more than the estimate takes, and half of the training
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training.Trainer, "advance", interrupted)
+    monkeypatch.setattr(Trainer, "advance", interrupted)
     with pytest.raises(SystemExit) as ended:
         reproduce.main(["--target=table3", "--scale=quick"])
     assert ended.value.code == 130
     (first,) = parents(store)
     (cut,) = children(store, first)
     assert first.info.status == cut.info.status == "KILLED"
-    monkeypatch.setattr(training.Trainer, "advance", advance)
+    monkeypatch.setattr(Trainer, "advance", advance)
     capsys.readouterr()
 
     reproduce.main(["--target=table3", "--scale=quick"])

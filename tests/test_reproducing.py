@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from resfool import command_line, devices, experiments, paper
-from resfool.datasets import Dataset
+from resfool import command_line, devices, experiments, identity, paper
+from resfool.datasets.sets import Dataset, load_data
 from resfool.errors import InputError, NonFiniteLossError
-from resfool.experiments import estimating, identity, reproducing
-from resfool.experiments.reproducing import SCALES, Job, plan
-from resfool.experiments.training import load_data
 from resfool.monitor import FinishedRun, InterruptedRun, ModelSource, Monitor
-from resfool.parameters import Arch, network
+from resfool.networks.shape import multiplications, network
+from resfool.parameters import Arch
+from resfool.reproduction import estimates, reproduce
+from resfool.reproduction import estimates as estimating
+from resfool.reproduction.plan import READINGS, SCALES, Job, plan
 
 
 def jobs_of(*targets: str, seeds: int = 1) -> list[Job]:
@@ -36,7 +37,7 @@ def test_a_table_is_its_rows_with_the_papers_settings() -> None:
 
 
 def test_each_run_is_made_once_and_models_come_before_what_is_done_with_them() -> None:
-    everything = (*paper.RESULTS, reproducing.READINGS)
+    everything = (*paper.RESULTS, READINGS)
     jobs = jobs_of(*everything)
     keys = [(j.label, identity.key(j.settings, "")) for j in jobs]
     assert len(set(keys)) == len(jobs) == 26
@@ -65,14 +66,14 @@ def test_a_figure_is_the_rows_that_it_overlays(figure: str, networks: set[str]) 
 
 @pytest.mark.parametrize("arch", ["convnet", "resnet", "highway", "multiresnet"])
 def test_estimated_work_grows_as_the_multiplications_do(arch: Arch) -> None:
-    from resfool import architectures
+    from resfool.networks import architectures
 
     found = []
     for depth in (5, 15, 25):
         shape = network(arch, depth=depth, width=(8,))
         options: Any = {"image_shape": (32, 32, 3), "classes": 10, "mean": [0.5], "std": [0.2]}
         flops = architectures.count_flops(architectures.build(shape, **options))
-        found.append(estimating.multiplications(shape) / flops)
+        found.append(multiplications(shape) / flops)
     # Stem and head, which aren't counted, weigh less the deeper the network is.
     assert found[1] == pytest.approx(found[2], rel=0.08)
     assert found[0] < found[1] < found[2]
@@ -83,10 +84,10 @@ def test_a_training_is_estimated_from_its_steps_and_evaluations() -> None:
     (job,) = [job for job in jobs if job.settings["arch"] == "convnet"]
     data = load_data(job.settings)
     # 1 s compiles, 0.1 s is a step; one image's forward pass is a third of its part of a step.
-    (seconds,) = estimating.seconds_of([job], lambda job: data)
+    (seconds,) = estimates.seconds_of([job], lambda job: data)
     forward = 0.1 / job.settings["batch_size"] / 3
     evaluations = 13 * len(data.test) * forward  # one each 50 of 600 steps, and the last
-    assert seconds == pytest.approx(estimating._START + 1.0 + 600 * 0.1 + evaluations)
+    assert seconds == pytest.approx(estimates._START + 1.0 + 600 * 0.1 + evaluations)
 
 
 def test_a_sweeps_trainings_are_those_of_the_table() -> None:
@@ -228,7 +229,7 @@ def test_a_training_that_goes_on_takes_what_is_left_of_it() -> None:
 
 
 def test_what_was_made_corrects_the_estimate_once_it_tells() -> None:
-    left = reproducing.time_left
+    left = reproduce.time_left
     assert left([10.0, 1000.0, 500.0], []) == 1510
     assert left([10.0, 1000.0, 500.0], [100.0]) == 1500  # too short to tell
     assert left([10.0, 990.0, 500.0], [20.0, 1980.0]) == 1000  # all takes twice as long

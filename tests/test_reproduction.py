@@ -7,11 +7,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from resfool import paper, report, reproduction
-from resfool.experiments import claims, reproducing
-from resfool.experiments.reproducing import SCALES, Label, Reproduction
+from resfool import paper
 from resfool.monitor import FinishedRun
-from resfool.report import Section
+from resfool.report import page
+from resfool.report.page import Section
+from resfool.reproduction import claims, plan, presentation
+from resfool.reproduction.plan import SCALES, Label
+from resfool.reproduction.reproduce import Reproduction
 from tests.test_claims import as_printed, training
 
 
@@ -23,7 +25,7 @@ def found(
 
 
 def section(made: Reproduction, title: str) -> Section:
-    return next(s for s in reproduction.as_report(made).sections if s.title.startswith(title))
+    return next(s for s in presentation.as_report(made).sections if s.title.startswith(title))
 
 
 def test_numbers_like_the_papers_make_no_difference() -> None:
@@ -34,7 +36,7 @@ def test_numbers_like_the_papers_make_no_difference() -> None:
         for row, (train, test) in zip(table.rows, printed.values(), strict=True):
             assert row[1:4] == [f"{train:.4f}", f"{train:.3f}", "+0.000"]
             assert row[4:7] == [f"{test:.4f}", f"{test:.3f}", "+0.000"]
-    words = reproduction.as_report(made).paragraphs[0]
+    words = presentation.as_report(made).paragraphs[0]
     assert "The paper's 20 claims: 20 seen, 0 not seen, 0 not run." in words
 
 
@@ -53,10 +55,10 @@ def test_seeds_that_agree_with_each_other_but_not_with_the_paper_are_named() -> 
 
 
 def test_what_was_not_run_is_said_everywhere() -> None:
-    targets = (*paper.RESULTS, reproducing.READINGS)
+    targets = (*paper.RESULTS, plan.READINGS)
     made = found({}, *targets, missing=["convnet-25"], failed={"resnet-25": "it diverged"})
-    whole = reproduction.as_report(made)
-    text = report.as_markdown(whole, "p")
+    whole = presentation.as_report(made)
+    text = page.as_markdown(whole, "p")
     assert text.count("Not run\\.") + text.count("Not run.") >= 9
     assert "Failed: resnet-25: it diverged" in text
     assert "1 of 2 runs are missing" in text
@@ -71,7 +73,7 @@ def test_the_terminal_shows_what_was_decided() -> None:
         ("short", "convnet", 50): [training("convnet", 0.23, 0.22)],
     }
     made = found(runs, "table1", failed={"resnet-25": "it diverged"})
-    lines = reproduction.summary(made).splitlines()
+    lines = presentation.summary(made).splitlines()
     assert lines[0].startswith("seen      The 50-layer ConvNet trains worse")
     assert lines[-2] == f"not run   {len(paper.CLAIMS) - 1} more claims: the report lists them"
     assert lines[-1] == "failed    resnet-25: it diverged"
@@ -83,15 +85,15 @@ def test_figures_have_the_papers_form() -> None:
         one = section(made, name)
         assert len(one.pictures) == 1 and one.pictures[0].png.startswith(b"\x89PNG")
         assert len(one.tables[0].head) == 1 + networks
-    assert len(report.files(reproduction.as_report(made))) == 4
+    assert len(page.files(presentation.as_report(made))) == 4
 
 
 def test_the_closest_reading_is_named() -> None:
     runs = as_printed()
     runs["short", "resnet", 10] = [training("resnet", 0.93, 0.72)]
-    flip = reproducing.training_label("resnet", 10, {"augment": "crop_flip"})
+    flip = plan.training_label("resnet", 10, {"augment": "crop_flip"})
     runs[flip] = [training("resnet", 0.90, 0.82)]
-    plain = reproducing.training_label("convnet", 50, {"batch_norm": False})
+    plain = plan.training_label("convnet", 50, {"batch_norm": False})
     runs[plain] = [training("convnet", 0.24, 0.23)]
     # What is compared is the paper's way of testing, which is kinder than the whole test set.
     for label in (("short", "resnet", 10), flip, plain):
@@ -127,7 +129,7 @@ def test_pictures_and_curves_of_attacks_are_read_back(tmp_path: Path) -> None:
         tmp_path / "spectrum.csv"
     )
     pd.DataFrame({"smallest_epsilon": [0.01, 0.02]}).to_csv(tmp_path / "images.csv")
-    for arch in reproducing.FOOLED:
+    for arch in plan.FOOLED:
         label = ("attack", "short", arch, 10)
         (run,) = runs[label]
         runs[label] = [
@@ -138,21 +140,21 @@ def test_pictures_and_curves_of_attacks_are_read_back(tmp_path: Path) -> None:
             )
         ]
     one = section(found(runs, "figure11"), "Figure 11")
-    assert [row[0] for row in one.tables[0].rows] == [f"{arch}-10" for arch in reproducing.FOOLED]
+    assert [row[0] for row in one.tables[0].rows] == [f"{arch}-10" for arch in plan.FOOLED]
     assert len(one.pictures) == 1
 
 
 def test_tables_hold_every_decision_and_every_run() -> None:
     made = found(as_printed(), "table1")
-    decided = reproduction.claims_table(made)
+    decided = presentation.claims_table(made)
     assert decided["name"].tolist() == list(claims.RULES)
     with pytest.raises(KeyError):
-        reproduction.comparison_table(made)  # runs that lack their settings
+        presentation.comparison_table(made)  # runs that lack their settings
     runs = {
         label: [dataclasses.replace(run, facts={"steps": "9", "seed": "0"}) for run in several]
         for label, several in as_printed().items()
     }
-    ours = reproduction.comparison_table(found(runs, "table1"))
+    ours = presentation.comparison_table(found(runs, "table1"))
     assert len(ours) == 12
     assert (ours["papers_way_test_accuracy"] == ours["paper_test_accuracy"]).all()
 
@@ -161,7 +163,7 @@ def test_the_quick_scale_says_so() -> None:
     runs = as_printed()
     runs["short", "resnet", 25] = [training("resnet", 0.9, test) for test in (0.781, 0.783)]
     made = found(runs, "table1", scale="quick")
-    assert "quick scale" in " ".join(reproduction.as_report(made).paragraphs)
+    assert "quick scale" in " ".join(presentation.as_report(made).paragraphs)
     one = section(made, "Table I:")
     assert {row[3] for row in one.tables[0].rows} == {"–"}
     assert "95 of 100" not in " ".join(one.notes)

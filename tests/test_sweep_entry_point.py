@@ -12,7 +12,8 @@ from mlflow.entities import Run
 
 from entry_points import attack, sweep, train
 from resfool import experiments
-from resfool.experiments import sweeping, trials
+from resfool.trials import recorder
+from resfool.trials import sweep as sweeping
 from tests.conftest import QUICK, refused
 
 # The processes that train have no tests.
@@ -93,7 +94,7 @@ def test_a_grid_is_trained_once_and_compared(
 def test_a_training_that_diverges_leaves_the_others(
     store: MlflowClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Diverging(trials.Trainer):
+    class Diverging(recorder.Trainer):
         def __call__(self, settings: Any, report: Any) -> Any:
             rate = 1e30 if settings["depth"] == 2 else 0.01
             return super().__call__(settings | {"learning_rate": rate}, report)
@@ -128,7 +129,7 @@ def test_a_sweeps_models_know_their_data_and_what_was_set_aside(store: MlflowCli
 def test_if_all_fail_one_sentence_says_so(
     store: MlflowClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Failing(trials.Trainer):
+    class Failing(recorder.Trainer):
         def __call__(self, settings: Any, report: Any) -> Any:
             report(("begin", ("a training", {}, [])))
             raise OSError("no room on the disk")

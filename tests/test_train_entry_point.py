@@ -23,9 +23,11 @@ from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
 from entry_points import train
-from resfool import checkpoints, stores, tracking
+from resfool import checkpoints
 from resfool.errors import InputError
 from resfool.parameters import show
+from resfool.tracking import stores, training_run
+from resfool.tracking.run import Run as OurRun
 from tests import conftest
 from tests.conftest import QUICK, ROOT
 
@@ -156,7 +158,7 @@ def test_ctrl_c_on_mlflow_run_leaves_the_run_killed(store: MlflowClient) -> None
 
 def interrupted(store: MlflowClient, step: int, resume: str | None = None) -> Run:
     """A training's run that Ctrl-C ends, with a checkpoint and without the training."""
-    with pytest.raises(KeyboardInterrupt), tracking.open_run(resume=resume) as run:
+    with pytest.raises(KeyboardInterrupt), training_run.open_run(resume=resume) as run:
         checkpoints.save(run.begin("mlp-2", {"network": "mlp-2"}, []), {}, {})
         run.point({"step": step, "train_loss": 1.0})
         raise KeyboardInterrupt
@@ -384,8 +386,8 @@ def test_it_is_said_where_runs_can_be_seen_and_no_password(
     store: MlflowClient, uri: str, viewer: str, page: str
 ) -> None:
     mlflow.set_tracking_uri(uri)
-    assert tracking.viewer().endswith(viewer)
-    assert tracking._link("0", "ab") == page
+    assert stores.viewer().endswith(viewer)
+    assert stores.link("0", "ab") == page
 
 
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt(), InputError("it was wrong")])
@@ -396,7 +398,7 @@ def test_a_store_that_fails_at_the_end_leaves_no_run_finished_or_running(
         raise MlflowException("the store is away")
 
     expected: Any = InputError if error is None else type(error)
-    with pytest.raises(expected) as caught, tracking.Run() as run:
+    with pytest.raises(expected) as caught, OurRun() as run:
         run.begin("a run", {}, [])
         monkeypatch.setattr(MlflowClient, "log_batch", away)
         if error is not None:
@@ -413,7 +415,7 @@ def test_a_training_that_has_finished_meanwhile_is_not_begun_again(store: Mlflow
     run = interrupted(store, 5)
     with (
         pytest.raises(InputError, match="has finished"),
-        tracking.open_run(resume=run.info.run_id) as again,
+        training_run.open_run(resume=run.info.run_id) as again,
     ):
         store.set_terminated(run.info.run_id, "FINISHED")  # by who held it until now
         again.begin("again", {"network": "mlp-2"}, [])
@@ -421,7 +423,7 @@ def test_a_training_that_has_finished_meanwhile_is_not_begun_again(store: Mlflow
 
 
 def test_a_table_is_logged_in_place_of_an_earlier_one(store: MlflowClient) -> None:
-    with tracking.Run() as run:
+    with OurRun() as run:
         run.begin("a run", {}, [])
         for rows in (2, 3):
             run.log_table(pd.DataFrame({"a": range(rows), "b": [0.5] * rows}), "table")

@@ -10,19 +10,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from resfool import (
-    architectures,
-    checkpoints,
-    datasets,
-    devices,
-    experiments,
-    parameters,
-    training,
-)
+from resfool import checkpoints, devices, experiments, parameters
+from resfool.classifiers.scores import Score, evaluate
+from resfool.datasets import sets
 from resfool.errors import InputError, NonFiniteLossError
-from resfool.evaluation import Score, evaluate
 from resfool.monitor import Monitor
-from resfool.training import Trainer
+from resfool.networks import architectures
+from resfool.networks.shape import network
+from resfool.training.trainer import Trainer, crop_flip, train
 from tests.conftest import QUICK
 
 IMAGES = np.random.default_rng(0).random((50, 8, 8, 1), dtype=np.float32)
@@ -30,11 +25,11 @@ LABELS = np.random.default_rng(1).integers(0, 10, 50)
 
 
 def model(
-    arch: parameters.Arch = "mlp", *, precision: parameters.Precision = "float32", **shape: Any
+    arch: parameters.Arch = "mlp", *, precision: parameters.Precision = "float32", **shaping: Any
 ) -> keras.Model:
     options: dict[str, Any] = {"depth": 5, "width": (4,)}
     return architectures.build(
-        parameters.network(arch, **options | shape),
+        network(arch, **options | shaping),
         image_shape=(8, 8, 1),
         classes=10,
         mean=[0.5],
@@ -93,8 +88,8 @@ def test_gradient_descent_and_lr_drop_agree_with_numpy() -> None:
 
 def test_weight_decay_shrinks_kernels_and_nothing_else() -> None:
     free, decayed = model("resnet"), model("resnet")
-    for network, decay in ((free, 0.0), (decayed, 0.5)):
-        trainer(network, optimizer="sgd", learning_rate=0.1, weight_decay=decay).advance(1)
+    for made, decay in ((free, 0.0), (decayed, 0.5)):
+        trainer(made, optimizer="sgd", learning_rate=0.1, weight_decay=decay).advance(1)
     initial = model("resnet").trainable_variables
     pairs = zip(initial, free.trainable_variables, decayed.trainable_variables, strict=True)
     kernels = 0
@@ -175,7 +170,7 @@ def test_a_batch_holds_training_images_with_their_own_labels() -> None:
 def test_crop_flip_shifts_by_up_to_four_pixels_and_mirrors_half() -> None:
     count, size = 200, 6
     images = np.random.default_rng(0).random((count, size, size, 2), dtype=np.float32)
-    result = np.asarray(training.crop_flip(images, (1, 2)))
+    result = np.asarray(crop_flip(images, (1, 2)))
     seen = set()
     for before, after in zip(images, result, strict=True):
         padded = np.pad(before, [(4, 4), (4, 4), (0, 0)])
@@ -201,7 +196,7 @@ def test_crop_flip_shifts_by_up_to_four_pixels_and_mirrors_half() -> None:
 def run(made: Trainer, steps: int, **options: Any) -> list[dict[str, float]]:
     score = Score(accuracy=0.5, loss=1.0)
     arguments: dict[str, Any] = {"eval_every": 100, "evaluate": lambda: score}
-    return training.train(made, steps, **arguments | options)
+    return train(made, steps, **arguments | options)
 
 
 def test_points_are_the_averages_of_100_steps() -> None:
@@ -377,7 +372,7 @@ def test_an_adversarial_loss_that_is_not_finite_stops_training() -> None:
 
 def test_trained_against_it_a_network_withstands_fgsm_better() -> None:
     epsilon = 0.15
-    test = datasets.load("digits").test
+    test = sets.load("digits").test
     survivals, accuracies = [], []
     choices: list[Any] = [{}, {"adversarial": "fgsm", "adversarial_epsilon": epsilon}]
     for choice in choices:

@@ -15,7 +15,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from entry_points import attack, train, universal
-from resfool import datasets, experiments
+from resfool import experiments
+from resfool.datasets import sets
 from resfool.errors import InputError
 from resfool.monitor import Monitor
 from resfool.parameters import Norm, show
@@ -187,7 +188,7 @@ def test_two_models_and_their_perturbations(
         assert cell["linf_norm"] == pytest.approx(metrics["final_linf_norm"])
 
     # On each model, what Keras alone finds on the same images.
-    test = datasets.load("digits").test
+    test = sets.load("digits").test
     images = test.images[np.random.default_rng(0).permutation(len(test))[:80]]
     for child, uri in zip(children, models, strict=True):
         model_file = Path(mlflow.artifacts.download_artifacts(uri)) / "data" / "model.keras"

@@ -7,12 +7,13 @@ from typing import Any, Self
 import numpy as np
 import pytest
 
-from resfool import datasets, experiments
-from resfool.datasets import Dataset, Split
+from resfool import experiments
+from resfool.datasets import sets
+from resfool.datasets.sets import Dataset, Split
 from resfool.errors import InputError
-from resfool.experiments import trials
 from resfool.monitor import Monitor
 from resfool.parallel.tasks import Failure
+from resfool.trials.recorder import Message, Recorder, Trained, Trainer, _Telling
 from tests.conftest import QUICK
 
 Row = Mapping[str, float]
@@ -56,29 +57,29 @@ class Notes(Monitor):
 
 @pytest.fixture(scope="module")
 def data() -> Dataset:
-    return datasets.load("digits", per_class=(20, 0, 5))
+    return sets.load("digits", per_class=(20, 0, 5))
 
 
-def recorder(monitor: Monitor, data: Dataset, kept: list[Any] | None = None) -> trials.Recorder:
+def recorder(monitor: Monitor, data: Dataset, kept: list[Any] | None = None) -> Recorder:
     kept = [] if kept is None else kept
-    return trials.Recorder(monitor, data, lambda *arguments: kept.append(arguments))
+    return Recorder(monitor, data, lambda *arguments: kept.append(arguments))
 
 
-def point(step: int, **figures: float) -> trials.Message:
+def point(step: int, **figures: float) -> Message:
     return "point", ({"step": step} | (figures or {"train_accuracy": step / 10}),)
 
 
-BEGIN: trials.Message = ("begin", ("a network", {"seed": 0}, [("train", "training")]))
+BEGIN: Message = ("begin", ("a network", {"seed": 0}, [("train", "training")]))
 
 
 def test_what_a_worker_tells_is_told_to_the_runs_monitor(data: Dataset) -> None:
-    told: list[trials.Message] = []
+    told: list[Message] = []
 
-    def report(message: trials.Message) -> bool:
+    def report(message: Message) -> bool:
         told.append(message)
         return False
 
-    worker = trials._Telling(report)
+    worker = _Telling(report)
     worker.begin("a network", {"seed": 0}, [(data, "train", "training")])
     worker.warn("it may take long")
     worker.fact("parameter_count", 9)
@@ -96,7 +97,7 @@ def test_what_a_worker_tells_is_told_to_the_runs_monitor(data: Dataset) -> None:
 def test_a_second_attempt_goes_on_in_the_same_run_without_doubled_steps(data: Dataset) -> None:
     whole = Notes()
     kept: list[Any] = []
-    done = trials.Trained("net", "test", {"final_test_accuracy": 0.5}, b"")
+    done = Trained("net", "test", {"final_test_accuracy": 0.5}, b"")
     with recorder(whole, data, kept) as record:
         for message in (BEGIN, point(1), point(2), point(2, test_accuracy=0.3), point(3)):
             record.receive("a", message)
@@ -169,13 +170,13 @@ def test_a_run_ends_whose_store_fails_or_is_interrupted(
 
 
 def test_a_worker_sends_home_what_a_training_gives() -> None:
-    told: list[trials.Message] = []
+    told: list[Message] = []
 
-    def report(message: trials.Message) -> bool:
+    def report(message: Message) -> bool:
         told.append(message)
         return False
 
-    outcome = trials.Trainer()(QUICK | {"steps": 30}, report)
+    outcome = Trainer()(QUICK | {"steps": 30}, report)
     plain = experiments.train(**(QUICK | {"steps": 30}))
     assert outcome is not None
     assert outcome.metrics == plain.final_metrics
@@ -188,13 +189,13 @@ def test_a_worker_sends_home_what_a_training_gives() -> None:
 def test_a_worker_that_is_told_to_stop_stops() -> None:
     steps: list[int] = []
 
-    def report(message: trials.Message) -> bool:
+    def report(message: Message) -> bool:
         kind, arguments = message
         if kind == "point":
             steps.append(arguments[0]["step"])
         return kind == "point"
 
-    assert trials.Trainer()(QUICK | {"steps": 500}, report) is None
+    assert Trainer()(QUICK | {"steps": 500}, report) is None
     assert steps == [100]
 
 

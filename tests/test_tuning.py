@@ -19,13 +19,14 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
 from entry_points import tune
-from resfool import command_line, experiments, tracking, tuning
+from resfool import command_line, experiments
 from resfool.errors import InputError
-from resfool.experiments import trials
-from resfool.experiments import tuning as searching
-from resfool.experiments.training import Settings, check
 from resfool.parallel.tasks import Failure
-from resfool.parameters import Choice
+from resfool.tracking.run import Run
+from resfool.training.recipe import Settings, check
+from resfool.trials import recorder, space
+from resfool.trials.space import Choice
+from resfool.trials.study import Study
 from tests.conftest import ROOT, refused
 
 STEPS = 5
@@ -70,7 +71,7 @@ class FakePool:
             row = {"step": step, "validation_accuracy": final * step / STEPS}
             if self._receive(place, ("point", (row,))):
                 return None
-        return trials.Trained("net", "validation", {"final_validation_accuracy": final}, b"")
+        return recorder.Trained("net", "validation", {"final_validation_accuracy": final}, b"")
 
 
 def options(*words: str) -> tuple[dict[str, Any], Settings]:
@@ -82,11 +83,11 @@ def options(*words: str) -> tuple[dict[str, Any], Settings]:
 
 def tuned(*words: str, pool: Any = FakePool, keep: Any = None) -> experiments.Tuning:
     settings, training = options(*words)
-    with tracking.Run() as run:
+    with Run() as run:
         return experiments.tune(
             run,
             pool,
-            tuning.Study,
+            Study,
             keep or (lambda *arguments: None),
             training,
             lambda text: None,
@@ -300,7 +301,7 @@ def test_only_what_train_takes_is_searched(
 def test_a_setting_of_which_train_takes_nothing_is_refused(
     store: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(searching._MLP_SPACE, "depth", Choice((2, 3)))
+    monkeypatch.setitem(space._MLP_SPACE, "depth", Choice((2, 3)))
     with pytest.raises(InputError) as caught:
         tuned("--trials=1", "--width=100,80,60,40,20")
     assert str(caught.value) == (
@@ -339,9 +340,7 @@ def test_halving_and_random_search_work(store: MlflowClient) -> None:
 
 def test_a_study_refuses_what_is_no_database() -> None:
     with pytest.raises(InputError, match="storage=mysql"):
-        tuning.Study(
-            "s", {}, storage="mysql://nobody@127.0.0.1:9/x", sampler="tpe", pruner="none", seed=0
-        )
+        Study("s", {}, storage="mysql://nobody@127.0.0.1:9/x", sampler="tpe", pruner="none", seed=0)
 
 
 def test_tune_as_a_user_runs_it(store: MlflowClient, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,10 +15,10 @@ from mlflow.entities import Run
 
 from entry_points import mnist, train, universal
 from resfool import checkpoints, experiments
-from resfool.attacks import minimal
-from resfool.experiments.universal import _digest
+from resfool.attacks.solvers import problem
 from resfool.monitor import Monitor
 from resfool.parameters import show
+from resfool.universal.solving import digest
 from tests import conftest
 from tests.conftest import QUICK
 
@@ -131,7 +131,7 @@ def test_each_image_that_cobyla_has_solved_is_kept(store: MlflowClient, trained:
             solved.append(1)
             return function(item)
 
-        return minimal.one_by_one(counted, items, **rest)
+        return problem.one_by_one(counted, items, **rest)
 
     told: list[str] = []
     with pytest.raises(KeyboardInterrupt):
@@ -254,7 +254,7 @@ def test_rows_of_the_first_layer_are_searched_inside_the_wrapping(
 
 def test_every_kind_of_weights_has_a_digest() -> None:
     ones, twos = (np.full(3, value, ml_dtypes.bfloat16) for value in (1, 2))
-    assert _digest(ones) == _digest(ones.copy()) != _digest(twos)
+    assert digest(ones) == digest(ones.copy()) != digest(twos)
 
 
 def test_the_mnist_case_study_is_one_run_with_two_parts(store: MlflowClient) -> None:

@@ -1,1 +1,1 @@
-"""Attacks: plain functions on arrays and a Keras classifier, one algorithm per file."""
+"""Attacks on any Keras classifier: along gradients, and the smallest perturbation of each image."""

@@ -14,8 +14,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from resfool import classifiers, inference
-from resfool.inference import BATCH_SIZE
+from resfool.classifiers import inference
+from resfool.classifiers.inference import BATCH_SIZE
 
 Progress = Callable[[int], None]  # is told how many more images are done
 
@@ -104,7 +104,7 @@ def sign_gradients(
         parts.append(logits.numpy()[:count])
         progress(count)
     logits = np.concatenate(parts)
-    own = classifiers.predicted(logits)
+    own = inference.predicted(logits)
     used = own if labels is None else wanted.astype(np.int64)
     return SignGradients(signs, logits, used)
 

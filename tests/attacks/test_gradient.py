@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from resfool import architectures, parameters
 from resfool.attacks import gradient
+from resfool.networks import architectures, shape
 
 SHAPE = (4, 5, 3)
 PIXELS = 60
@@ -153,7 +153,7 @@ def test_the_smallest_epsilon_is_the_margin_over_the_l1_norm() -> None:
 
 
 def test_at_the_smallest_epsilon_the_class_differs_on_a_deep_model_too() -> None:
-    network = parameters.network("resnet", depth=5, width=(4,))
+    network = shape.network("resnet", depth=5, width=(4,))
     model = architectures.build(
         network, image_shape=(8, 8, 1), classes=10, mean=[0.5], std=[0.25], seed=3
     )
@@ -206,7 +206,7 @@ def test_pgd_starts_at_random_and_stays_in_the_ball() -> None:
 
 
 def test_pgd_is_what_a_plain_loop_does() -> None:
-    network = parameters.network("convnet", depth=5, width=(4,), batch_norm=False)
+    network = shape.network("convnet", depth=5, width=(4,), batch_norm=False)
     model = architectures.build(
         network, image_shape=(8, 8, 1), classes=4, mean=[0.5], std=[0.25], seed=1
     )

@@ -9,10 +9,15 @@ import keras
 import numpy as np
 import pytest
 
-from resfool import architectures, inference, parallel, parameters
+from resfool import parallel, parameters
 from resfool.attacks import minimal
 from resfool.attacks.minimal import Minimal, smallest_perturbations
+from resfool.attacks.solvers import batches, closest, cobyla
+from resfool.attacks.solvers.problem import Attempt
+from resfool.classifiers import inference
 from resfool.errors import InputError
+from resfool.networks import architectures
+from resfool.networks.shape import network
 from resfool.parameters import Solver, Subspace
 
 # By how much an answer may exceed the closed form.
@@ -53,7 +58,7 @@ def exact_norms(model: keras.Model, images: np.ndarray) -> np.ndarray:
 
 def small_network(seed: int = 3) -> keras.Model:
     return architectures.build(
-        parameters.network("mlp", depth=2, width=(12,)),
+        network("mlp", depth=2, width=(12,)),
         image_shape=(6, 6, 1),
         classes=5,
         mean=[0.5],
@@ -89,7 +94,7 @@ def check_found(
 
 def test_every_solver_is_tested() -> None:
     assert FACTORS.keys() == set(get_args(Solver)) == minimal.SOLVERS.keys()
-    assert minimal.SUBSPACES.keys() == set(get_args(parameters.Subspace))
+    assert cobyla.SUBSPACES.keys() == set(get_args(parameters.Subspace))
 
 
 @pytest.mark.parametrize(
@@ -185,15 +190,15 @@ def test_what_nothing_flips_is_reported(solver: Solver) -> None:
 
 def test_what_closest_misses_falls_back_to_deepfool(monkeypatch: pytest.MonkeyPatch) -> None:
     model, images = linear_model(3), random_images(6)
-    whole = minimal._in_batches
+    whole = batches.in_batches
 
-    def forgetful(problem: Any, function: Any, *settings: Any) -> minimal.Attempt:
+    def forgetful(problem: Any, function: Any, *settings: Any) -> Attempt:
         found = whole(problem, function, *settings)
-        if function is minimal._closest:
+        if function is closest._closest:
             found.perturbations[2:4] = 0
         return found
 
-    monkeypatch.setattr(minimal, "_in_batches", forgetful)
+    monkeypatch.setattr(closest, "in_batches", forgetful)
     found = smallest_perturbations(model, images)
     assert found.flipped.all()
     np.testing.assert_allclose(found.norms, exact_norms(model, images), rtol=1e-3)
@@ -230,7 +235,7 @@ def test_cobyla_gives_the_same_bits_in_other_processes() -> None:
 
 def test_the_row_space_holds_all_that_the_model_sees() -> None:
     model, images = small_network(), random_images(5, (6, 6, 1))
-    basis = minimal._row_space(model)
+    basis = cobyla.row_space(model)
     np.testing.assert_allclose(basis @ basis.T, np.eye(12), atol=1e-6)
     found = smallest_perturbations(model, images, solver="cobyla", subspace="rows")
     assert found.flipped.all()
@@ -250,14 +255,14 @@ def test_the_row_space_is_found_inside_of_a_wrapping() -> None:
     images = keras.Input((6, 6, 1))
     rescaled = keras.layers.Rescaling(255.0, -3.0)(images)
     whole = keras.Model(images, bare(keras.layers.Reshape((6, 6, 1))(rescaled)))
-    basis = minimal._row_space(bare)
-    np.testing.assert_allclose(minimal._row_space(whole) @ basis.T @ basis, basis, atol=1e-5)
+    basis = cobyla.row_space(bare)
+    np.testing.assert_allclose(cobyla.row_space(whole) @ basis.T @ basis, basis, atol=1e-5)
 
 
 def test_many_dimensions_get_as_many_evaluations_as_they_take(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(minimal.EVALUATIONS, "rows", 5)  # of 12 dimensions
+    monkeypatch.setitem(cobyla.EVALUATIONS, "rows", 5)  # of 12 dimensions
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # SciPy's of a budget below the dimensions
         found = smallest_perturbations(
@@ -284,7 +289,7 @@ def test_bad_settings_are_named(options: dict[str, Any], message: str) -> None:
 
 def test_rows_are_for_models_that_begin_with_a_dense_layer() -> None:
     model = architectures.build(
-        parameters.network("convnet", depth=5, width=(4,)),
+        network("convnet", depth=5, width=(4,)),
         image_shape=(8, 8, 1),
         classes=3,
         mean=[0.5],

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 
 from resfool import experiments
-from resfool.attacks import lowrank, universal
+from resfool.attacks import lowrank
 from resfool.attacks.lowrank import Decomposition
 from resfool.parameters import Coefficients, Norm
+from resfool.universal import ascent, coefficients, iterated
+from resfool.universal.matrices import minimal_matrix, sign_matrix, smallest_sign_matrix
+from resfool.universal.vectors import judged, projected, random_vectors
 
 SHAPE = (4, 5, 1)
 PIXELS = 20
@@ -50,13 +53,13 @@ def _weights(model: keras.Model) -> np.ndarray:
 
 
 def _rate(model: keras.Model, images: np.ndarray, vector: np.ndarray) -> float:
-    return float(universal.judged(model, images, vector[np.newaxis]).rates[0])
+    return float(judged(model, images, vector[np.newaxis]).rates[0])
 
 
 def test_of_few_images_each_weighs_as_much(five_classes: keras.Model, images: np.ndarray) -> None:
     few: Any = {"norm": Norm("l2", 0.3), "passes": 2}
     one, other = (
-        universal.gradient_trained(five_classes, images[:7], batch_size=size, **few).vector
+        ascent.gradient_trained(five_classes, images[:7], batch_size=size, **few).vector
         for size in (7, 250)
     )
     np.testing.assert_array_equal(one, other)
@@ -66,7 +69,7 @@ def test_the_judge_is_a_plain_loop(five_classes: keras.Model, images: np.ndarray
     vectors = np.random.default_rng(3).normal(size=(4, *SHAPE)).astype(np.float32)
     kernel, bias = five_classes.get_layer("linear").get_weights()
     for clip in (False, True):
-        found = universal.judged(five_classes, images, vectors, clip=clip, batch_size=50)
+        found = judged(five_classes, images, vectors, clip=clip, batch_size=50)
         for classes, rate, vector in zip(found.classes, found.rates, vectors, strict=True):
             moved = np.clip(images + vector, 0, 1) if clip else images + vector
             expected = (moved.reshape(-1, PIXELS) @ kernel + bias).argmax(axis=1)
@@ -82,19 +85,17 @@ def test_no_perturbation_fools_nobody(five_classes: keras.Model, images: np.ndar
 
 def test_projections_have_a_closed_form() -> None:
     vector = np.array([3.0, -4.0, 0.0], np.float32)
-    np.testing.assert_allclose(
-        universal.projected(vector, Norm("l2", 1)), [0.6, -0.8, 0], rtol=1e-6
-    )
-    np.testing.assert_array_equal(universal.projected(vector, Norm("linf", 3.5)), [3, -3.5, 0])
+    np.testing.assert_allclose(projected(vector, Norm("l2", 1)), [0.6, -0.8, 0], rtol=1e-6)
+    np.testing.assert_array_equal(projected(vector, Norm("linf", 3.5)), [3, -3.5, 0])
     for norm in (Norm("l2", 6), Norm("linf", 4), Norm("none")):
-        np.testing.assert_array_equal(universal.projected(vector, norm), vector)
+        np.testing.assert_array_equal(projected(vector, norm), vector)
 
 
 @pytest.mark.parametrize("group", [1, 25])
 def test_algorithm1_finds_the_direction_that_fools_everyone(
     one_sided: keras.Model, images: np.ndarray, group: int
 ) -> None:
-    fit = universal.algorithm1(
+    fit = iterated.algorithm1(
         one_sided, images, norm=Norm("l2", 0.6), solver="deepfool", desired_rate=1.0, group=group
     )
     assert max(fit.rates) == _rate(one_sided, images, fit.vector) == 1
@@ -104,7 +105,7 @@ def test_algorithm1_finds_the_direction_that_fools_everyone(
 
 
 @pytest.mark.parametrize("norm", [Norm("l2", 0.3), Norm("linf", 0.05)])
-@pytest.mark.parametrize("fitter", [universal.algorithm1, universal.gradient_trained])
+@pytest.mark.parametrize("fitter", [iterated.algorithm1, ascent.gradient_trained])
 def test_what_is_fitted_stays_in_the_ball_and_the_best_is_kept(
     five_classes: keras.Model, images: np.ndarray, norm: Norm, fitter: Any
 ) -> None:
@@ -129,7 +130,7 @@ def test_algorithm1_stops_at_the_desired_rate(one_sided: keras.Model, images: np
         ahead = moved.reshape(len(moved), -1) @ kernel[:, 0] + bias[0] + 1e-4
         return (-ahead[:, np.newaxis] * kernel[:, 0]).reshape(moved.shape).astype(np.float32)
 
-    fit = universal.algorithm1(
+    fit = iterated.algorithm1(
         one_sided, images, norm=Norm("l2", 0.6), solver=exact, desired_rate=0.3, group=1
     )
     assert len(fit.rates) == 1 and fit.rates[0] >= 0.3
@@ -140,9 +141,9 @@ def test_with_two_classes_every_row_is_along_the_weights(
 ) -> None:
     weights = _weights(one_sided)[:, 0]
     matrices = {
-        "2": universal.minimal_matrix(one_sided, images, solver="deepfool"),
-        "3": universal.sign_matrix(one_sided, images, None, 0.1),
-        "4": universal.smallest_sign_matrix(one_sided, images, None, tolerance=1e-6),
+        "2": minimal_matrix(one_sided, images, solver="deepfool"),
+        "3": sign_matrix(one_sided, images, None, 0.1),
+        "4": smallest_sign_matrix(one_sided, images, None, tolerance=1e-6),
     }
     for name, matrix in matrices.items():
         expected = -weights if name == "2" else -np.sign(weights)
@@ -161,9 +162,9 @@ def test_images_that_nothing_flips_have_no_row(images: np.ndarray) -> None:
     # The second class is out of reach: no gradient, no flip.
     model = linear_model(np.zeros((PIXELS, 2)), np.array([1.0, 0.0]))
     for matrix in (
-        universal.minimal_matrix(model, images[:7], solver="deepfool"),
-        universal.sign_matrix(model, images[:7], None, 0.1),
-        universal.smallest_sign_matrix(model, images[:7], None),
+        minimal_matrix(model, images[:7], solver="deepfool"),
+        sign_matrix(model, images[:7], None, 0.1),
+        smallest_sign_matrix(model, images[:7], None),
     ):
         assert matrix.rows.shape == (0, PIXELS)
         assert matrix.dropped == 7 and not len(matrix.images)
@@ -175,7 +176,7 @@ def test_the_first_vectors_sign_is_the_one_that_fools(
     weights = _weights(one_sided)[:, 0].astype(np.float32)
     for sign in (1, -1):
         planted = Decomposition(np.ones(1), sign * weights[np.newaxis], 1)
-        found = universal.first_vector_sign(one_sided, images, planted, norm=Norm("l2", 0.6))
+        found = coefficients.first_vector_sign(one_sided, images, planted, norm=Norm("l2", 0.6))
         assert found == -sign
 
 
@@ -187,12 +188,12 @@ RULES: list[Coefficients] = ["gaussian", "singular", "first", "optimised"]
 def test_every_rule_gives_the_norm_and_repeats_itself(
     five_classes: keras.Model, images: np.ndarray, rule: Coefficients, norm: Norm
 ) -> None:
-    matrix = universal.minimal_matrix(five_classes, images, solver="deepfool")
+    matrix = minimal_matrix(five_classes, images, solver="deepfool")
     decomposition = lowrank.decompose(matrix.rows)
     assert decomposition.numerical_rank == 4  # the differences of five weight vectors
     options: Any = {"norm": norm, "seed": 4, "draws": 3}
     found, again = (
-        universal.coefficients(rule, five_classes, images, decomposition, 4, **options)
+        coefficients.coefficients(rule, five_classes, images, decomposition, 4, **options)
         for _ in range(2)
     )
     np.testing.assert_array_equal(found, again)
@@ -206,15 +207,15 @@ def test_every_rule_gives_the_norm_and_repeats_itself(
 def test_optimised_is_no_worse_than_first_and_than_gaussian_where_it_was_fitted(
     five_classes: keras.Model, images: np.ndarray, norm: Norm
 ) -> None:
-    matrix = universal.minimal_matrix(five_classes, images, solver="deepfool")
+    matrix = minimal_matrix(five_classes, images, solver="deepfool")
     decomposition = lowrank.decompose(matrix.rows)
 
     def rates(rule: Coefficients) -> np.ndarray:
-        chosen = universal.coefficients(
+        chosen = coefficients.coefficients(
             rule, five_classes, images, decomposition, 4, norm=norm, seed=0, draws=20
         )
         vectors = lowrank.combined(chosen, decomposition).reshape(-1, *SHAPE)
-        return universal.judged(five_classes, images, vectors).rates
+        return judged(five_classes, images, vectors).rates
 
     best = rates("optimised")[0]
     assert best >= rates("first")[0]
@@ -223,19 +224,19 @@ def test_optimised_is_no_worse_than_first_and_than_gaussian_where_it_was_fitted(
 
 def test_random_vectors_have_the_norms_that_were_asked_for() -> None:
     sizes = np.array([0.0, 0.5, 3.0])
-    gaussian = universal.random_vectors(SHAPE, sizes, "l2", 0)
+    gaussian = random_vectors(SHAPE, sizes, "l2", 0)
     np.testing.assert_allclose(lowrank.sizes(gaussian, "l2"), sizes, rtol=1e-6)
-    signs = universal.random_vectors(SHAPE, sizes, "linf", 0)
+    signs = random_vectors(SHAPE, sizes, "linf", 0)
     np.testing.assert_allclose(np.abs(signs), sizes.reshape(-1, 1, 1, 1) * np.ones(SHAPE))
-    np.testing.assert_array_equal(gaussian, universal.random_vectors(SHAPE, sizes, "l2", 0))
+    np.testing.assert_array_equal(gaussian, random_vectors(SHAPE, sizes, "l2", 0))
 
 
 def test_inputs_are_not_changed(five_classes: keras.Model, images: np.ndarray) -> None:
     before = images.copy()
-    universal.algorithm1(
+    iterated.algorithm1(
         five_classes, images, norm=Norm("l2", 0.3), solver="deepfool", passes=1, clip=True
     )
-    universal.gradient_trained(five_classes, images, norm=Norm("l2", 0.3), passes=1, clip=True)
+    ascent.gradient_trained(five_classes, images, norm=Norm("l2", 0.3), passes=1, clip=True)
     np.testing.assert_array_equal(images, before)
 
 
@@ -245,32 +246,32 @@ def test_the_mnist_networks_figures(seed: int) -> None:
     training = experiments.train(arch="mlp", dataset="mnist5k", seed=seed, steps=2000)
     model, fitting = training.model, training.dataset.train.images[:1000]
     held_out = training.dataset.test.images
-    matrix = universal.minimal_matrix(model, fitting)
+    matrix = minimal_matrix(model, fitting)
     decomposition = lowrank.decompose(matrix.rows)
     random = lowrank.random_matrix(matrix.rows, 0)
     assert decomposition.energy(10) >= 0.8
     assert lowrank.decompose(random).energy(10) <= 0.15
 
     def rates(vectors: np.ndarray) -> np.ndarray:
-        return universal.judged(model, held_out, vectors).rates
+        return judged(model, held_out, vectors).rates
 
     def perturbations(rule: Coefficients, rank: int, norm: Norm) -> np.ndarray:
-        chosen = universal.coefficients(
+        chosen = coefficients.coefficients(
             rule, model, fitting, decomposition, rank, norm=norm, seed=0, draws=50
         )
         return lowrank.combined(chosen, decomposition).reshape(-1, *fitting.shape[1:])
 
     for rank in (5, 10):
         drawn = perturbations("gaussian", rank, Norm("none"))
-        noise = universal.random_vectors(drawn.shape[1:], lowrank.sizes(drawn, "l2"), "l2", 0)
+        noise = random_vectors(drawn.shape[1:], lowrank.sizes(drawn, "l2"), "l2", 0)
         assert rates(drawn).mean() >= 0.75
         assert rates(drawn).mean() >= rates(noise).mean() + 0.3
     at_three = Norm("l2", 3)
-    noise = universal.random_vectors(fitting.shape[1:], np.full(50, 3.0), "l2", 0)
+    noise = random_vectors(fitting.shape[1:], np.full(50, 3.0), "l2", 0)
     assert rates(noise).mean() <= 0.08
     assert rates(perturbations("gaussian", 10, at_three)).mean() >= 0.35
     best = rates(perturbations("optimised", 10, at_three))[0]
-    fit = universal.algorithm1(model, fitting, norm=at_three)
+    fit = iterated.algorithm1(model, fitting, norm=at_three)
     assert rates(fit.vector[np.newaxis])[0] >= 0.75
     assert best >= 0.75
     assert best >= rates(fit.vector[np.newaxis])[0] - 0.01

@@ -1,0 +1,151 @@
+"""A closer look at an attack: the spectrum of its directions, and images worth a look."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from resfool.attacks import lowrank
+from resfool.attacks.epsilons import Sweep, shown_epsilons
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A perturbed image as a model sees it."""
+
+    epsilon: float
+    image: np.ndarray
+    predicted: int
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image, the direction it is moved in, and what a model makes of it on the way.
+
+    Attributes:
+        label: the true one.
+        direction: int8 (H, W, C), the signs of the loss gradient.
+        shown: the image as it is (epsilon 0), then at rising epsilons.
+        from_prediction: whether it is moved away from its prediction, not from its label.
+    """
+
+    label: int
+    direction: np.ndarray
+    shown: list[Shown]
+    from_prediction: bool = False
+
+
+def examples(swept: Sweep, most: int = 6) -> list[Example]:
+    """A few images worth a look, as in Table III: corrected ones, fooled ones and a stubborn one.
+
+    Args:
+        swept: an attack.
+        most: how many images to pick.
+
+    Returns:
+        Images that a small perturbation corrects (up to two), that the smallest perturbations
+        fool, the surest mistakes first, and one that holds out longest.
+    """
+    source = swept.corrections or swept
+    corrected = _corrected(source)[:2]
+    found = _examples(source, corrected, from_prediction=source is swept.corrections)
+    return found + _examples(swept, _fooled(swept, most - len(corrected)))
+
+
+def _examples(swept: Sweep, picked: np.ndarray, *, from_prediction: bool = False) -> list[Example]:
+    clean, outcome = swept.clean, swept.attacked
+    found = [
+        [Shown(0.0, swept.images[i], int(clean.classes[0, i]), float(clean.confidences[0, i]))]
+        for i in picked
+    ]
+    for e in shown_epsilons(swept.epsilons) if len(picked) else ():
+        moved = swept.move(picked, swept.epsilons[e])
+        for row, i, image in zip(found, picked, moved, strict=True):
+            predicted, confidence = outcome.classes[e, i], outcome.confidences[e, i]
+            row.append(Shown(swept.epsilons[e], image, int(predicted), float(confidence)))
+    return [
+        Example(int(swept.labels[i]), swept.directions[i], row, from_prediction)
+        for i, row in zip(picked, found, strict=True)
+    ]
+
+
+def _corrected(swept: Sweep) -> np.ndarray:
+    """Misclassified images that less than the largest epsilon corrects."""
+    shown = shown_epsilons(swept.epsilons)
+    correct = swept.attacked.classes[shown] == swept.labels
+    was_wrong = swept.clean.classes[0] != swept.labels
+    return _ordered(was_wrong, correct[:-1], swept.attacked.confidences[shown])
+
+
+def _fooled(swept: Sweep, most: int) -> np.ndarray:
+    """The images that are fooled first, and the one that is fooled last."""
+    shown = shown_epsilons(swept.epsilons)
+    wrong = swept.attacked.classes[shown] != swept.labels
+    was_correct = swept.clean.classes[0] == swept.labels
+    fooled = _ordered(was_correct, wrong, swept.attacked.confidences[shown])
+    return fooled if len(fooled) <= most else np.append(fooled[: most - 1], fooled[-1])
+
+
+def _ordered(wanted: np.ndarray, hits: np.ndarray, confidences: np.ndarray) -> np.ndarray:
+    """The wanted images with a hit, by the epsilon of their first and then by confidence there."""
+    candidates = np.flatnonzero(wanted & hits.any(axis=0))
+    if not len(candidates):
+        return candidates
+    first = hits[:, candidates].argmax(axis=0)
+    return candidates[np.lexsort((-confidences[first, candidates], first))]
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """A model and all that an attack showed of it.
+
+    Attributes:
+        name: of the model, for tables and legends.
+        where: which images, such as "cifar10 test".
+        class_names: by class.
+        sweep: rates and predictions at each epsilon.
+        singular_values: of the gradient signs as rows of norm 1, largest first (Figure 11).
+        random_singular_values: of Gaussian rows of norm 1.
+        examples: images worth a look (Table III).
+    """
+
+    name: str
+    where: str
+    class_names: Sequence[str]
+    sweep: Sweep
+    singular_values: np.ndarray
+    random_singular_values: np.ndarray
+    examples: list[Example]
+
+    @property
+    def clean_accuracy(self) -> float:
+        """Share of the images that are classified rightly as they are."""
+        return float((self.sweep.clean.classes[0] == self.sweep.labels).mean())
+
+
+def attacked(
+    name: str, where: str, class_names: Sequence[str], swept: Sweep, seed: int
+) -> Attacked:
+    """Look closer at an attack: the spectrum of its directions, and examples.
+
+    Args:
+        name: of the model.
+        where: which images.
+        class_names: by class.
+        swept: the attack.
+        seed: of the random matrix that the spectrum is compared with.
+
+    Returns:
+        All of it together.
+    """
+    matrix = lowrank.unit_rows(swept.directions)
+    return Attacked(
+        name=name,
+        where=where,
+        class_names=class_names,
+        sweep=swept,
+        singular_values=lowrank.singular_values(matrix),
+        random_singular_values=lowrank.singular_values(lowrank.random_matrix(matrix, seed)),
+        examples=examples(swept),
+    )

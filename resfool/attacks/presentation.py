@@ -1,0 +1,373 @@
+"""Attacks as tables, figures and a report."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from resfool.attacks import lowrank
+from resfool.parameters import epsilon_name, show
+from resfool.report import page
+from resfool.report.drawing import ExampleView, colour_of, draw_image, draw_view
+
+if TYPE_CHECKING:
+    from resfool.attacks.examples import Attacked, Example, Shown
+
+
+def rates_table(results: Sequence["Attacked"]) -> pd.DataFrame:
+    """All rates of some models, a row for each model and epsilon."""
+    rows = [{"model": a.name} | row for a in results for row in a.sweep.rows]
+    return pd.DataFrame(rows)
+
+
+def images_table(attacked: "Attacked") -> pd.DataFrame:
+    """What became of each image: its class, the predictions, and its smallest epsilon if known."""
+    sweep = attacked.sweep
+    names = np.asarray(attacked.class_names)
+    table = pd.DataFrame(
+        {
+            "label": names[sweep.labels],
+            "predicted": names[sweep.clean.classes[0]],
+            "confidence": sweep.clean.confidences[0],
+        }
+    )
+    for epsilon, classes in zip(sweep.epsilons, sweep.attacked.classes, strict=True):
+        if epsilon > 0:
+            table[f"at_{epsilon_name(epsilon)}"] = names[classes]
+    if sweep.smallest is not None:
+        table["smallest_epsilon"] = sweep.smallest
+    return table
+
+
+def summary(results: Sequence["Attacked"], epsilons: int = 8) -> str:
+    """A table for the terminal: fooling rate of each model, and of random signs, at some epsilons.
+
+    Args:
+        results: one for each model.
+        epsilons: how many of their epsilons to show.
+
+    Returns:
+        Lines of text.
+    """
+    all_rows = results[0].sweep.rows
+    picked = np.unique(np.linspace(0, len(all_rows) - 1, epsilons).round().astype(int))
+    width = max(len("epsilon"), *(len(f"{a.name}, random signs") for a in results))
+    head = [f"{show(all_rows[i]['epsilon'] or 0):>8.7}" for i in picked]
+    lines = [f"{'epsilon':<{width}}  accuracy {''.join(head)}   <- fooling rate"]
+    for a in results:
+        for label, key in (
+            (a.name, "fooling_rate"),
+            (f"{a.name}, random signs", "random_fooling_rate"),
+        ):
+            values = "".join(f"{a.sweep.rows[i][key]:>8.3f}" for i in picked)
+            accuracy = f"{a.clean_accuracy:8.3f}" if key == "fooling_rate" else " " * 8
+            lines.append(f"{label:<{width}}  {accuracy} {values}")
+    return "\n".join(lines)
+
+
+def scalars(attacked: "Attacked") -> dict[str, float]:
+    """A model's figures that belong to no single epsilon."""
+    found = {
+        "clean_accuracy": attacked.clean_accuracy,
+        "zero_gradient_share": attacked.sweep.zero_gradient_share,
+        "energy_of_10_directions": lowrank.energy(attacked.singular_values, 10),
+        "random_energy_of_10_directions": lowrank.energy(attacked.random_singular_values, 10),
+    }
+    smallest = attacked.sweep.smallest
+    if smallest is not None and np.isfinite(np.median(smallest)):
+        found["median_smallest_epsilon"] = float(np.median(smallest))
+    return found
+
+
+def spectrum_table(attacked: "Attacked") -> pd.DataFrame:
+    """Singular values of the gradient signs, and of a random matrix, largest first."""
+    return pd.DataFrame(
+        {
+            "index": range(1, len(attacked.singular_values) + 1),
+            "singular_value": attacked.singular_values,
+            "random_singular_value": attacked.random_singular_values,
+        }
+    )
+
+
+def model_metrics(attacked: "Attacked") -> dict[str, float]:
+    """A model's figures under names of their own, such as fooling_rate_at_8_255."""
+    return scalars(attacked) | {
+        f"{name}_at_{epsilon_name(row['epsilon'])}": row[name]
+        for row in attacked.sweep.rows
+        for name in ("fooling_rate", "error_rate", "accuracy", "random_fooling_rate")
+        if row["epsilon"] > 0
+    }
+
+
+def fooling_rates(results: Sequence["Attacked"], method: str) -> Figure:
+    """The figure of all models' fooling rates and spectra (Figure 11)."""
+    curves = [
+        FoolingCurve(
+            name=a.name,
+            rows=a.sweep.rows,
+            singular_values=a.singular_values.tolist(),
+            random_singular_values=a.random_singular_values.tolist(),
+            smallest=() if a.sweep.smallest is None else a.sweep.smallest.tolist(),
+        )
+        for a in results
+    ]
+    count = len(results[0].sweep.labels)
+    return draw_fooling_rates(curves, f"{method}, {count} images, {results[0].where}")
+
+
+_INVISIBLE, _VISIBLE = 4 / 255, 16 / 255  # changes that hardly anybody sees, and that many do
+
+
+def robustness_report(results: Sequence["Attacked"], settings: Mapping[str, Any]) -> page.Report:
+    """How easily some models are fooled, for people.
+
+    Args:
+        results: one for each model.
+        settings: arguments of `attack`.
+
+    Returns:
+        A report.
+    """
+    method = settings["method"]
+    names = ", ".join(a.name for a in results)
+    count = len(results[0].sweep.labels)
+    curves = page.png(fooling_rates(results, method))
+    caption = (
+        "Fooling rate against the size of the perturbation, and the spectrum of gradient signs"
+    )
+    sections = [
+        page.Section(
+            "In short",
+            [_robustness_in_words(a) for a in results],
+            pictures=[page.Picture("fooling_rates", curves, caption)],
+            notes=[
+                "Fooling rate: share of the images whose predicted class changes. Epsilon: the "
+                "most that a pixel changes by, where pixels go from 0 to 1. Random: signs of the "
+                "same epsilon, drawn at random. Ranges are 95% intervals."
+            ],
+        )
+    ]
+    for number, a in enumerate(results):
+        pictures = []
+        if a.examples:
+            shown = page.png(examples(a))
+            pictures = [page.Picture(f"examples_{number}", shown, "Some images under attack")]
+        sections.append(page.Section(a.name, tables=[_rates_for_people(a)], pictures=pictures))
+    rows = [[name, show(value)] for name, value in settings.items()]
+    sections.append(page.Section("Settings", tables=[page.Table(("parameter", "value"), rows)]))
+    words = f"{count:,} images, {results[0].where}, by {_METHODS[method]}."
+    title = f"How easily {'is' if len(results) == 1 else 'are'} {names} fooled?"
+    return page.Report(title, [words], sections)
+
+
+_METHODS = {
+    "fgsm": "the fast gradient sign",
+    "smallest_epsilon": "the fast gradient sign, and the smallest step along it",
+    "pgd": "projected gradient descent",
+}
+
+
+def _robustness_in_words(a: "Attacked") -> str:
+    """What a model's rates come to."""
+    words = [f"{a.name} classifies {a.clean_accuracy:.1%} of the images as they are correctly."]
+    rows = [row for row in a.sweep.rows if row["epsilon"] > 0]
+    told = 0.0
+    for limit, what in (
+        (_INVISIBLE, "which hardly anybody sees"),
+        (_VISIBLE, "which shows on a close look"),
+    ):
+        row = max(
+            (row for row in rows if row["epsilon"] <= limit * 1.001),
+            key=lambda row: row["epsilon"],
+            default=None,
+        )
+        if row is not None and row["epsilon"] > told:
+            told = row["epsilon"]
+            words.append(
+                f"A change of every pixel by {show(row['epsilon'])}, {what}, changes "
+                f"{row['fooling_rate']:.0%} of the predictions ({row['random_fooling_rate']:.0%} "
+                "if its signs are drawn at random)."
+            )
+    median = scalars(a).get("median_smallest_epsilon")
+    if median is not None:
+        words.append(f"Half of the predictions change within {255 * median:.1f}/255.")
+    return " ".join(words)
+
+
+def _rates_for_people(a: "Attacked") -> page.Table:
+    rows = []
+    for row in a.sweep.rows:
+        low, high = row["fooling_rate_low"], row["fooling_rate_high"]
+        rows.append(
+            [
+                show(row["epsilon"] or 0),
+                f"{row['fooling_rate']:.3f} ({low:.3f} to {high:.3f})",
+                f"{row['random_fooling_rate']:.3f}",
+                f"{row['accuracy']:.3f}",
+                f"{row['confidence']:.3f}",
+                f"{row['l2_norm']:.2f}",
+            ]
+        )
+    head = "epsilon", "fooling rate", "random", "accuracy", "mean confidence", "mean l2 norm"
+    return page.Table(head, rows)
+
+
+def examples(attacked: "Attacked") -> Figure:
+    """The figure of one model's examples (Table III)."""
+    names = attacked.class_names
+    rows = [
+        ExampleRow(_row_label(e, names), e.direction, [_view(e, shown, names) for shown in e.shown])
+        for e in attacked.examples
+    ]
+    epsilons = [shown.epsilon for shown in attacked.examples[0].shown[1:]]
+    return draw_examples(rows, epsilons, f"{attacked.name}, {attacked.where}")
+
+
+def _row_label(example: "Example", names: Sequence[str]) -> str:
+    away = "\n(moved away from\nits prediction)" if example.from_prediction else ""
+    return names[example.label] + away
+
+
+def _view(example: "Example", shown: "Shown", names: Sequence[str]) -> ExampleView:
+    caption = f"{names[shown.predicted]} {shown.confidence:.0%}"
+    return ExampleView(shown.image, caption, shown.predicted == example.label)
+
+
+@dataclass(frozen=True)
+class FoolingCurve:
+    """What the figure of a model under attack shows.
+
+    Attributes:
+        name: of the model.
+        rows: points with "epsilon", "fooling_rate" and "random_fooling_rate", each rate with its
+            interval (_low, _high), in order.
+        singular_values: of the perturbations, largest first.
+        random_singular_values: of a random matrix whose rows have the same norms.
+        smallest: the smallest epsilon of each image, inf where none was found; empty if they were
+            not looked for. Their distribution is the whole curve, exactly.
+    """
+
+    name: str
+    rows: Sequence[Mapping[str, float]]
+    singular_values: Sequence[float]
+    random_singular_values: Sequence[float]
+    smallest: Sequence[float] = ()
+
+
+def draw_fooling_rates(curves: Sequence[FoolingCurve], title: str) -> Figure:
+    """Fooling rate against epsilon and the spectrum of the perturbations, as in Figure 11.
+
+    Args:
+        curves: one for each model.
+        title: says which attack and images.
+
+    Returns:
+        A figure of two panels.
+    """
+    figure = Figure(figsize=(11.5, 4.6), layout="constrained")
+    figure.suptitle(title)
+    rates, spectrum = figure.subplots(1, 2)
+    for number, curve in enumerate(curves):
+        colour = colour_of(number, len(curves))
+        _draw_rate(rates, curve.rows, "fooling_rate", color=colour, label=curve.name)
+        _draw_rate(
+            rates, curve.rows, "random_fooling_rate", color=colour, ls=":", marker="", alpha=0.9
+        )
+        if len(curve.smallest):
+            rates.ecdf(curve.smallest, color=colour, ls="-.", lw=1)
+        for values, style in (
+            (curve.singular_values, {"label": curve.name}),
+            (curve.random_singular_values, {"ls": ":"}),
+        ):
+            spectrum.plot(range(1, len(values) + 1), values, color=colour, **style)
+    rates.plot([], [], color="grey", ls=":", label="random signs, same epsilon")
+    if any(len(curve.smallest) for curve in curves):
+        rates.plot([], [], color="grey", ls="-.", label="at this epsilon or a smaller one")
+    spectrum.plot([], [], color="grey", ls=":", label="random matrix, same row norms")
+    rates.set(xlabel="epsilon (pixels from 0 to 1)", ylim=(-0.02, 1.02))
+    rates.set_ylabel("fooling rate (bands: 95% interval)")
+    _spread_small_epsilons(rates, max(row["epsilon"] for curve in curves for row in curve.rows))
+    spectrum.set(xlabel="index", ylabel="singular value", xscale="log")
+    spectrum.set_title("gradient signs as rows of norm 1", fontsize="medium")
+    spectrum.set_ylim(bottom=0)
+    for axes in (rates, spectrum):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure
+
+
+def _spread_small_epsilons(axes: Axes, largest: float) -> None:
+    """Axes that grow with the square root, since most happens at small epsilons."""
+    levels = axes.twiny()
+    levels.set_xlabel("epsilon in levels of 255")
+    marks = (0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1), (0, 1, 4, 8, 16, 32, 64, 128, 255)
+    for scaled, top, ticks in zip((axes, levels), (largest, largest * 255), marks, strict=True):
+        scaled.set_xscale("function", functions=(_root, np.square))
+        scaled.set_xlim(0, top)
+        scaled.set_xticks(
+            [tick for tick in ticks if tick <= top], labels=[f"{t:g}" for t in ticks if t <= top]
+        )
+
+
+def _root(epsilon: Any) -> Any:
+    return np.sqrt(np.maximum(epsilon, 0))
+
+
+def _draw_rate(
+    axes: Axes, rows: Sequence[Mapping[str, float]], name: str, *, color: str, **style: Any
+) -> None:
+    epsilons = [row["epsilon"] for row in rows]
+    low, high = ([row[f"{name}_{end}"] for row in rows] for end in ("low", "high"))
+    axes.plot(epsilons, [row[name] for row in rows], **{"marker": ".", "color": color} | style)
+    axes.fill_between(epsilons, low, high, color=color, alpha=0.15, lw=0)
+
+
+@dataclass(frozen=True)
+class ExampleRow:
+    """One image under attack: how it was, the perturbation's direction, what became of it.
+
+    Attributes:
+        label: name of its true class.
+        direction: (H, W, C), from -1 to 1.
+        views: the clean image, then one for each epsilon, in order.
+    """
+
+    label: str
+    direction: np.ndarray
+    views: Sequence[ExampleView]
+
+
+def draw_examples(rows: Sequence[ExampleRow], epsilons: Sequence[float], title: str) -> Figure:
+    """Clean image, sign of the gradient and perturbed images side by side, as in Table III.
+
+    Args:
+        rows: one for each image.
+        epsilons: of the views after the clean one.
+        title: says which model and attack.
+
+    Returns:
+        A figure of one row for each image.
+    """
+    columns = ["clean", "sign of\nthe gradient"]
+    columns += [f"epsilon {show(epsilon)}" for epsilon in epsilons]
+    size = 1.75
+    figure = Figure(
+        figsize=(size * len(columns), size * 1.15 * len(rows) + 0.9), layout="constrained"
+    )
+    figure.suptitle(f"{title}\ncaptions: predicted class and confidence, green where it is right")
+    grid = figure.subplots(len(rows), len(columns), squeeze=False)
+    for axes, name in zip(grid[0], columns, strict=True):
+        axes.set_title(name, fontsize="medium")
+    for row, line in zip(rows, grid, strict=True):
+        line[0].set_ylabel(row.label)
+        clean, *perturbed = row.views
+        draw_view(line[0], clean)
+        draw_image(line[1], 0.5 + 0.5 * row.direction)
+        for axes, view in zip(line[2:], perturbed, strict=True):
+            draw_view(axes, view)
+    return figure

@@ -1,0 +1,1 @@
+"""Solvers of the smallest perturbation, one in a file."""

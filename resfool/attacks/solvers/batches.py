@@ -1,0 +1,179 @@
+"""What solvers that work in batches ask of a model, while it is traced."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from resfool.attacks.solvers.problem import Attempt, Problem
+from resfool.classifiers import inference
+
+
+def in_batches(problem: Problem, function: Callable[..., Any], *settings: Any) -> Attempt:
+    solve = inference.compiled(problem.model, function)
+    count = len(problem.images)
+    perturbations = np.empty(problem.images.shape, np.float32)
+    evaluations, seconds = np.empty(count, np.int64), np.empty(count)
+    for rows in inference.batches(count, problem.batch_size):
+        began = time.perf_counter()
+        arrays = problem.images[rows], problem.classes[rows].astype(np.int32)
+        filled = (inference.filled(a, problem.batch_size) for a in arrays)
+        moves, passes = (part.numpy() for part in solve(*filled, *settings, problem.clip))
+        size = rows.stop - rows.start
+        perturbations[rows] = moves[:size].reshape(problem.images[rows].shape)
+        evaluations[rows] = np.broadcast_to(passes, problem.batch_size)[:size]
+        seconds[rows] = (time.perf_counter() - began) / size
+        problem.progress(size)
+    return Attempt(perturbations, evaluations, seconds)
+
+
+_HALVINGS = 8  # on the way back to the boundary
+_WALK_HALVINGS = 4  # after a step along it
+_MISS = 0.97  # how far inside the boundary a step along it may have ended
+_GAIN = 0.9999  # what such a step must shorten the norm to
+
+
+class Surroundings:
+    """B images with what the solvers ask of the model near them, while it is traced.
+
+    A pair (perturbations (B, D), norms (B,)) is the best that was found so far; norms are inf
+    where nothing was.
+    """
+
+    def __init__(self, model: keras.Model, images: Any, classes: Any, clip: bool) -> None:
+        self._model, self._images, self._classes, self._clip = model, images, classes, clip
+        self._flat = tf.reshape(images, (images.shape[0], -1))
+
+    def none(self) -> tuple[Any, Any]:
+        return tf.zeros_like(self._flat), tf.fill(tf.shape(self._flat)[:1], np.inf)
+
+    def moved(self, moves: Any) -> Any:
+        return self._images + tf.reshape(moves, tf.shape(self._images))
+
+    def inside(self, moves: Any) -> Any:
+        """Perturbations as they are once pixels are kept in range, if they are."""
+        if not self._clip:
+            return moves
+        return tf.clip_by_value(self._flat + moves, 0.0, 1.0) - self._flat
+
+    def differ(self, logits: Any) -> Any:
+        return tf.argmax(logits, axis=1, output_type=self._classes.dtype) != self._classes
+
+    def flips(self, moves: Any) -> Any:
+        return self.differ(self._model(self.moved(moves), training=False))
+
+    def shorter(self, best: tuple[Any, Any], other: tuple[Any, Any]) -> tuple[Any, Any]:
+        wins = other[1] < best[1]
+        moves = tf.where(wins[:, tf.newaxis], other[0], best[0])
+        return moves, tf.where(wins, other[1], best[1])
+
+    def better(self, best: tuple[Any, Any], moves: Any) -> tuple[Any, Any]:
+        return self.shorter(best, (moves, tf.where(self.flips(moves), l2_norms(moves), np.inf)))
+
+    def shortened(self, best: tuple[Any, Any]) -> tuple[Any, Any]:
+        """Found perturbations scaled down to where they just flip."""
+        lengths = self._bisected(best[0], 0.0, tf.ones_like(best[1]), _HALVINGS)
+        return best[0] * lengths[:, tf.newaxis], best[1] * lengths
+
+    def walked(self, best: tuple[Any, Any], steps: int) -> tuple[Any, Any]:
+        """Found perturbations after steps along the boundary to where it is closer."""
+        share = tf.ones_like(best[1])
+        anyone = tf.fill(tf.shape(self._classes), -1)
+        for _ in tf.range(steps):
+            moves, norms = best
+            nearest = self.nearest_of_boundary(moves, anyone)
+            there = self.inside(moves + share[:, tf.newaxis] * (nearest - moves))
+            # Only what is shorter than the best is of interest: does that still flip?
+            high = tf.math.divide_no_nan(_GAIN * norms, l2_norms(there))
+            high = tf.where(tf.math.is_finite(high), high, 0.0)
+            helps = self.flips(self.inside(high[:, tf.newaxis] * there))
+            high = self._bisected(there, _MISS * tf.minimum(high, 1.0), high, _WALK_HALVINGS)
+            there = self.inside(high[:, tf.newaxis] * there)
+            best = self.shorter(best, (there, tf.where(helps, l2_norms(there), np.inf)))
+            share = tf.where(helps, tf.minimum(1.0, 1.5 * share), share / 2)
+        return best
+
+    def nearest_of_boundary(self, moves: Any, targets: Any) -> Any:
+        """The point closest to the image where a class, linearised here, catches up.
+
+        Args:
+            moves: (B, D), where it is linearised.
+            targets: int32 (B,), the classes; -1 is the strongest but the predicted one.
+
+        Returns:
+            (B, D), perturbations.
+        """
+        images = self.moved(moves)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(images)
+            logits = self._model(images, training=False)
+        own = tf.one_hot(self._classes, logits.shape[1])
+        strongest = tf.argmax(logits - tf.where(own > 0, np.inf, 0.0), axis=1, output_type=tf.int32)
+        ahead = tf.one_hot(tf.where(targets < 0, strongest, targets), logits.shape[1]) - own
+        slope = tf.reshape(tape.gradient(logits, images, output_gradients=ahead), moves.shape)
+        behind = tf.reduce_sum(slope * moves, axis=1) - tf.reduce_sum(ahead * logits, axis=1)
+        whole = (behind / square_norms(slope))[:, tf.newaxis] * slope
+        return self._reaching(whole, slope, behind) if self._clip else whole
+
+    def _reaching(self, whole: Any, slope: Any, behind: Any) -> Any:
+        """Stretch perturbations until what the range of pixels leaves of them reaches as far."""
+        low, high = tf.ones_like(behind), tf.fill(tf.shape(behind), 64.0)
+        for _ in tf.range(16):
+            middle = (low + high) / 2
+            reach = tf.reduce_sum(slope * self.inside(middle[:, tf.newaxis] * whole), axis=1)
+            enough = tf.abs(reach) >= tf.abs(behind)
+            low, high = tf.where(enough, low, middle), tf.where(enough, middle, high)
+        return self.inside(high[:, tf.newaxis] * whole)
+
+    def _bisected(self, moves: Any, low: Any, high: Any, rounds: int) -> Any:
+        """The length between low, that flips nothing, and high at which perturbations flip."""
+        low = tf.broadcast_to(low, tf.shape(high))
+        for _ in tf.range(rounds):
+            middle = (low + high) / 2
+            flips = self.flips(self.inside(middle[:, tf.newaxis] * moves))
+            low, high = tf.where(flips, low, middle), tf.where(flips, middle, high)
+        return high
+
+
+def top_gradients(model: keras.Model, images: Any, candidates: int) -> tuple[Any, Any, Any]:
+    """The classes of the largest logits (B, K), the predicted one first; and their gradients."""
+    top = tf.math.top_k(model(images, training=False), candidates).indices
+    return top, *_gradients(model, images, top)
+
+
+def _gradients(model: keras.Model, images: Any, top: Any) -> tuple[Any, Any]:
+    """Logits of the classes `top` (B, K), and their gradients, (B, K, D)."""
+    with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+        tape.watch(images)
+        logits = model(images, training=False)
+
+    def of_one(classes: Any) -> Any:
+        picked = tf.one_hot(classes, logits.shape[1])
+        gradient = tape.gradient(logits, images, output_gradients=picked)
+        return tf.reshape(gradient, (images.shape[0], -1))
+
+    gradients = tf.map_fn(
+        of_one, tf.transpose(top), fn_output_signature=tf.float32, parallel_iterations=1
+    )
+    return tf.gather(logits, top, batch_dims=1), tf.transpose(gradients, (1, 0, 2))
+
+
+def gaps_and_slopes(logits: Any, gradients: Any) -> tuple[Any, Any]:
+    """By how much the first class is ahead of the others (B, K - 1), and how they catch up."""
+    return logits[:, :1] - logits[:, 1:], gradients[:, 1:] - gradients[:, :1]
+
+
+def square_norms(slopes: Any) -> Any:
+    """Never 0, so that what doesn't depend on the image is far away, and nothing is NaN."""
+    return tf.maximum(tf.reduce_sum(slopes * slopes, axis=-1), 1e-20)
+
+
+def l2_norms(moves: Any) -> Any:
+    return tf.norm(moves, axis=1)
+
+
+def units(moves: Any) -> Any:
+    return tf.math.divide_no_nan(moves, tf.norm(moves, axis=1, keepdims=True))

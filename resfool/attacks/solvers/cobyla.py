@@ -1,0 +1,235 @@
+"""COBYLA, the paper's own: one image at a time, without derivatives, in a subspace."""
+
+import functools
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from scipy import optimize
+
+from resfool.attacks.solvers.batches import gaps_and_slopes, square_norms, top_gradients
+from resfool.attacks.solvers.problem import Attempt, Map, Problem, one_by_one
+from resfool.classifiers import files, inference
+from resfool.errors import InputError
+from resfool.parameters import Subspace
+
+EVALUATIONS: dict[str, int] = {"gradients": 100, "rows": 300}
+_MARGIN = 1e-3  # by which another logit must lead, so that rounding doesn't decide
+OUTWARD = 1.02, 1.05, 1.1, 1.2, 1.4  # stretches of the last point, if none has flipped
+_RADIUS = 0.5  # of the first trust region, in distances of the start from the image
+
+
+def cobyla(
+    problem: Problem,
+    *,
+    candidates: int,
+    subspace: Subspace = "gradients",
+    evaluations: int | None = None,
+    map: Map = one_by_one,
+) -> Attempt:
+    """The paper's own: minimise ||r||_2 without derivatives, constrained to change the class.
+
+    The images are tasks of their own. The model goes to their processes as the bytes of a file.
+    It starts at the nearest point of the linearised boundary, and lengths are measured in the
+    distance of that from the image, so that one first trust region suits any model. Source:
+    Powell, "A direct search optimization method that models the objective and constraint
+    functions by linear interpolation" (1994), as in SciPy, whose time is mostly its own linear
+    algebra.
+
+    Args:
+        problem: what is to be solved.
+        candidates: classes whose gradients span the subspace.
+        subspace: "gradients" and "rows" are small; a fully connected network sees nothing outside
+            of its rows, so that they lose nothing.
+        evaluations: of the model on an image, at most.
+        map: runs the tasks.
+
+    Returns:
+        The shortest perturbation that was met and flips, or zero.
+    """
+    images = problem.images
+    shared = _Shared(files.saved(problem.model), subspace, evaluations, problem.clip)
+    tasks = []
+    for rows in inference.batches(len(images), problem.batch_size):
+        near = _surroundings(problem, rows, candidates)
+        for i, differences, nearest in zip(range(rows.start, rows.stop), *near, strict=True):
+            tasks.append(
+                _Task(
+                    image=images[i],
+                    predicted=int(problem.classes[i]),
+                    differences=differences if subspace == "gradients" else None,
+                    start=nearest,
+                )
+            )
+    results = map(functools.partial(_solved, shared), tasks, progress=problem.progress)
+    perturbations, passes, seconds = zip(*results, strict=True)
+    return Attempt(np.stack(perturbations), np.array(passes) + 2 + candidates, np.array(seconds))
+
+
+def _surroundings(problem: Problem, rows: slice, candidates: int) -> tuple[np.ndarray, np.ndarray]:
+    """Differences of logit gradients (n, K - 1, D) of a batch, and to where `closest` goes first.
+
+    That is the nearest point of the linearised boundary, (n, D).
+    """
+    measure = inference.compiled(problem.model, _measured)
+    batch = inference.filled(problem.images[rows], problem.batch_size)
+    differences, nearest = (part.numpy() for part in measure(batch, candidates))
+    size = rows.stop - rows.start
+    return differences[:size], nearest[:size]
+
+
+def _measured(model: keras.Model, images: Any, candidates: int) -> tuple[Any, Any]:
+    _, logits, gradients = top_gradients(model, images, candidates)
+    gaps, differences = gaps_and_slopes(logits, gradients)
+    squares = square_norms(differences)
+    nearest = tf.argmin(tf.abs(gaps) * tf.math.rsqrt(squares), axis=1)
+    gap, square, difference = (
+        tf.gather(a, nearest, batch_dims=1) for a in (gaps, squares, differences)
+    )
+    return differences, (gap / square)[:, tf.newaxis] * difference
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What COBYLA's tasks have in common, as it goes to another process."""
+
+    file: bytes  # of the model
+    subspace: Subspace
+    evaluations: int | None
+    clip: bool
+
+    @functools.cached_property
+    def model(self) -> keras.Model:
+        """Loaded once in each process."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.keras"
+            path.write_bytes(self.file)
+            # It was checked, or is trusted, where it was loaded first.
+            return keras.saving.load_model(path, compile=False, safe_mode=False)
+
+    @functools.cached_property
+    def rows(self) -> np.ndarray:
+        """See `row_space`."""
+        return row_space(self.model)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """An image for COBYLA, as it goes to another process."""
+
+    image: np.ndarray
+    predicted: int
+    differences: np.ndarray | None  # (K - 1, D), of the logits' gradients, if they are needed
+    start: np.ndarray  # (D,)
+
+
+def _solved(shared: _Shared, task: _Task) -> tuple[np.ndarray, int, float]:
+    """Perturbation, forward passes and seconds."""
+    model = shared.model
+    began = time.perf_counter()
+    basis = SUBSPACES[shared.subspace](shared, task)
+    dimensions = task.image.size if basis is None else len(basis)
+    limit = shared.evaluations or max(EVALUATIONS.get(shared.subspace, 0), 2 * dimensions)
+    if not dimensions:
+        return np.zeros_like(task.image), 0, time.perf_counter() - began
+    start = task.start.astype(np.float64)
+    start = start if basis is None else basis @ start
+    unit = float(np.linalg.norm(start)) or 1.0
+    best, shortest, passes = np.zeros_like(task.image), np.inf, 0
+
+    def perturbation(point: np.ndarray) -> np.ndarray:
+        moves = unit * (point if basis is None else point @ basis)
+        moves = moves.astype(np.float32).reshape(task.image.shape)
+        return np.clip(task.image + moves, 0, 1) - task.image if shared.clip else moves
+
+    def lead(point: np.ndarray) -> float:
+        nonlocal best, shortest, passes
+        passes += 1
+        moves = perturbation(point)
+        logits = inference.logits(model, (task.image + moves)[np.newaxis], 1)[0]
+        others = np.delete(logits, task.predicted)
+        ahead = float(others.max()) - float(logits[task.predicted])
+        norm = float(np.linalg.norm(moves))
+        if ahead > 0 and norm < shortest:
+            best, shortest = moves, norm
+        return ahead - _MARGIN
+
+    found = optimize.minimize(
+        lambda point: float(np.linalg.norm(point)),
+        start / unit,
+        method="COBYLA",
+        constraints={"type": "ineq", "fun": lead},
+        options={"rhobeg": _RADIUS, "tol": 1e-3 * _RADIUS, "maxiter": limit - len(OUTWARD)},
+    )
+    for stretch in OUTWARD:
+        if np.isinf(shortest):  # it may have ended just short of the boundary
+            lead(stretch * found.x)
+    return best, passes, time.perf_counter() - began
+
+
+def _spanned(rows: np.ndarray) -> np.ndarray:
+    """An orthonormal basis of the space of some rows, float64 (rank, D)."""
+    _, values, vectors = np.linalg.svd(rows.astype(np.float64), full_matrices=False)
+    return vectors[values > 1e-6 * max(values[0], 1e-30)]
+
+
+def row_space(model: keras.Model) -> np.ndarray:
+    """An orthonormal basis of the perturbations that a first dense layer can see, (rank, D).
+
+    Raises:
+        InputError: the model begins otherwise.
+    """
+    before = (
+        keras.layers.InputLayer,
+        keras.layers.Flatten,
+        keras.layers.Reshape,
+        keras.layers.Normalization,
+        keras.layers.Rescaling,
+        keras.layers.Dropout,
+    )
+    # What stands before it rescales each pixel by itself.
+    ends: Any = np.zeros((2, *model.input_shape[1:]), np.float32)
+    ends[1] = 1
+    first = None
+    for layer in _flat(model):
+        if not isinstance(layer, before):
+            first = layer
+            break
+        if not isinstance(layer, keras.layers.InputLayer):
+            ends = layer(ends, training=False)
+    if not isinstance(first, keras.layers.Dense) or len(ends.shape) != 2:
+        kind = "no layer" if first is None else f"{type(first).__name__} {first.name!r}"
+        raise InputError(
+            "subspace=rows needs a model that begins with a dense layer, such as mlp; "
+            f"this one begins with {kind}; use subspace=gradients"
+        )
+    black, white = np.asarray(ends, np.float64)
+    return _spanned(np.asarray(first.kernel, np.float64).T * (white - black))
+
+
+def _flat(model: keras.Model) -> Iterator[keras.Layer]:
+    """The layers of a model, and of models in it, in the order in which they stand."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _flat(layer)
+        else:
+            yield layer
+
+
+def _spanned_differences(shared: _Shared, task: _Task) -> np.ndarray:
+    assert task.differences is not None
+    return _spanned(task.differences)
+
+
+# Each gives a basis, (K, D); None is that of the pixels themselves.
+SUBSPACES: dict[Subspace, Callable[[_Shared, _Task], np.ndarray | None]] = {
+    "gradients": _spanned_differences,
+    "rows": lambda shared, task: shared.rows,
+    "pixels": lambda shared, task: None,
+}

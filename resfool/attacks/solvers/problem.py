@@ -1,0 +1,77 @@
+"""What is to be solved, and what a solver answers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+
+from resfool.attacks.gradient import Progress
+
+
+class Map(Protocol):
+    """What runs independent tasks, such as `parallel.map` with a backend."""
+
+    def __call__(
+        self, function: Callable[[Any], Any], items: Sequence[Any], *, progress: Progress
+    ) -> list[Any]:
+        """The function's results in the items' order; progress is told how many more are done."""
+
+
+def quiet(images: int) -> None:
+    pass
+
+
+def one_by_one(
+    function: Callable[[Any], Any],
+    items: Sequence[Any],
+    *,
+    progress: Progress,
+    finished: Mapping[int, Any] | None = None,
+    keep: Callable[[int, Any], None] = lambda place, result: None,
+) -> list[Any]:
+    """What `parallel.map` does, in this process: see there."""
+    results = dict(finished or {})
+    for place, item in enumerate(items):
+        if place not in results:
+            results[place] = function(item)
+            keep(place, results[place])
+            progress(1)
+    return [results[place] for place in range(len(items))]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be solved, the same for every solver.
+
+    Attributes:
+        model: from images to logits.
+        images: float32 (N, H, W, C) in [0, 1].
+        classes: int64 (N,), that the model predicts.
+        clip: keep perturbed images in [0, 1].
+        batch_size: images per pass.
+        progress: is told how many more images are solved.
+    """
+
+    model: keras.Model
+    images: np.ndarray
+    classes: np.ndarray
+    clip: bool
+    batch_size: int
+    progress: Progress
+
+    def only(self, chosen: np.ndarray) -> "Problem":
+        """The same for some of the images, without a word on progress."""
+        return replace(
+            self, images=self.images[chosen], classes=self.classes[chosen], progress=quiet
+        )
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A solver's answer, not yet checked: perturbations, evaluations and seconds as in Minimal."""
+
+    perturbations: np.ndarray
+    evaluations: np.ndarray
+    seconds: np.ndarray

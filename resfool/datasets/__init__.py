@@ -1,0 +1,1 @@
+"""Labelled images: sets by name, or the user's own arrays."""

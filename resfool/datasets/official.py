@@ -1,0 +1,229 @@
+"""Data sets published as one official file, which is in the user's folder or in Keras's cache."""
+
+import hashlib
+import http.client
+import io
+import os
+import pickle
+import sys
+import tarfile
+import tempfile
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from resfool.datasets.stored import Pool, Stored, read_npz
+from resfool.errors import InputError, reading
+
+CIFAR10_CLASSES = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
+
+
+@dataclass(frozen=True)
+class _Official:
+    """An official file: where it is published, and what it or its unpacked form is called."""
+
+    name: str
+    url: str
+    sha256: str
+    places: tuple[str, ...]
+
+
+_MNIST = _Official(
+    "mnist",
+    "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz",
+    "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1",
+    ("mnist.npz",),
+)
+_CIFAR10 = _Official(
+    "cifar10",
+    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+    # The official names first, then those that Keras 3 and Keras 2 give to the same files.
+    (
+        "cifar-10-batches-py/data_batch_1",
+        "cifar-10-python.tar.gz",
+        "cifar-10-batches-py-target/cifar-10-batches-py/data_batch_1",
+        "cifar-10-batches-py-target_archive",
+        "cifar-10-batches-py.tar.gz",
+        "data_batch_1",  # the folder of the batches itself was named
+    ),
+)
+
+
+def read_mnist(data_dir: Path | None) -> Stored:
+    path = _locate(_MNIST, data_dir)
+    stored = read_npz(path)
+    shape = stored.pools[0].images.shape[1:]
+    if shape != (28, 28, 1) or len(stored.class_names) != 10:
+        raise InputError(
+            f"{path} is not MNIST, 10 classes of images of shape (28, 28, 1): it has"
+            f" {len(stored.class_names)} of {shape}"
+        )
+    return stored
+
+
+def read_cifar10(data_dir: Path | None) -> Stored:
+    path = _locate(_CIFAR10, data_dir)
+    source = path.parent if path.name == "data_batch_1" else path
+    batches = _folder_batches(source) if source.is_dir() else _archive_batches(source)
+    parts = dict(zip(_BATCHES, map(_read_batch, batches, batches.values()), strict=True))
+    test = parts.pop("test_batch")
+    train = Pool(
+        np.concatenate([part.images for part in parts.values()]),
+        np.concatenate([part.labels for part in parts.values()]),
+        white=255,
+    )
+    return Stored((train, test), CIFAR10_CLASSES, str(source))
+
+
+def _locate(official: _Official, data_dir: Path | None) -> Path:
+    """The first of an official file's places that exists, else the freshly downloaded file."""
+    folder = _keras_cache() if data_dir is None else data_dir
+    for place in official.places:
+        if (folder / place).is_file():
+            return folder / place
+    looked = (
+        f"data set {official.name!r} is not in {folder} (looked for {', '.join(official.places)})"
+    )
+    instead = (
+        "; name a folder that holds it with `-P data_dir=FOLDER`,"
+        " or run without a download: `mlflow run . -e train -P arch=resnet -P dataset=mnist5k`"
+    )
+    if data_dir is not None:
+        raise InputError(looked + instead)
+    try:
+        return _download(official, folder)
+    except (OSError, http.client.HTTPException) as error:
+        raise InputError(
+            f"{looked} and {official.url} gave no good copy ({error}){instead}"
+        ) from error
+
+
+def _keras_cache() -> Path:
+    return Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / "datasets"
+
+
+def _download(official: _Official, folder: Path) -> Path:
+    """Fetch an official file whole or not at all, so that no other process sees a part of it.
+
+    Raises:
+        OSError: if it can't be fetched or written, or its checksum is wrong.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / official.url.rsplit("/", 1)[-1]
+    sha, size = hashlib.sha256(), 0
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".download-", delete=False) as part:
+        try:
+            with urllib.request.urlopen(official.url, timeout=10) as response:
+                while chunk := response.read(1 << 20):
+                    part.write(chunk)
+                    sha.update(chunk)
+                    size += len(chunk)
+                    sys.stderr.write(f"\r{official.url}: {size / 1e6:.1f} MB")
+            sys.stderr.write("\n")
+            if sha.hexdigest() != official.sha256:
+                raise OSError(f"its SHA-256 is {sha.hexdigest()}, not {official.sha256}")
+            part.close()
+            Path(part.name).replace(target)
+        finally:
+            Path(part.name).unlink(missing_ok=True)
+    return target
+
+
+_BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
+_LARGEST_BATCH = 64 << 20  # bytes; the official ones have 31 million
+
+
+def _folder_batches(folder: Path) -> dict[str, bytes]:
+    found = {}
+    for path in (folder / name for name in _BATCHES):
+        with reading(path), path.open("rb") as file:
+            found[str(path)] = _read_bounded(file)
+    return found
+
+
+def _archive_batches(path: Path) -> dict[str, bytes]:
+    """Read the batches out of the official archive; nothing that it holds is written to disk."""
+    wanted = {f"cifar-10-batches-py/{name}": f"{path}/{name}" for name in _BATCHES}
+    found: dict[str, bytes] = {}
+    with reading(path), tarfile.open(path, "r:gz") as archive:
+        for member in archive:
+            # A link has no content of its own, and following one is how an archive gets elsewhere.
+            file = archive.extractfile(member) if member.isreg() else None
+            if member.name in wanted and file is not None:
+                found[wanted[member.name]] = _read_bounded(file)
+        absent = [name for name, label in wanted.items() if label not in found]
+        if absent:
+            raise InputError(f"{path} has no {absent[0]}")
+    return {label: found[label] for label in wanted.values()}
+
+
+def _read_bounded(file: IO[bytes]) -> bytes:
+    content = file.read(_LARGEST_BATCH + 1)
+    if len(content) > _LARGEST_BATCH:
+        raise ValueError(f"over {_LARGEST_BATCH} bytes")
+    return content
+
+
+def _read_batch(path: str, content: bytes) -> Pool:
+    """Read one batch: rows of 3072 bytes, 32x32 reds, then greens, then blues, row by row.
+
+    Source: https://www.cs.toronto.edu/~kriz/cifar.html
+    """
+    with reading(path):
+        batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
+        data, labels = batch[b"data"], batch[b"labels"]
+        if not (isinstance(labels, list) and all(type(n) is int and 0 <= n <= 9 for n in labels)):
+            raise ValueError("its labels are not a list of integers from 0 to 9")
+        _, shape, dtype, fortran, pixels = data.state
+        if dtype.args[0] not in ("u1", b"u1") or shape != (len(labels), 3072) or not labels:
+            raise ValueError("its data are not bytes of shape (labels, 3072)")
+        rows = np.frombuffer(pixels, np.uint8).reshape(shape, order="F" if fortran else "C")
+    images = rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return Pool(images, np.array(labels), white=255)
+
+
+class _Inert:
+    """Stands in for NumPy's array, dtype and array maker: it notes what it is given, no more.
+
+    NumPy's own trust their input, so that a tampered file could forge objects through them or ask
+    for any amount of memory.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        self.args = args
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Latin1(bytes):
+    """Stands in for `_codecs.encode`, by which Python 3 writes bytes in Python 2's protocol."""
+
+    def __new__(cls, text: str, encoding: str) -> "_Latin1":
+        return super().__new__(cls, text, "latin-1")
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("bytes have no state")
+
+
+_STAND_INS = {
+    ("numpy.core.multiarray", "_reconstruct"): _Inert,
+    ("numpy._core.multiarray", "_reconstruct"): _Inert,
+    ("numpy", "ndarray"): _Inert,
+    ("numpy", "dtype"): _Inert,
+    ("_codecs", "encode"): _Latin1,
+}
+
+
+class _BatchUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> type:
+        if (module, name) not in _STAND_INS:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, so it was tampered with")
+        return _STAND_INS[module, name]

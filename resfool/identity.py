@@ -1,0 +1,57 @@
+"""By what a finished run is known again: its settings, its data and what computed it."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from resfool.parameters import show
+
+# The version of an experiment's results: runs of another one are not taken for the same. It gets
+# a new name when the code gives other results; tests/test_identity.py says when the code changed.
+VERSIONS = {
+    "train": "e62de5f69643a9a5",
+    "attack": "56aa5d1102c24214",
+    "universal": "a292f6ee4a0b757b",
+}
+
+# What a result doesn't depend on: where things lie, and who computes them in which processes.
+_PLACES = {
+    "backend",
+    "checkpoint_seconds",
+    "data_dir",
+    "patience",
+    "ray_address",
+    "solve_dir",
+    "trust",
+    "workers",
+}
+
+
+def key(settings: Mapping[str, Any], dataset_digest: str) -> str:
+    """What experiments of one kind have in common that end with the same figures.
+
+    Args:
+        settings: arguments of `train`, `attack` or `universal`, all of them.
+        dataset_digest: of the data that they lead to.
+
+    Returns:
+        A digest, 16 hex digits.
+    """
+    telling = {name: show(value) for name, value in settings.items() if name not in _PLACES}
+    text = json.dumps(telling | {"dataset_digest": dataset_digest}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def facts(experiment: str, settings: Mapping[str, Any], dataset_digest: str) -> dict[str, str]:
+    """The parameters of a run by which it is found again.
+
+    Args:
+        experiment: train, attack or universal.
+        settings: all arguments of it.
+        dataset_digest: of the data that they lead to.
+    """
+    return {
+        f"{experiment}_key": key(settings, dataset_digest),
+        f"{experiment}_code": VERSIONS[experiment],
+    }

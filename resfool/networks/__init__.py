@@ -1,0 +1,1 @@
+"""What the networks are: their shapes, their rules and the layer that Keras lacks."""

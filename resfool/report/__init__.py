@@ -1,0 +1,1 @@
+"""How results look: pages, and what figures have in common."""

@@ -1,0 +1,1 @@
+"""The whole paper: the runs that its results need, and its claims."""

@@ -1,0 +1,135 @@
+"""Whether a tracking store or a folder can be used, found out quickly and without making anything.
+
+MLflow itself would spend minutes on retries, or make a database by the question.
+"""
+
+import os
+import sqlite3
+import sys
+import tempfile
+from pathlib import Path
+from urllib.parse import urlparse, urlsplit
+from urllib.request import url2pathname
+
+import mlflow
+from mlflow.exceptions import MlflowException
+
+from resfool.errors import InputError
+
+
+def present(path: Path) -> bool:
+    """Whether something is at a path, as far as this user is let see."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def exists(uri: str) -> bool:
+    """Whether asking a store would not make it: a new SQLite file would be made."""
+    return not uri.startswith("sqlite:///") or present(Path(uri.removeprefix("sqlite:///")))
+
+
+def shown(uri: str) -> str:
+    """A store's address without user and password."""
+    place = urlsplit(uri).netloc
+    return uri.replace(place, place.rpartition("@")[2], 1) if "@" in place else uri
+
+
+def check(uri: str) -> None:
+    """Refuse a tracking store that can't be used.
+
+    Args:
+        uri: as MLflow takes it: sqlite:///..., http(s)://..., a folder or file:...
+
+    Raises:
+        InputError: it can't be reached or written.
+    """
+    if uri.startswith(("http://", "https://")):
+        _check_server(uri)
+    elif uri.startswith("sqlite:///"):
+        _check_sqlite(Path(uri.removeprefix("sqlite:///")))
+    elif uri.startswith("file:") or "://" not in uri:
+        path = url2pathname(urlparse(uri).path) if uri.startswith("file:") else uri
+        check_folder("tracking store", Path(path))
+
+
+def check_folder(what: str, path: Path) -> None:
+    """Refuse a folder that can't be written, or made.
+
+    Args:
+        what: it is for.
+        path: the folder, which needn't exist yet.
+
+    Raises:
+        InputError: it can't be written.
+    """
+    whole = path.absolute()
+    nearest = next(p for p in (whole, *whole.parents) if present(p))
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise InputError(f"the {what} {path} can't be written: {error.strerror}") from None
+
+
+def _check_server(uri: str) -> None:
+    """Ask it for a sign of life as MLflow would; whether it lets us in, MLflow will say."""
+    import requests
+
+    trusting = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("1", "true")
+    verify = not trusting and (os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or True)
+    try:
+        requests.get(f"{uri.rstrip('/')}/health", timeout=2, verify=verify)
+    except (OSError, ValueError) as error:  # those of requests among them
+        first: BaseException = error
+        while first.__context__ is not None:
+            first = first.__context__
+        raise InputError(f"the tracking server {shown(uri)} can't be reached: {first}") from None
+
+
+def _check_sqlite(path: Path) -> None:
+    if not present(path):
+        if not present(path.parent):
+            raise InputError(f"the tracking store {path} can't be written: no folder {path.parent}")
+        check_folder("tracking store's folder", path.parent)
+        return
+    try:
+        connection = sqlite3.connect(path, timeout=2)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.rollback()
+        finally:
+            connection.close()
+    except sqlite3.OperationalError as error:
+        if "locked" in str(error):
+            return  # somebody is writing, so it can be written
+        raise InputError(f"the tracking store {path} can't be written: {error}") from None
+    except sqlite3.DatabaseError as error:
+        raise InputError(f"the tracking store {path} can't be used: {error}") from None
+
+
+def unusable(uri: str, error: MlflowException) -> InputError:
+    return InputError(f"{shown(uri)} can't be used for tracking: {error.message}")
+
+
+def link(experiment_id: str, run_id: str) -> str:
+    """A run's page; that of a store in a file is there while `mlflow ui` runs on its own port."""
+    return f"{_server() or 'http://127.0.0.1:5000'}/#/experiments/{experiment_id}/runs/{run_id}"
+
+
+def viewer() -> str:
+    """What shows the runs: the command that opens the MLflow UI, or the server that is it."""
+    server = _server()
+    if server is not None:
+        return f"a browser at {server}"
+    # In full, since this environment's commands needn't be on the path of the user's shell.
+    beside_python = Path(sys.executable).with_name("mlflow")
+    command = beside_python if beside_python.exists() else "mlflow"
+    return f"{command} ui --backend-store-uri {mlflow.get_tracking_uri()}"
+
+
+def _server() -> str | None:
+    """The address of the tracking server in use; None if there is none, only a store."""
+    uri = mlflow.get_tracking_uri()
+    return shown(uri).rstrip("/") if uri.startswith(("http://", "https://")) else None

@@ -1,0 +1,1 @@
+"""Training one network (sections III to V)."""

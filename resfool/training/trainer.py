@@ -1,0 +1,327 @@
+"""Training, step by step: seeded, resumable, and the same bits however it is cut into pieces."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from resfool import interrupts, paper
+from resfool.classifiers.scores import Score
+from resfool.errors import NonFiniteLossError
+from resfool.parameters import Adversarial, Augment, Optimizer, Row
+
+_CALL_SECONDS = 0.5  # steps are run in calls of about this length, so that Ctrl-C acts soon
+_GENERATOR = "philox"  # named, since the default depends on the device
+_CROP_MARGIN = 4  # pixels that a random crop may shift an image by, as in He et al. 2015
+
+
+class Trainer:
+    """A model in training: its optimizer, the step it has reached and its curve so far.
+
+    Batch i depends on (seed, i) alone, so that a training that was stopped and restored goes on
+    as if nothing had happened.
+
+    Args:
+        model: from images to logits; its weights are changed in place.
+        images: float32 (N, H, W, C) in [0, 1], the training set.
+        labels: int (N,).
+        batch_size: images per step, drawn at random with replacement ("random sampling").
+        optimizer: "adam", "momentum" (0.9) or "sgd".
+        learning_rate: of the first steps.
+        lr_drop: numbers of steps after which the rate is divided by 10.
+        weight_decay: decoupled, for the kernels of convolutions and dense layers only.
+        augment: "crop_flip" shifts each image by up to 4 pixels and mirrors half of them.
+        adversarial: "fgsm" minimises the loss on each batch's fast-gradient examples too.
+        adversarial_epsilon: the most that they change a pixel by, in [0, 1].
+        adversarial_weight: share of their loss in the one that is minimised, in [0, 1].
+        seed: of the batches and their augmentation.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        images: np.ndarray,
+        labels: np.ndarray,
+        *,
+        batch_size: int = paper.BATCH_SIZE,
+        optimizer: Optimizer = "adam",
+        learning_rate: float = paper.LEARNING_RATE,
+        lr_drop: Sequence[int] = (),
+        weight_decay: float = 0.0,
+        augment: Augment = "none",
+        adversarial: Adversarial = "none",
+        adversarial_epsilon: float = 8 / 255,
+        adversarial_weight: float = 0.5,
+        seed: int = 0,
+    ) -> None:
+        self.model = model
+        self.step = 0
+        self.history: list[Row] = []
+        self._figures = ["train_loss", "train_accuracy"]  # what is measured in each step
+        if adversarial == "fgsm":
+            self._figures += ["train_adversarial_loss", "train_adversarial_accuracy"]
+        self._window: list[tuple[float, ...]] = []  # those of the steps since the last point
+        self._images = tf.constant(images)
+        self._labels = tf.constant(labels, tf.int32)
+        self._batch_size = batch_size
+        self._augment = augment
+        self._adversarial = adversarial
+        self._epsilon = adversarial_epsilon
+        self._adversarial_weight = adversarial_weight
+        self._seed = seed
+        self._optimizer = _optimizer(optimizer, learning_rate, lr_drop, weight_decay)
+        self._optimizer.exclude_from_weight_decay(
+            var_list=[v for v in model.trainable_variables if not v.path.endswith("/kernel")]
+        )
+        self._optimizer.build(model.trainable_variables)
+        # XLA fuses the elementwise passes on a GPU; on a CPU its convolutions are far slower.
+        on_gpu = bool(tf.config.list_logical_devices("GPU"))
+        self._learn = tf.function(self._update, jit_compile=on_gpu)
+        self._run = tf.function(self._steps)
+
+    def advance(self, steps: int) -> None:
+        """Run some steps and record the curve's points that they complete.
+
+        Raises:
+            NonFiniteLossError: the loss of a step isn't finite.
+        """
+        # Were a signal to cut in between, the weights would be ahead of the step.
+        with interrupts.deferred():
+            measured = self._run(tf.constant(self.step), tf.constant(steps))
+            for figures in measured.numpy().tolist():
+                self.step += 1
+                for figure in figures:
+                    if not math.isfinite(figure):
+                        raise NonFiniteLossError(
+                            f"the training loss became {figure} at step {self.step}; "
+                            "a lower learning_rate usually helps"
+                        )
+                self._window.append(tuple(figures))
+                if self.step % paper.AVERAGED_STEPS == 0:
+                    self.close_window()
+
+    def close_window(self) -> None:
+        """Record the averages of the figures since the last point, if there are any steps."""
+        if self._window:
+            averages = np.mean(self._window, axis=0).tolist()
+            row = dict(zip(self._figures, averages, strict=True))
+            self.history.append({"step": self.step} | row)
+            self._window.clear()
+
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """All that a later process needs to go on: arrays and JSON facts."""
+        arrays = {f"variable{i}": np.asarray(v) for i, v in enumerate(self._variables())}
+        facts = {"step": self.step, "history": self.history, "window": self._window}
+        return arrays, facts
+
+    def restore(self, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+        """Go back to a `state` of a trainer that was made with the same arguments."""
+        for i, variable in enumerate(self._variables()):
+            variable.assign(arrays[f"variable{i}"])
+        self.step = facts["step"]
+        self.history = list(facts["history"])
+        self._window = [tuple(figures) for figures in facts["window"]]
+
+    def _variables(self) -> list[Any]:
+        # `variables`, unlike `weights`, has the seed states of dropout too.
+        return [*self.model.variables, *self._optimizer.variables]
+
+    def _steps(self, first: Any, count: Any) -> Any:
+        """Steps `first` to `first + count`, as one graph: their figures, (count, figures)."""
+        measured = tf.TensorArray(tf.float32, size=count)
+        for i in tf.range(count):
+            # Drawn outside of what XLA compiles: it has random numbers of its own.
+            images, labels = self._batch(first + i)
+            measured = measured.write(i, self._learn(images, labels))
+        return measured.stack()
+
+    def _update(self, images: Any, labels: Any) -> Any:
+        """One step on a batch: its figures before the update.
+
+        With fast-gradient examples, the weights w go down the gradient of
+
+            (1 - a) J(w, x, y) + a J(w, x + e sign(grad_x J(w, x, y)), y)
+
+        in which the examples count as constants. Source: Goodfellow et al. 2015, arXiv:1412.6572,
+        section 6 (whose alpha is 1 - a).
+        """
+        figures, gradients, image_gradient = self._gradients(images, labels)
+        if self._adversarial == "fgsm":
+            share = self._adversarial_weight
+            moved = images + self._epsilon * tf.sign(image_gradient)
+            # Each pass normalises by its own batch and moves the averages: the finished model,
+            # which normalises by them, is to meet images of both kinds.
+            more_figures, more_gradients, _ = self._gradients(
+                tf.clip_by_value(moved, 0.0, 1.0), labels
+            )
+            figures += more_figures
+            gradients = [
+                (1 - share) * clean + share * adversarial
+                for clean, adversarial in zip(gradients, more_gradients, strict=True)
+            ]
+        self._optimizer.apply(gradients, self.model.trainable_variables)
+        return tf.stack(figures)
+
+    def _gradients(self, images: Any, labels: Any) -> tuple[list[Any], list[Any], Any]:
+        """Loss and accuracy on a batch, and the loss's gradients: of the weights, of the images."""
+        variables = self.model.trainable_variables
+        with tf.GradientTape() as tape:
+            # One backward pass gives both kinds; where the images' is not used, it isn't computed.
+            tape.watch(images)
+            logits = self.model(images, training=True)
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+            loss = tf.reduce_mean(losses)
+        *gradients, image_gradient = tape.gradient(loss, [*variables, images])
+        hits = tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), labels)
+        accuracy = tf.reduce_mean(tf.cast(hits, tf.float32))
+        return [loss, accuracy], gradients, image_gradient
+
+    def _batch(self, step: Any) -> tuple[Any, Any]:
+        """Batch number `step`: a function of the seed and the step alone."""
+        rows = tf.random.stateless_uniform(
+            (self._batch_size,), (self._seed, step), 0, len(self._labels), tf.int32, alg=_GENERATOR
+        )
+        images, labels = tf.gather(self._images, rows), tf.gather(self._labels, rows)
+        if self._augment == "crop_flip":
+            images = crop_flip(images, (self._seed, step))
+        return images, labels
+
+
+def crop_flip(images: Any, seed: Any) -> Any:
+    """Shift each image by up to 4 pixels each way, zeros coming in, and mirror half of them.
+
+    Args:
+        images: float32 (N, H, W, C).
+        seed: two integers, which settle the result.
+
+    Returns:
+        A tensor of the same shape.
+    """
+    count, height, width, _ = images.shape
+    # The batch was drawn with this very seed, so these numbers are drawn from a fold of it.
+    shift_seed, flip_seed = tf.unstack(tf.random.split(seed, alg=_GENERATOR))
+    padded = tf.pad(images, [[0, 0], [_CROP_MARGIN] * 2, [_CROP_MARGIN] * 2, [0, 0]])
+    shifts = tf.random.stateless_uniform(
+        (2, count, 1), shift_seed, 0, 2 * _CROP_MARGIN + 1, tf.int32, alg=_GENERATOR
+    )
+    rows = shifts[0] + tf.range(height)
+    columns = shifts[1] + tf.range(width)
+    flipped = tf.random.stateless_uniform((count, 1), flip_seed, alg=_GENERATOR) < 0.5
+    columns = tf.where(flipped, columns[:, ::-1], columns)
+    return tf.gather(tf.gather(padded, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
+
+
+def _optimizer(
+    name: Optimizer, learning_rate: float, lr_drop: Sequence[int], weight_decay: float
+) -> keras.optimizers.Optimizer:
+    rate: Any = learning_rate
+    if lr_drop:
+        # Keras changes the rate after its boundary, and counts steps from 0.
+        boundaries = [step - 1 for step in sorted(lr_drop)]
+        rates = [learning_rate / 10**i for i in range(len(boundaries) + 1)]
+        rate = keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, rates)
+    decay = weight_decay or None
+    if name == "adam":
+        return keras.optimizers.Adam(rate, weight_decay=decay)
+    momentum = 0.9 if name == "momentum" else 0.0
+    return keras.optimizers.SGD(rate, momentum=momentum, weight_decay=decay)
+
+
+def train(
+    trainer: Trainer,
+    steps: int,
+    *,
+    eval_every: int,
+    evaluate: Callable[[], Score],
+    evaluated: str = "test",
+    report: Callable[[Row], None] = lambda row: None,
+    progress: Callable[[int, int, str], None] = lambda done, total, text: None,
+    save: Callable[[], None] = lambda: None,
+    save_seconds: float = 30.0,
+) -> list[Row]:
+    """Train to a number of steps, from wherever the trainer stands.
+
+    Args:
+        trainer: new, or restored from a checkpoint.
+        steps: the step to stop at.
+        eval_every: steps between two evaluations; the last step is evaluated in any case.
+        evaluate: judges the model as it stands.
+        evaluated: what its figures are called after: the part of the data set that it looks at.
+        report: is given each point of the curve, from the first on, those restored included.
+        progress: is told the steps done, their total and a short text.
+        save: keeps the trainer's state; called at the start, every `save_seconds`, when
+            interrupted and at the end.
+        save_seconds: seconds between two saves.
+
+    Returns:
+        The curve: every point, in order.
+
+    Raises:
+        NonFiniteLossError: the loss of a step isn't finite.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the state was saved.
+    """
+    reported = 0
+
+    def tell() -> None:
+        nonlocal reported
+        while reported < len(trainer.history):
+            reported += 1  # before, or what `report` raises would have it told twice
+            report(trainer.history[reported - 1])
+        progress(trainer.step, steps, _summary(trainer.history))
+
+    save()
+    saved = time.monotonic()
+    call_steps = 1  # the first call compiles, so it stays short
+    try:
+        while True:
+            if trainer.step == steps:
+                trainer.close_window()
+            if _evaluation_due(trainer, steps, eval_every, f"{evaluated}_loss"):
+                tell()
+                score = evaluate()
+                row = {"step": trainer.step, f"{evaluated}_loss": score.loss}
+                trainer.history.append(row | {f"{evaluated}_accuracy": score.accuracy})
+            tell()
+            if trainer.step == steps:
+                break
+            count = min(
+                call_steps,
+                paper.AVERAGED_STEPS - trainer.step % paper.AVERAGED_STEPS,
+                eval_every - trainer.step % eval_every,
+                steps - trainer.step,
+            )
+            started = time.monotonic()
+            trainer.advance(count)
+            seconds = time.monotonic() - started
+            call_steps = max(1, min(paper.AVERAGED_STEPS, int(count * _CALL_SECONDS / seconds)))
+            if time.monotonic() - saved > save_seconds:
+                save()
+                saved = time.monotonic()
+    except KeyboardInterrupt:
+        save()
+        raise
+    finally:
+        tell()
+    save()
+    return trainer.history
+
+
+def _evaluation_due(trainer: Trainer, steps: int, eval_every: int, figure: str) -> bool:
+    if trainer.step == 0 or (trainer.step % eval_every and trainer.step != steps):
+        return False
+    return not any(r["step"] == trainer.step and figure in r for r in trainer.history[-2:])
+
+
+def _summary(history: Sequence[Row]) -> str:
+    """The latest accuracies, for a progress bar."""
+    latest: Row = {}
+    for row in history[-40:]:
+        latest |= row
+    kinds = ("train", "validation", "test")
+    return ", ".join(
+        f"{k} {latest[f'{k}_accuracy']:.3f}" for k in kinds if f"{k}_accuracy" in latest
+    )

@@ -1,0 +1,1 @@
+"""Many trainings in parallel: grids, and searches for better settings."""

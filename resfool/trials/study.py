@@ -1,0 +1,224 @@
+"""The search for better settings: the only file that talks to Optuna."""
+
+import logging
+import os
+import platform
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+import psutil
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import FrozenTrial, TrialState
+
+from resfool.errors import InputError
+from resfool.parameters import Pruner, Sampler
+from resfool.trials.space import Choice, Span
+
+_ENDED = TrialState.COMPLETE, TrialState.PRUNED
+_RUN, _DRIVER = "run_id", "driver"
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A trial's number in its study, and the settings that it tries."""
+
+    number: int
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TriedTrial:
+    """A trial that ended.
+
+    Attributes:
+        number: in its study.
+        settings: that it tried.
+        value: the accuracy it reached; that of the last report if it was pruned.
+        pruned: whether it was stopped early.
+        seconds: that it took.
+    """
+
+    number: int
+    settings: dict[str, Any]
+    value: float
+    pruned: bool
+    seconds: float
+
+
+class Study:
+    """A search that outlives its process: what is asked, reported and told is kept at once.
+
+    Args:
+        name: of the study; one of the same name in the storage is gone on with.
+        space: what may be varied, by the setting's name.
+        storage: URL of a database, such as sqlite:///tuning.db.
+        sampler: "tpe" learns from earlier trials, "random" doesn't.
+        pruner: "median" stops what is below the median of the earlier trials at the same step,
+            "halving" keeps the best third at each of a few rungs, "none" stops nothing.
+        seed: of the sampler.
+
+    Raises:
+        InputError: the storage can't be used, or another process of this machine is at work on
+            the study.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        space: Mapping[str, Span],
+        *,
+        storage: str,
+        sampler: Sampler,
+        pruner: Pruner,
+        seed: int,
+    ) -> None:
+        optuna.logging.set_verbosity(logging.WARNING)
+        self.space_of = {n: _distribution(span) for n, span in space.items()}
+        try:
+            self._study = optuna.create_study(
+                storage=storage,
+                study_name=name,
+                direction="maximize",
+                load_if_exists=True,
+                pruner=_PRUNERS[pruner](),
+            )
+            known = len(self._study.trials)
+        except Exception as error:  # SQLAlchemy's, a database driver's, or a missing one's
+            reason = str(error).splitlines()[0]
+            raise InputError(f"storage={storage} can't be used for tuning: {reason}") from error
+        other = _at_work(self._study.user_attrs.get(_DRIVER))
+        if other is not None:
+            raise InputError(
+                f"process {other} is at work on this very search; wait for it or end it,"
+                f" or search elsewhere with another storage than {storage}"
+            )
+        # A search that goes on must not draw again what it drew at its beginning.
+        self._study.sampler = _SAMPLERS[sampler](seed + known)
+        self._running: dict[int, optuna.Trial] = {}
+
+    @property
+    def run_id(self) -> str | None:
+        """The run that the study is recorded in, once it has one."""
+        found = self._study.user_attrs.get(_RUN)
+        return None if found is None else str(found)
+
+    def record_in(self, run_id: str) -> None:
+        """Remember the run that the study is recorded in, and that this process is at work."""
+        self._study.set_user_attr(_RUN, run_id)
+        self._study.set_user_attr(_DRIVER, _this_process())
+
+    def recover(self) -> int:
+        """Put what a killed process was at back into the queue; how many trials that are."""
+        lost = [t for t in self._study.trials if t.state == TrialState.RUNNING]
+        for trial in lost:
+            self._study.tell(trial.number, state=TrialState.FAIL)
+            self._study.enqueue_trial(trial.params)
+        return len(lost)
+
+    def propose(self) -> Proposal:
+        """The next trial."""
+        trial = self._study.ask(self.space_of)
+        self._running[trial.number] = trial
+        return Proposal(trial.number, dict(trial.params))
+
+    def report(self, number: int, step: int, value: float) -> bool:
+        """Take a running trial's accuracy at a step; whether it isn't worth going on."""
+        trial = self._running[number]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a trial that runs again reports its steps again
+            trial.report(value, step)
+        return bool(trial.should_prune())
+
+    def tell(self, number: int, value: float | None) -> None:
+        """End a trial: with its final accuracy, or None if it was stopped early."""
+        trial = self._running.pop(number)
+        if value is None:
+            self._study.tell(trial, state=TrialState.PRUNED)
+        else:
+            self._study.tell(trial, value)
+
+    def fail(self, number: int) -> None:
+        """End a trial that went wrong and says nothing about its settings."""
+        self._study.tell(self._running.pop(number), state=TrialState.FAIL)
+
+    def tried(self) -> list[TriedTrial]:
+        """All trials that ended, with success or pruned, in order."""
+        return [_tried(trial) for trial in self._study.get_trials(states=_ENDED)]
+
+    def importances(self) -> dict[str, float]:
+        """The share of the variance of the accuracy that each setting explains, largest first.
+
+        Empty where there are too few finished trials to tell.
+        """
+        finished = self._study.get_trials(states=(TrialState.COMPLETE,))
+        if len(finished) < 4 or len({trial.value for trial in finished}) < 2:
+            return {}
+        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+        found = optuna.importance.get_param_importances(self._study, evaluator=evaluator)
+        return {name: float(share) for name, share in found.items()}
+
+
+def _this_process() -> dict[str, Any]:
+    """Tells this process from any other, of another time or machine too."""
+    process = psutil.Process()
+    return {"host": platform.node(), "pid": process.pid, "created": process.create_time()}
+
+
+def _at_work(driver: Mapping[str, Any] | None) -> int | None:
+    """The process of this machine that has begun a study, if it is another one and there still."""
+    if driver is None or driver["host"] != platform.node() or driver["pid"] == os.getpid():
+        return None
+    try:
+        same = psutil.Process(driver["pid"]).create_time() == driver["created"]
+    except psutil.NoSuchProcess:
+        return None
+    return int(driver["pid"]) if same else None
+
+
+def _tried(trial: FrozenTrial) -> TriedTrial:
+    last = (
+        trial.intermediate_values[max(trial.intermediate_values)]
+        if trial.intermediate_values
+        else 0.0
+    )
+    value = last if trial.value is None else trial.value
+    assert trial.duration is not None
+    return TriedTrial(
+        number=trial.number,
+        settings=dict(trial.params),
+        value=float(value),
+        pruned=trial.state == TrialState.PRUNED,
+        seconds=trial.duration.total_seconds(),
+    )
+
+
+def _distribution(span: Span) -> BaseDistribution:
+    if isinstance(span, Choice):
+        return CategoricalDistribution(span.values)
+    if isinstance(span.low, int) and isinstance(span.high, int):
+        return IntDistribution(span.low, span.high, log=span.log)
+    return FloatDistribution(span.low, span.high, log=span.log)
+
+
+def _tpe(seed: int) -> optuna.samplers.BaseSampler:
+    # A running trial counts as a bad one nearby, so that parallel trials spread out.
+    return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
+
+
+_SAMPLERS: dict[Sampler, Any] = {
+    "tpe": _tpe,
+    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+}
+_PRUNERS: dict[Pruner, Any] = {
+    "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1),
+    "halving": lambda: optuna.pruners.SuccessiveHalvingPruner(),
+    "none": optuna.pruners.NopPruner,
+}

@@ -1,0 +1,130 @@
+"""Algorithm 1: a universal perturbation from pass to pass over the images."""
+
+from collections.abc import Callable, Iterator
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from resfool.attacks import minimal
+from resfool.classifiers import inference
+from resfool.classifiers.inference import BATCH_SIZE
+from resfool.parameters import Norm
+from resfool.parameters import Solver as SolverName
+from resfool.universal.fitting import Best, Fit, Report, quiet
+from resfool.universal.vectors import (
+    classes_under,
+    clean_classes_of,
+    projected,
+    with_vector,
+)
+
+# From a model and images (N, H, W, C) to a small perturbation (N, H, W, C) of each that changes
+# its predicted class, or zeros where none was found.
+Solve = Callable[[keras.Model, np.ndarray], np.ndarray]
+_LOOKS = 20  # at the fooling rate, in each pass of Algorithm 1
+
+
+def algorithm1(
+    model: keras.Model,
+    images: np.ndarray,
+    *,
+    norm: Norm,
+    solver: SolverName | Solve = "closest",
+    desired_rate: float = 0.8,
+    passes: int = 6,
+    group: int = 5,
+    seed: int = 0,
+    clip: bool = False,
+    batch_size: int = BATCH_SIZE,
+    report: Report = quiet,
+) -> Fit:
+    """Algorithm 1: add up smallest perturbations of images that the sum so far doesn't fool.
+
+    The published algorithm solves for one image at a time. Here the next `group` unfooled images
+    are solved together and their perturbations are added, which is faster by most of that factor;
+    a group of 1 is the algorithm to the letter. After each addition the sum is projected on the
+    ball (equation 7). The fooling rate goes up and down on the way, so it is measured 20 times in
+    each pass, the best perturbation is kept, and the passes are capped.
+
+    Args:
+        model: from images to logits.
+        images: float32 (N, H, W, C) in [0, 1], to fit on.
+        norm: the ball, of kind l2 or linf.
+        solver: of the inner problem: a name of `minimal`'s, or a function.
+        desired_rate: 1 - delta: stop at this fooling rate on the fitting images.
+        passes: over the images, at most.
+        group: unfooled images per step.
+        seed: of the order of the images, another one in each pass.
+        clip: keep perturbed images in [0, 1].
+        batch_size: images per pass through the model when rates are computed.
+        report: is told each pass and the best fooling rate in it.
+
+    Returns:
+        The best perturbation and the best rate in each pass.
+
+    Source: Moosavi-Dezfooli et al., "Universal adversarial perturbations", arXiv:1610.08401.
+    """
+    solve = _named(solver, group) if isinstance(solver, str) else solver
+    random = np.random.default_rng(seed)
+    clean = clean_classes_of(model, images, batch_size)
+    best = Best(model, images, clip)
+    vector = np.zeros(images.shape[1:], np.float32)
+    rates: list[float] = []
+
+    def one_pass() -> Iterator[np.ndarray]:
+        """The sum, now and then while the images go by, and at their end."""
+        nonlocal vector
+        waiting = random.permutation(len(images))
+        while len(waiting):
+            looked = len(waiting)
+            while len(waiting) and len(waiting) > looked - len(images) / _LOOKS:
+                unfooled, waiting = _next_unfooled(
+                    model, images, clean, vector, waiting, group, clip, batch_size
+                )
+                if len(unfooled):
+                    steps = solve(model, with_vector(images[unfooled], vector, clip))
+                    vector = projected(vector + steps.sum(axis=0), norm)
+            yield vector
+
+    for number in range(passes):
+        rate = 0.0
+        for met in one_pass():
+            rate = max(rate, best.meet(met))
+            if rate >= desired_rate:
+                break
+        rates.append(rate)
+        report(number, rate)
+        if rate >= desired_rate:
+            break
+    return Fit(best.vector, rates)
+
+
+def _named(solver: SolverName, group: int) -> Solve:
+    def solve(model: keras.Model, images: np.ndarray) -> np.ndarray:
+        found = minimal.smallest_perturbations(model, images, solver=solver, batch_size=group)
+        flipped = found.flipped.reshape(-1, 1, 1, 1)
+        return np.where(flipped, found.perturbations, np.float32(0))
+
+    return solve
+
+
+def _next_unfooled(
+    model: keras.Model,
+    images: np.ndarray,
+    clean: np.ndarray,
+    vector: np.ndarray,
+    waiting: np.ndarray,
+    group: int,
+    clip: bool,
+    batch_size: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The next images that a vector doesn't fool, at most `group`, and those that wait behind."""
+    classify = inference.compiled(model, classes_under)
+    ahead = waiting[:batch_size]
+    batch = inference.filled(images[ahead], batch_size)
+    classes = classify(batch, tf.constant(vector), clip).numpy()[: len(ahead)]
+    places = np.flatnonzero(classes == clean[ahead])
+    if len(places) <= group:
+        return ahead[places], waiting[len(ahead) :]
+    return ahead[places[:group]], waiting[places[group - 1] + 1 :]

@@ -1,0 +1,342 @@
+"""Universal perturbations as tables and figures."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from resfool.parameters import show
+from resfool.report.drawing import ExampleView, draw_image, draw_view
+
+if TYPE_CHECKING:
+    from resfool.attacks.minimal import Minimal
+    from resfool.experiments import Transfer, Universal
+
+
+def solved_table(solved: "Minimal") -> pd.DataFrame:
+    """How each fitting image's smallest perturbation was found, in the order of the matrix."""
+    return pd.DataFrame(
+        {
+            "image": range(len(solved.norms)),
+            "flipped": solved.flipped,
+            "l2_norm": solved.norms,
+            "evaluations": solved.evaluations,
+            "seconds": solved.seconds,
+        }
+    )
+
+
+def solved_metrics(solved: "Minimal") -> dict[str, float]:
+    """The smallest perturbations in a few figures; norms are those of the images that flipped."""
+    norms = solved.norms[solved.flipped]
+    found = {
+        "flipped_share": float(solved.flipped.mean()),
+        "evaluations_per_image": float(solved.evaluations.mean()),
+        "seconds_per_image": float(solved.seconds.mean()),
+    }
+    if len(norms):
+        found |= {"mean_l2_norm": float(norms.mean()), "median_l2_norm": float(np.median(norms))}
+    return found
+
+
+def universal_title(result: "Universal") -> str:
+    """What a universal perturbation's figures are called."""
+    s = result.settings
+    by_matrix = f", coefficients {s['coefficients']}" if result.ranked is not None else ""
+    solver = f" ({s['solver']})" if s["algorithm"] in ("1", "2") else ""
+    return f"algorithm {s['algorithm']}{solver}{by_matrix}, {result.name}, {result.where}"
+
+
+def universal_rates(result: "Universal") -> Figure | None:
+    """The figure of fooling rates over the rank, and of the spectrum (Figure 7)."""
+    if result.ranked is None or result.singular_values is None:
+        return None
+    values, random = (v.tolist() for v in result.singular_values)
+    norm, equal_norm = (show(result.settings[name]) for name in ("norm", "equal_norm"))
+    return draw_universal_rates(
+        result.ranked.rows, norm, equal_norm, (values, random), universal_title(result)
+    )
+
+
+def universal_pictures(result: "Universal") -> Figure:
+    """The figure of the perturbation and of images under it (Figures 8 to 10)."""
+    v, names = result.verdict, result.class_names
+    rows = []
+    for number, pictures in zip(v.shown, v.pictures, strict=True):
+        predicted = [v.clean[number], v.fooled[number], v.random[number]]
+        views = [
+            ExampleView(picture, names[one], one == predicted[0])
+            for picture, one in zip(pictures, predicted, strict=True)
+        ]
+        rows.append(UniversalRow(names[predicted[0]], (views[0], views[1], views[2])))
+    rates = v.rates
+    title = (
+        f"{universal_title(result)}\nl2 norm {rates['final_l2_norm']:.3g}, fools "
+        f"{rates['final_fooling_rate']:.1%}, the random one "
+        f"{rates['final_random_fooling_rate']:.1%}"
+    )
+    return draw_universal_pictures(v.vector, v.noise, rows, title)
+
+
+def universal_confusion(result: "Universal") -> Figure:
+    """The figure of the classes that everything falls into."""
+    counts = result.verdict.confusion(len(result.class_names))
+    return draw_confusion(counts, result.class_names, universal_title(result))
+
+
+def universal_summary(result: "Universal") -> str:
+    """A universal perturbation for the terminal."""
+    lines = []
+    if result.solved is not None:
+        of = solved_metrics(result.solved)
+        lines.append(
+            f"solved          {of['flipped_share']:.1%} flipped, mean l2 norm "
+            f"{of.get('mean_l2_norm', np.nan):.3f}, {of['seconds_per_image']:.4f} s and "
+            f"{of['evaluations_per_image']:.0f} passes each"
+        )
+    if result.ranked is not None:
+        lines.append(f"{'rank':>6}{'l2 norm':>9}{'fooled':>8}{'random':>8}   {'at equal norm':>13}")
+        for row in result.ranked.rows:
+            lines.append(
+                f"{row['rank']:>6.0f}{row['l2_norm']:>9.2f}{row['fooling_rate']:>8.3f}"
+                f"{row['random_fooling_rate']:>8.3f}   {row['equal_fooling_rate']:>13.3f}"
+            )
+    rates = result.verdict.rates
+    lines.append(
+        f"fooling rate    {rates['final_fooling_rate']:.4f}  "
+        f"(clipped {rates['final_clipped_fooling_rate']:.4f}, "
+        f"Gaussian of the same norm {rates['final_random_fooling_rate']:.4f})"
+    )
+    sizes = rates["final_l2_norm"], rates["final_linf_norm"]
+    lines.append(f"norm            l2 {sizes[0]:.3f}, l-infinity {sizes[1]:.4f}")
+    return "\n".join(lines)
+
+
+def transfer_table(result: "Transfer") -> pd.DataFrame:
+    """All rates of perturbations on models, a row for each pair."""
+    rows = []
+    for p, perturbation in enumerate(result.perturbations):
+        norms = {"l2_norm": result.l2_norms[p], "linf_norm": result.linf_norms[p]}
+        for m, model in enumerate(result.models):
+            rates = {key: values[p, m] for key, values in result.rates.items()}
+            rows.append({"perturbation": perturbation, "model": model} | norms | rates)
+    return pd.DataFrame(rows)
+
+
+def transfer_figure(result: "Transfer") -> Figure:
+    """The figure of fooling rates, perturbations by models."""
+    rows = [
+        f"{name}\nl2 norm {l2:.3g}"
+        for name, l2 in zip(result.perturbations, result.l2_norms, strict=True)
+    ]
+    fooling, noise = (result.rates[f"{kind}fooling_rate"] for kind in ("", "random_"))
+    title = f"fooling rates of universal perturbations\n{result.images} images, {result.where}"
+    return draw_transfer(fooling, noise, rows, result.models, title)
+
+
+def transfer_summary(result: "Transfer") -> str:
+    """The fooling rates of perturbations on models, for the terminal."""
+    kinds = ("", ""), ("clipped_", "  clipped"), ("random_", "  Gaussian of the same l2 norm")
+    width = max(len(text) for text in (*result.perturbations, kinds[-1][1]))
+    columns = [max(len(name), 6) + 2 for name in result.models]
+    names = "".join(f"{n:>{w}}" for n, w in zip(result.models, columns, strict=True))
+    lines = [f"{'fooling rate':<{width}}  l2 norm{names}"]
+    for p, perturbation in enumerate(result.perturbations):
+        for kind, text in kinds:
+            rates = result.rates[f"{kind}fooling_rate"][p]
+            cells = "".join(f"{r:>{w}.3f}" for r, w in zip(rates, columns, strict=True))
+            l2 = " " * 9 if kind else f"{result.l2_norms[p]:>9.3f}"
+            lines.append(f"{text or perturbation:<{width}}{l2}{cells}")
+    return "\n".join(lines)
+
+
+_MOST_CLASSES = 40  # that a confusion matrix can show
+
+
+def draw_universal_rates(
+    rows: Sequence[Mapping[str, float]],
+    norm: str,
+    equal_norm: str,
+    spectra: tuple[Sequence[float], Sequence[float]],
+    title: str,
+) -> Figure:
+    """Fooling rate over the number of singular vectors, and the spectrum, as in Figure 7.
+
+    Args:
+        rows: points with "rank" and the rates of `judging.over_ranks`, in order of the rank.
+        norm: that the first panel's perturbations are scaled to; none leaves them as they come.
+        equal_norm: that the second panel's are scaled to.
+        spectra: singular values of the matrix and of a random one, largest first.
+        title: says which model and algorithm.
+
+    Returns:
+        A figure of three panels.
+    """
+    figure = Figure(figsize=(15, 4.6), layout="constrained")
+    figure.suptitle(title)
+    drawn, equal, spectrum = figure.subplots(1, 3)
+    _draw_over_rank(drawn, rows, "")
+    free = "as it comes: the norm grows with the rank"
+    drawn.set_title(free if norm == "none" else f"all scaled to the norm {norm}", fontsize="medium")
+    if norm == "none":
+        norms = drawn.twinx()
+        ranks = [row["rank"] for row in rows]
+        norms.plot(ranks, [row["l2_norm"] for row in rows], color="grey", lw=1, ls="--")
+        norms.set_ylabel("l2 norm (dashed)", color="grey")
+        norms.set_ylim(bottom=0)
+    _draw_over_rank(equal, rows, "equal_")
+    equal.set_title(f"all scaled to the norm {equal_norm}", fontsize="medium")
+    for values, label, style in zip(
+        spectra, ("perturbations", "random matrix, same row norms"), ("-", ":"), strict=True
+    ):
+        spectrum.plot(range(1, len(values) + 1), values, ls=style, color="tab:blue", label=label)
+    spectrum.set(xlabel="index", ylabel="singular value", xscale="log")
+    spectrum.set_ylim(bottom=0)
+    for axes in (drawn, equal, spectrum):
+        axes.grid(alpha=0.3)
+    spectrum.legend()
+    figure.legend(*equal.get_legend_handles_labels(), loc="outside lower left", ncols=4)
+    return figure
+
+
+def _draw_over_rank(axes: Axes, rows: Sequence[Mapping[str, float]], prefix: str) -> None:
+    ranks = [row["rank"] for row in rows]
+    for name, label, colour in (
+        ("fooling_rate", "universal", "tab:blue"),
+        ("random_fooling_rate", "Gaussian, same l2 norm", "tab:orange"),
+        ("sign_noise_fooling_rate", "random signs, same l-infinity norm", "tab:green"),
+    ):
+        means, spreads = (
+            np.array([row[f"{prefix}{name}{end}"] for row in rows]) for end in ("", "_std")
+        )
+        axes.plot(ranks, means, marker=".", color=colour, label=label)
+        axes.fill_between(ranks, means - spreads, means + spreads, color=colour, alpha=0.2, lw=0)
+    clipped = [row[f"{prefix}clipped_fooling_rate"] for row in rows]
+    axes.plot(ranks, clipped, color="tab:blue", ls=":", label="universal, clipped to [0, 1]")
+    axes.set(xlabel="number of singular vectors", xscale="log")
+    axes.set_ylabel("fooling rate, held out (bands: deviation over draws)")
+    axes.set_ylim(-0.02, 1.02)
+
+
+@dataclass(frozen=True)
+class UniversalRow:
+    """An image as it is, under the universal perturbation, and under noise of the same norm."""
+
+    label: str
+    views: tuple[ExampleView, ExampleView, ExampleView]
+
+
+def draw_universal_pictures(
+    vector: np.ndarray, noise: np.ndarray, rows: Sequence[UniversalRow], title: str
+) -> Figure:
+    """The perturbation as an image, and images under it, as in Figures 8 to 10.
+
+    Args:
+        vector: (H, W, C), the universal perturbation.
+        noise: (H, W, C), Gaussian, of the same l2 norm.
+        rows: one for each image.
+        title: says which model and algorithm.
+
+    Returns:
+        A figure of the two vectors above and a row for each image.
+    """
+    size = 1.9
+    figure = Figure(figsize=(size * 3.4, size * 1.2 * (len(rows) + 1) + 0.9), layout="constrained")
+    figure.suptitle(title)
+    grid = figure.subplots(len(rows) + 1, 3, squeeze=False)
+    grid[0][0].axis("off")
+    scale = max(float(np.abs(vector).max()), 1e-12)
+    for axes, shown, name in zip(
+        grid[0][1:], (vector, noise), ("universal", "random, same l2 norm"), strict=True
+    ):
+        draw_image(axes, 0.5 + 0.5 * shown / scale)
+        axes.set_title(f"{name},\nscaled for viewing", fontsize="medium")
+    for row, line in zip(rows, grid[1:], strict=True):
+        line[0].set_ylabel(row.label)
+        for axes, view in zip(line, row.views, strict=True):
+            draw_view(axes, view)
+    if rows:
+        for axes, name in zip(grid[1], ("clean", "+ universal", "+ random"), strict=True):
+            axes.set_title(name, fontsize="medium")
+    return figure
+
+
+def draw_confusion(counts: np.ndarray, class_names: Sequence[str], title: str) -> Figure:
+    """Which class the images of each predicted class fall into under a perturbation.
+
+    Args:
+        counts: int (classes, classes), clean prediction by prediction under the perturbation.
+        class_names: by class; of more than 40, those are shown that most images fall into.
+        title: says which model and algorithm.
+
+    Returns:
+        A figure of one panel.
+    """
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    if len(class_names) > _MOST_CLASSES:
+        often = np.argsort(-counts.sum(axis=0) - counts.sum(axis=1), kind="stable")
+        shown = np.sort(often[:_MOST_CLASSES])
+        title += f"\nthe {_MOST_CLASSES} of {len(class_names)} classes that most images fall into"
+        counts, shares = (part[np.ix_(shown, shown)] for part in (counts, shares))
+        class_names = [class_names[i] for i in shown]
+    classes = len(class_names)
+    figure = Figure(figsize=(2.5 + 0.45 * classes, 2 + 0.42 * classes), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title, fontsize="medium")
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="class under the perturbation", ylabel="class without")
+    axes.set_xticks(range(classes), labels=class_names, rotation=60, ha="right")
+    axes.set_yticks(range(classes), labels=class_names)
+    if classes <= 20:
+        for (i, j), count in np.ndenumerate(counts):
+            if count:
+                ink = "white" if shares[i, j] > 0.6 else "black"
+                axes.text(j, i, str(count), ha="center", va="center", color=ink, fontsize="small")
+    figure.colorbar(image, label="share of the row")
+    return figure
+
+
+def draw_transfer(
+    rates: np.ndarray,
+    noise: np.ndarray,
+    perturbations: Sequence[str],
+    models: Sequence[str],
+    title: str,
+) -> Figure:
+    """Fooling rates of universal perturbations on models, and of noise below.
+
+    Args:
+        rates: (P, M), of each perturbation on each model.
+        noise: (P, M), of noise of the same norm; its row shows the range, coloured by the mean.
+        perturbations: what the rows are called.
+        models: what the columns are called.
+        title: says which images.
+
+    Returns:
+        A figure of one panel.
+    """
+    count, columns = rates.shape
+    figure = Figure(figsize=(4.2 + 1.1 * columns, 2.6 + 0.62 * count), layout="constrained")
+    figure.suptitle(title, fontsize="medium")
+    axes = figure.subplots()
+    shown = np.vstack([rates, noise.mean(axis=0)])
+    image = axes.imshow(shown, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.set(xlabel="applied to", ylabel="fitted on")
+    turned: dict[str, Any] = {"rotation": 30, "ha": "right"} if columns > 1 else {}
+    axes.set_xticks(range(columns), labels=models, **turned)
+    axes.set_yticks(
+        range(count + 1), labels=[*perturbations, "Gaussian noise of\nthe same l2 norm"]
+    )
+    axes.axhline(count - 0.5, color="white", lw=4)
+    texts = [[f"{rate:.3f}" for rate in row] for row in rates]
+    ends = zip(noise.min(axis=0), noise.max(axis=0), strict=True)
+    texts.append([f"{a:.3f}" if a == b else f"{a:.3f}-{b:.3f}" for a, b in ends])
+    for (i, j), share in np.ndenumerate(shown):
+        ink = "white" if share > 0.6 else "black"
+        axes.text(j, i, texts[i][j], ha="center", va="center", color=ink)
+    figure.colorbar(image, label="fooling rate")
+    return figure

@@ -1,0 +1,201 @@
+"""Universal perturbations on other models than the one that each was fitted on."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from resfool import comparing, devices
+from resfool.attacks import lowrank
+from resfool.classifiers.finding import distinct_names, find_models, load_classifiers, load_data
+from resfool.datasets import sets
+from resfool.datasets.sets import choose
+from resfool.errors import InputError, reading
+from resfool.monitor import Monitor, PerturbationSource
+from resfool.parameters import Counts, Names, Norm, Part, PixelRange, PositiveCount, Seed, SizedNorm
+
+if TYPE_CHECKING:
+    from resfool.parameters import Row
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """How well P universal perturbations fool M models.
+
+    Attributes:
+        perturbations: their names.
+        models: their names.
+        where: the images, such as "mnist5k test".
+        images: how many.
+        l2_norms: float64 (P,), of the perturbations as they were applied.
+        linf_norms: float64 (P,).
+        rates: by name, float64 (P, M) each: fooling_rate and error_rate, the same with clipping
+            (clipped_...) and under Gaussian noise of the same l2 norm (random_...), the ends of
+            their 95% intervals (..._low and ..._high), and clean_accuracy.
+    """
+
+    perturbations: list[str]
+    models: list[str]
+    where: str
+    images: int
+    l2_norms: np.ndarray
+    linf_norms: np.ndarray
+    rates: dict[str, np.ndarray]
+
+
+def transfer(
+    monitor: Monitor | None = None,
+    /,
+    *,
+    model: Names,
+    perturbation: Names | None = None,
+    norm: SizedNorm = Norm("none"),  # noqa: B008
+    dataset: str | None = None,
+    data_dir: str | None = None,
+    per_class: Counts | None = None,
+    data_seed: Seed = 0,
+    split: Part = "test",
+    samples: PositiveCount | None = None,
+    input_range: PixelRange = (0.0, 1.0),
+    seed: Seed = 0,
+    batch_size: PositiveCount = 250,
+    trust: bool = False,
+) -> Transfer:
+    """Measure how well universal perturbations fool models that they may not be fitted on.
+
+    Each is added to the same images for every model, with and without clipping, beside Gaussian
+    noise of its l2 norm: one draw, scaled.
+
+    Args:
+        monitor: is told how it goes, and finds models and perturbations.
+        model: runs:/RUN_ID/model, models:/NAME/VERSION, models:/NAME@ALIAS, models:/m-ID or the
+            path of a .keras file; several, comma separated, are compared.
+        perturbation: runs:/RUN_ID of universal runs or .npy files, comma separated, to apply
+            instead of the method, whose parameters then mean nothing; none attacks by the method.
+        norm: that each perturbation is rescaled to, such as l2:3 or linf:10/255; none leaves it as
+            it is.
+        dataset: cifar10, mnist, mnist5k, digits or npz:PATH; none is what the model was trained on.
+        data_dir: folder with the official files; none looks where the training did.
+        per_class: images per class for training, validation and test, such as 500,50,50; none is as
+            in the training.
+        data_seed: seed of such subsets.
+        split: part of the data set to take images from: test, validation or train.
+        samples: number of images, drawn at random; none is 1000, or all if there are fewer.
+        input_range: pixel values that the model takes for black and white, such as 0,255; models
+            trained here know their own.
+        seed: seed of the choice of images and of the noise.
+        batch_size: images per pass.
+        trust: yes also loads models that bring code of their own, which may do anything.
+
+    Returns:
+        Rates of each pair.
+
+    Raises:
+        InputError: an argument can't be used, or a model can't be loaded; nothing was run.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the models that were done are recorded.
+    """
+    settings = {n: v for n, v in locals().items() if n != "monitor"}
+    monitor = monitor or Monitor()
+    if perturbation is None:
+        raise InputError(
+            f"perturbation is missing, and norm={norm} would be its size; "
+            "give perturbation=runs:/RUN_ID of a universal run, or a .npy file"
+        )
+    sources = find_models(monitor, model, trust)
+    found = [monitor.find_perturbation(uri) for uri in dict.fromkeys(perturbation)]
+    data = load_data(sources, dataset, data_dir, per_class, data_seed)
+    vectors = np.stack([_load(source, data, norm) for source in found])
+    chosen = choose(data, split, samples, seed)
+
+    devices.start_tensorflow()
+    from resfool.universal import judging
+
+    names = distinct_names([source.name for source in sources])
+    perturbations = distinct_names([source.name for source in found])
+    loaded = load_classifiers(sources, names, data, input_range, trust)
+    facts = settings | {
+        "perturbation_name": tuple(perturbations),
+        "dataset": data.name,
+        "dataset_digest": data.digest,
+        "attacked_images": len(chosen),
+    }
+    where = f"{data.name} {split}"
+    title = f"{', '.join(perturbations)} applied to {', '.join(names)}, {where}"
+    monitor.begin(title, facts, [(data, split, "attacked")])
+    sizes = {f"{kind}_norm": lowrank.sizes(vectors, kind) for kind in ("l2", "linf")}
+    by_model = []
+    for number, (source, name, classifier) in enumerate(zip(sources, names, loaded, strict=True)):
+        with comparing.part(monitor, names, number, facts | {"model": source.uri}) as part:
+            rows = judging.transferred(
+                classifier,
+                chosen.images,
+                chosen.labels,
+                vectors,
+                seed=seed,
+                batch_size=batch_size,
+                progress=comparing.progress(monitor, names, number),
+            )
+            part.fact("model_name", name)
+            part.fact("parameter_count", classifier.count_params())
+            part.point({"step": 0} | _metrics(perturbations, rows, sizes))
+            by_model.append(rows)
+    return Transfer(
+        perturbations=perturbations,
+        models=names,
+        where=where,
+        images=len(chosen),
+        l2_norms=sizes["l2_norm"],
+        linf_norms=sizes["linf_norm"],
+        rates={
+            key: np.array([[row[key] for row in rows] for rows in by_model]).T
+            for key in by_model[0][0]
+        },
+    )
+
+
+def _load(source: PerturbationSource, data: sets.Dataset, norm: Norm) -> np.ndarray:
+    """A perturbation that fits a data set's images, float32 (H, W, C), rescaled to a norm."""
+    given = f"perturbation={source.uri}"
+    # This reads plain arrays only, where np.load would open archives too.
+    with reading(given), source.path.open("rb") as file:
+        stored = np.lib.format.read_array(file, allow_pickle=False)
+    if stored.shape != data.image_shape:
+        raise InputError(
+            f"{given} has the shape {stored.shape}, and the images of {data.name} have "
+            f"{data.image_shape}"
+        )
+    if stored.dtype.kind != "f":
+        raise InputError(f"{given} holds {stored.dtype}; it must hold floats, in pixel units")
+    with np.errstate(over="ignore", invalid="ignore"):
+        vector = stored.astype(np.float32)
+        if not np.isfinite(vector).all():
+            raise InputError(f"{given} has values that are not finite")
+        rescaled = lowrank.rescaled(vector[np.newaxis], norm)
+        if norm.kind != "none" and not np.allclose(lowrank.sizes(rescaled, norm.kind), norm.size):
+            raise InputError(f"{given} is too close to zero to be rescaled to norm={norm}")
+    return rescaled[0]
+
+
+def _metrics(
+    perturbations: Sequence[str], rows: Sequence["Row"], sizes: Mapping[str, np.ndarray]
+) -> "Row":
+    """A model's figures by name; of several perturbations, as fooling_rate/NAME.
+
+    MLflow's charts have a section for all metrics before the same slash.
+    """
+    whole = [
+        row | {key: float(size[number]) for key, size in sizes.items()}
+        for number, row in enumerate(rows)
+    ]
+    if len(whole) == 1:
+        return whole[0]
+    found = {"clean_accuracy": rows[0]["clean_accuracy"]}
+    for name, row in zip(perturbations, whole, strict=True):
+        # MLflow takes neither parentheses nor most other signs.
+        plain = re.sub(r"[^\w -]+", "_", re.sub(r"[()]", "", name))[:100]
+        for key, value in row.items():
+            if key != "clean_accuracy" and not key.endswith(("_low", "_high")):
+                found[f"{key}/{plain}"] = value
+    return found

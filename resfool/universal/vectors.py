@@ -1,0 +1,125 @@
+"""Universal perturbations: judged on images, projected on a ball, drawn at random."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from resfool.attacks import lowrank
+from resfool.classifiers import inference
+from resfool.classifiers.inference import BATCH_SIZE
+from resfool.parameters import Norm, NormKind
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a model makes of images under each of K universal perturbations.
+
+    Attributes:
+        classes: int64 (K, N), predicted.
+        clean_classes: int64 (N,), predicted without a perturbation.
+    """
+
+    classes: np.ndarray
+    clean_classes: np.ndarray
+
+    @property
+    def rates(self) -> np.ndarray:
+        """The fooling rate of each perturbation, float64 (K,)."""
+        return (self.classes != self.clean_classes).mean(axis=1)
+
+
+def judged(
+    model: keras.Model,
+    images: np.ndarray,
+    vectors: np.ndarray,
+    *,
+    clip: bool = False,
+    batch_size: int = BATCH_SIZE,
+    progress: Callable[[int], None] = lambda passes: None,
+) -> Judgement:
+    """Judge universal perturbations, many at a time.
+
+    Args:
+        model: from images to logits.
+        images: float32 (N, H, W, C) in [0, 1], held out.
+        vectors: float32 (K, H, W, C).
+        clip: keep perturbed images in [0, 1].
+        batch_size: images per pass.
+        progress: is told the passes done, one image each: N(K + 1) in all.
+
+    Returns:
+        Predictions with and without each perturbation.
+    """
+    classify = inference.compiled(model, classes_under)
+    moves = [tf.zeros(images.shape[1:])] + [tf.constant(v, tf.float32) for v in vectors]
+    classes = np.empty((len(moves), len(images)), np.int64)
+    for rows in inference.batches(len(images), batch_size):
+        batch = inference.filled(images[rows], batch_size)
+        for of_move, move in zip(classes, moves, strict=True):
+            of_move[rows] = classify(batch, move, clip).numpy()[: rows.stop - rows.start]
+        progress(len(moves) * (rows.stop - rows.start))
+    return Judgement(classes[1:], classes[0])
+
+
+def projected(vector: np.ndarray, norm: Norm) -> np.ndarray:
+    """Equation 7: the nearest vector whose norm is at most `norm`.
+
+    Args:
+        vector: float32, any shape.
+        norm: the ball; of kind "none" it has no bounds.
+
+    Returns:
+        float32, the same shape.
+    """
+    if norm.kind == "linf":
+        return np.clip(vector, -np.float32(norm.size), np.float32(norm.size))
+    length = float(np.linalg.norm(vector))
+    if norm.kind == "none" or length <= norm.size:
+        return vector
+    return vector * np.float32(norm.size / length)
+
+
+def random_vectors(
+    shape: tuple[int, ...], sizes: np.ndarray, kind: NormKind, seed: int
+) -> np.ndarray:
+    """The benchmark: random vectors of given norms.
+
+    Args:
+        shape: (H, W, C).
+        sizes: (K,), the norm of each.
+        kind: "l2" (or "none") gives Gaussian noise of these l2 norms, "linf" noise of one
+            magnitude and random signs, which has the largest l2 norm of its l-infinity norm.
+        seed: decides them.
+
+    Returns:
+        float32 (K, H, W, C).
+    """
+    random = np.random.default_rng(seed)
+    whole = len(sizes), *shape
+    if kind == "linf":
+        drawn = 2 * random.integers(0, 2, whole).astype(np.float32) - 1
+    else:
+        drawn = random.standard_normal(whole, np.float32)
+        drawn /= lowrank.sizes(drawn, "l2").reshape(-1, 1, 1, 1)
+    return (drawn * np.asarray(sizes).reshape(-1, 1, 1, 1)).astype(np.float32)
+
+
+def clean_classes_of(model: keras.Model, images: np.ndarray, batch_size: int) -> np.ndarray:
+    return inference.predicted(inference.logits(model, images, batch_size))
+
+
+def with_vector(images: np.ndarray, vector: np.ndarray, clip: bool) -> np.ndarray:
+    return np.clip(images + vector, 0.0, 1.0) if clip else images + vector
+
+
+def perturbed_by(images: Any, vector: Any, clip: bool) -> Any:
+    moved = images + vector
+    return tf.clip_by_value(moved, 0.0, 1.0) if clip else moved
+
+
+def classes_under(model: keras.Model, images: Any, vector: Any, clip: bool) -> Any:
+    return tf.argmax(model(perturbed_by(images, vector, clip), training=False), axis=1)
