@@ -176,14 +176,20 @@ def descents_agree(model: "keras.Model", images: np.ndarray, labels: np.ndarray)
     import tensorflow as tf
 
     from benchmarks.attack_libraries import foolbox_model
-    from resfool.attacks.gradient import projected_gradient_descent
+    from resfool.attacks.methods.pgd import projected_gradient_descent
     from resfool.classifiers import inference
 
     step = PGD_EPSILON / 4
 
     def ours(steps: int) -> np.ndarray:
         return projected_gradient_descent(
-            model, images, labels, PGD_EPSILON, steps=steps, step_size=step
+            model,
+            images,
+            labels,
+            PGD_EPSILON,
+            steps=steps,
+            step_size=step,
+            batch_size=inference.BATCH_SIZE,
         )
 
     class FromOurStart(foolbox.attacks.LinfPGD):

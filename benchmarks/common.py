@@ -8,7 +8,7 @@ import numpy as np
 
 from resfool import paper
 from resfool.networks.shape import network
-from resfool.parameters import Arch, Precision
+from resfool.values import Precision
 
 if TYPE_CHECKING:
     from resfool.training.trainer import Trainer
@@ -32,9 +32,10 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def trainer(arch: Arch, depth: int, precision: Precision, width: int = paper.WIDTH) -> "Trainer":
+def trainer(arch: str, depth: int, precision: Precision, width: int = paper.WIDTH) -> "Trainer":
     """The project's own trainer at the paper's settings (batch 64, width 64, Adam)."""
     from resfool.networks import architectures
+    from resfool.training.recipe import Steps
     from resfool.training.trainer import Trainer
 
     model = architectures.build(
@@ -46,4 +47,4 @@ def trainer(arch: Arch, depth: int, precision: Precision, width: int = paper.WID
         precision=precision,
         fused=True,
     )
-    return Trainer(model, *random_data())
+    return Trainer(model, *random_data(), Steps())

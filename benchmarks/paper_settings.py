@@ -13,16 +13,17 @@ import time
 from typing import get_args
 
 from benchmarks import common
-from resfool import paper, parameters
+from resfool import paper
 from resfool.devices import start_tensorflow
+from resfool.values import Precision
 
-ARCHS: tuple[parameters.Arch, ...] = ("convnet", "resnet", "highway", "multiresnet")
+ARCHS: tuple[str, ...] = ("convnet", "resnet", "highway", "multiresnet")
 
 
 def main() -> None:
     """Time each architecture at each of the paper's depths and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--precision", choices=get_args(parameters.Precision), default="bfloat16")
+    parser.add_argument("--precision", choices=get_args(Precision), default="bfloat16")
     parser.add_argument("--steps", type=int, default=7, help="steps to time for each network")
     options = parser.parse_args()
     start_tensorflow()
@@ -34,7 +35,7 @@ def main() -> None:
             print(row(arch, depth, options.precision, options.steps), flush=True)
 
 
-def row(arch: parameters.Arch, depth: int, precision: parameters.Precision, steps: int) -> str:
+def row(arch: str, depth: int, precision: Precision, steps: int) -> str:
     """One line of the table."""
     from resfool.networks.architectures import count_flops
 

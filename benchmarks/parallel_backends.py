@@ -18,7 +18,7 @@ from typing import Any, get_args
 import joblib
 
 from resfool import parallel
-from resfool.parameters import Backend
+from resfool.values import Backend
 
 LENGTHS = {"5 ms": 0.005, "1 s": 1.0}
 

@@ -36,7 +36,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfool.devices import start_tensorflow
-from resfool.parameters import Coefficients, Norm, parse_norm
+from resfool.universal.options import Coefficients
+from resfool.values import Norm, parse_norm
 
 if TYPE_CHECKING:
     import keras
@@ -129,7 +130,7 @@ def trained(steps: int, count: int) -> tuple["keras.Model", np.ndarray, np.ndarr
 
 
 def of_ours(model: "keras.Model", setting: Setting) -> dict[str, Fit]:
-    """Algorithms 2 and 1 of resfool.attacks.universal."""
+    """Algorithms 2 and 1 of resfool.universal."""
     from resfool.attacks import lowrank
     from resfool.universal import coefficients, iterated, matrices
 
@@ -238,7 +239,7 @@ def measure(
     seconds = time.perf_counter() - began
     size = float(lowrank.sizes(vector, setting.norm.kind)[0])
     assert size <= 1.0001 * setting.norm.size, size
-    rate = float(vectors.judged(model, held_out, vector, clip=setting.clip).rates[0])
+    rate = float(vectors.applied(model, held_out, vector, clip=setting.clip).rates[0])
     return Measured(rate, size, seconds)
 
 

@@ -1,71 +1,77 @@
-"""Write what the pages of docs/entry-points repeat from the code: `make docs`."""
+"""Write what MLproject and the pages repeat from the code: `make docs`."""
 
-import inspect
+import json
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
 
-from entry_points.mnist import case_study
-from entry_points.reproduce import Maker
-from resfool import command_line, experiments
-from resfool.parameters import Names, show
-from resfool.tracking import training_run
+from resfool.commands import COMMANDS
+from resfool.datasets.sets import DATASETS
+from resfool.parameters import Parameter
+from resfool.values import Names, show
 
-PAGES = Path(__file__).parent / "entry-points"
-BEGIN, END = "<!-- parameters -->\n", "<!-- end of parameters -->"
-
-# The functions whose keyword-only parameters are those of an entry point.
-ENTRY_POINTS: dict[str, tuple[Callable[..., Any], ...]] = {
-    "train": (experiments.train, training_run.open_run),
-    "attack": (experiments.attack, experiments.transfer),
-    "universal": (experiments.universal,),
-    "mnist": (case_study,),
-    "sweep": (experiments.sweep, command_line.without(experiments.train, *experiments.SWEPT)),
-    "tune": (experiments.tune, command_line.without(experiments.train, *experiments.TUNED)),
-    "reproduce": (experiments.reproduce, Maker),
-}
+DOCS = Path(__file__).parent
+MLPROJECT = DOCS.parent / "MLproject"
+PAGES = DOCS / "entry-points"
 
 
-def parameters(entry_point: str) -> dict[str, inspect.Parameter]:
-    """An entry point's parameters; one that two functions share is there once."""
-    found: dict[str, inspect.Parameter] = {}
-    for function in ENTRY_POINTS[entry_point]:
-        new = command_line.public_parameters(function)
-        found |= {name: p for name, p in new.items() if name not in found}
-    return found
+# MLproject
 
 
-def table(entry_point: str) -> str:
-    """The Markdown table of an entry point's parameters: name, default and meaning."""
-    texts: dict[str, str] = {}
-    for function in ENTRY_POINTS[entry_point]:
-        texts = command_line.described(function) | texts
+def mlproject() -> str:
+    """The file as it should be: each parameter with its type and default, and the commands."""
+    lines = ["name: resfool", "", "conda_env: conda.yaml", "", "entry_points:"]
+    for name, command in COMMANDS.items():
+        own = command.parameters.values()
+        lines += [f"  {name}:", "    parameters:", *map(_entry, own)]
+        lines += ["    command: >-", f"      exec python -m entry_points.{name}"]
+        lines += [f"      --{one.name}={{{one.name}}}" for one in own]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _entry(one: Parameter) -> str:
+    if one.required:
+        return f"      {one.name}: string"
+    text, number = show(one.default), isinstance(one.default, int | float)
+    # MLflow checks no type but path and uri, and an epsilon such as 8/255 is no number to it.
+    if number and not isinstance(one.default, bool) and "/" not in text:
+        return f"      {one.name}: {{type: float, default: {text}}}"
+    plain = re.fullmatch(r"[a-z]\w*|\d+/\d+", text) and text not in ("true", "false")
+    return f"      {one.name}: {{type: string, default: {text if plain else json.dumps(text)}}}"
+
+
+# The pages
+
+
+def table(command: str) -> str:
+    """The Markdown table of a command's parameters: name, default and meaning."""
     lines = ["| parameter | default | meaning |", "| --- | --- | --- |"]
-    own = parameters(entry_point)
-    for name, parameter in own.items():
-        required = parameter.default is inspect.Parameter.empty
-        default = "required" if required else f"`{show(parameter.default)}`"
-        of_names = parameter.annotation in (Names, Names | None)
-        choices = set(own) if of_names else _choices(parameter.annotation)
-        text = _code(re.sub(r"(?<!\.)\.$", "", texts[name]), choices)
+    own = COMMANDS[command].parameters
+    for name, one in own.items():
+        default = "required" if one.required else f"`{show(one.default)}`"
+        choices = {*own} if one.hint in (Names, Names | None) else {*one.choices}
+        text = _code(re.sub(r"(?<!\.)\.$", "", one.text), choices)
         lines.append(f"| `{name}` | {default} | {text} |")
     return "\n".join(lines) + "\n"
 
 
-def _choices(hint: Any) -> set[str]:
-    """The words that a type allows, if it is a Literal or made of some."""
-    return {
-        word
-        for part in get_args(hint)
-        for word in ([part] if isinstance(part, str) else _choices(part))
-    }
+def data_sets() -> str:
+    """The Markdown table of the data sets that have a name."""
+    lines = ["| name | images | where it comes from |", "| --- | --- | --- |"]
+    lines += [f"| `{name}` | {one.images} | {one.origin} |" for name, one in DATASETS.items()]
+    return "\n".join(lines) + "\n"
+
+
+def commands() -> str:
+    """The Markdown list of the commands' pages."""
+    lines = [f"- [{n}](entry-points/{n}.md): {one.text}" for n, one in COMMANDS.items()]
+    return "\n".join(lines) + "\n"
 
 
 def _code(text: str, choices: set[str]) -> str:
     """Set in code what a user would type: allowed words, names, addresses, lists of numbers."""
     marked = choices | {"none", "yes", "false", "auto", "cobyla", "pgd", "ray", "mlp", "convnet"}
-    marked |= {"resnet", "highway", "mnist", "mnist5k", "digits"}
+    marked |= {"resnet", "highway", *DATASETS}
 
     def mark(found: re.Match[str]) -> str:
         word = found[0]
@@ -75,20 +81,31 @@ def _code(text: str, choices: set[str]) -> str:
     return re.sub(r"\.?[\w@/-][\w@/:.,-]*[\w/]|\w", mark, text).replace("|", "\\|")
 
 
-def page(path: Path) -> str:
-    """A page as it should be: what stands between the marks is made anew."""
-    before, begin, rest = path.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{path} has no place for the parameters: {BEGIN.strip()} ... {END}")
-    return before + begin + table(path.stem) + end + after
+def filled(page: str, what: str, text: str) -> str:
+    """A page as it should be: what stands between the marks of `what` is made anew."""
+    begin, end = f"<!-- {what} -->\n", f"<!-- end of {what} -->"
+    before, found, rest = page.partition(begin)
+    _, ended, after = rest.partition(end)
+    if not (found and ended):
+        raise ValueError(f"a page has no place for the {what}: {begin.strip()} ... {end}")
+    return before + begin + text + end + after
+
+
+def files() -> dict[Path, str]:
+    """All files that repeat something, as they should be."""
+    index, train = DOCS / "index.md", PAGES / "train.md"
+    found = {MLPROJECT: mlproject(), index: filled(index.read_text(), "commands", commands())}
+    for name in COMMANDS:
+        path = PAGES / f"{name}.md"
+        found[path] = filled(path.read_text(), "parameters", table(name))
+    found[train] = filled(found[train], "data sets", data_sets())
+    return found
 
 
 def main() -> None:
-    """Rewrite the pages."""
-    for name in ENTRY_POINTS:
-        path = PAGES / f"{name}.md"
-        path.write_text(page(path))
+    """Rewrite them."""
+    for path, text in files().items():
+        path.write_text(text)
 
 
 if __name__ == "__main__":

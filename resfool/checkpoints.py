@@ -5,6 +5,7 @@ import json
 import os
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +19,14 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _FACTS = "facts"
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Named arrays with facts, which `save` keeps in one file and `load` reads."""
+
+    arrays: Mapping[str, np.ndarray]
+    facts: Mapping[str, Any]
 
 
 def save(path: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:

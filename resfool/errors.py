@@ -14,6 +14,10 @@ class InputError(ValueError):
         super().__init__(" ".join(message.split()))
 
 
+class UsageError(InputError):
+    """A parameter is wrong by itself, or isn't one: exit code 2."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a name that is not in a registry, with the nearest known name.
 

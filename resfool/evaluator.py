@@ -26,43 +26,25 @@ from mlflow.models.evaluation.artifacts import (
 )
 from mlflow.tracking.artifact_utils import get_artifact_uri
 
-from resfool import command_line
 from resfool.attacks import presentation
-from resfool.attacks.attack import EPSILONS
+from resfool.attacks.options import MeasureParameters
 from resfool.classifiers import adapting
 from resfool.datasets.sets import draw
 from resfool.errors import InputError
-from resfool.parameters import (
-    Epsilon,
-    Epsilons,
-    ImageShape,
-    LabelSource,
-    Method,
-    Names,
-    PixelRange,
-    PositiveCount,
-    PositiveFloat,
-    Seed,
-    epsilon_step,
-    show,
-)
-from resfool.tracking.run import log_table
-
-if TYPE_CHECKING:
-    from resfool.attacks.examples import Attacked
-    from resfool.parameters import Row
-
+from resfool.monitor import Leaves
+from resfool.tracking import leaves
+from resfool.values import Row, epsilon_step, show
 
 if TYPE_CHECKING:
     import keras
-    import pandas as pd
-    from matplotlib.figure import Figure
+
+    from resfool.attacks.examples import Attacked
 
 
 class RobustnessEvaluator(ModelEvaluator):
     """Attacks a Keras classifier and returns how easily it is fooled, for thresholds to judge.
 
-    Its evaluator_config has the parameters of `measure`. Without any of them it stands aside:
+    Its evaluator_config has the names of MeasureParameters. Without any of them it stands aside:
     where a user names no evaluator, MLflow asks all that are installed.
     """
 
@@ -71,7 +53,7 @@ class RobustnessEvaluator(ModelEvaluator):
         cls, *, model_type: str, evaluator_config: Mapping[str, Any] | None, **kwargs: Any
     ) -> bool:
         """Whether this is a classifier's evaluation that has any parameter of ours."""
-        own = command_line.public_parameters(measure)
+        own = MeasureParameters.declared()
         return model_type == "classifier" and any(name in own for name in evaluator_config or {})
 
     def evaluate(
@@ -91,7 +73,7 @@ class RobustnessEvaluator(ModelEvaluator):
             model_type: "classifier".
             dataset: MLflow's, with a row of pixels for each image, and its class number.
             run_id: the run to log to.
-            evaluator_config: values for parameters of `measure`.
+            evaluator_config: values for MeasureParameters.
             model: what MLflow loaded.
             model_id: of the logged model, if it is one.
             **kwargs: meant for other evaluators.
@@ -103,54 +85,24 @@ class RobustnessEvaluator(ModelEvaluator):
             MlflowException: something can't be used as it is; nothing was logged.
         """
         with _mlflow_errors():
-            settings = command_line.checked_arguments(measure, evaluator_config or {})
-            attacked, rows = measure(model, dataset, **settings)
+            asked = MeasureParameters.of(evaluator_config or {})
+            attacked, rows = measure(model, dataset, asked)
         metrics = presentation.model_metrics(attacked)
-        figures, tables = _figures(attacked, settings["method"]), _tables(attacked, rows)
+        found = _leaves(attacked, rows, asked)
         # If the model has an id, MLflow itself logs what is returned, to the run and the model.
         single = {} if model_id else metrics
-        _log_metrics(run_id, model_id, dataset, single, attacked.sweep.rows)
-        artifacts = _log_artifacts(run_id, figures, tables, settings)
+        _log_metrics(run_id, model_id, dataset, single, attacked.curve.rows)
+        artifacts = _log_leaves(run_id, found)
         return EvaluationResult(metrics, artifacts, run_id)
 
 
-def measure(
-    model: Any,
-    dataset: Any,
-    /,
-    *,
-    method: Method = "fgsm",
-    epsilons: Epsilons = EPSILONS,
-    samples: PositiveCount | None = None,
-    label_source: LabelSource = "true",
-    input_range: PixelRange = (0.0, 1.0),
-    image_shape: ImageShape | None = None,
-    class_names: Names | None = None,
-    clip: bool = True,
-    tolerance: PositiveFloat = 1e-4,
-    pgd_steps: PositiveCount = 20,
-    pgd_step_size: Epsilon | None = None,
-    seed: Seed = 0,
-    batch_size: PositiveCount = 250,
-) -> tuple["Attacked", np.ndarray]:
+def measure(model: Any, dataset: Any, asked: MeasureParameters) -> tuple["Attacked", np.ndarray]:
     """Attack a model on a data set, both as MLflow hands them to an evaluator.
 
     Args:
         model: a PyFuncModel with a Keras classifier in it.
         dataset: features_data, a row of pixels for each image, and labels_data, class numbers.
-        method: fgsm, smallest_epsilon (also finds each image's own) or pgd (iterated).
-        epsilons: largest changes of a pixel, where pixels go from 0 to 1, such as 0,8/255,0.1.
-        samples: number of images, drawn at random; none is 1000, or all if there are fewer.
-        label_source: raise the loss of the true label, or of the model's own prediction.
-        input_range: pixel values for black and white, in the model and so in the data.
-        image_shape: height, width and channels of an image; none is what the model takes.
-        class_names: for tables and figures, comma separated; none is 0,1,...
-        clip: keep perturbed images within the range of pixels.
-        tolerance: of the smallest epsilon.
-        pgd_steps: gradient steps of pgd.
-        pgd_step_size: length of one; none is 2.5 epsilon / pgd_steps.
-        seed: seed of the choice of images, of the random signs and of pgd's starts.
-        batch_size: images per pass.
+        asked: of the attack.
 
     Returns:
         The result, and the numbers of the rows that were attacked, in its order.
@@ -159,34 +111,32 @@ def measure(
         InputError: the model, its data or their combination can't be used.
     """
     original = _keras_model(model)
-    shape = image_shape or _image_shape(original)
-    pixels = _pixels(dataset.features_data, shape, input_range)
-    rows = draw(len(pixels), samples, seed, "images")
+    shape = asked.image_shape or _image_shape(original)
+    pixels = _pixels(dataset.features_data, shape, asked.input_range)
+    rows = draw(len(pixels), asked.samples, asked.seed, "images")
 
     from resfool.attacks import examples
-    from resfool.attacks.epsilons import sweep
+    from resfool.attacks.epsilons import over_epsilons
 
     classifier = adapting.as_classifier(
-        original, image_shape=shape, classes=None, input_range=input_range, name=original.name
+        original,
+        image_shape=shape,
+        classes=None,
+        input_range=asked.input_range,
+        name=original.name,
     )
     classes = int(classifier.output_shape[-1])
     labels = _class_numbers(dataset.labels_data, classes)
-    names = _class_names(class_names, classes)
-    swept = sweep(
+    names = _class_names(asked.class_names, classes)
+    curve = over_epsilons(
         classifier,
-        _images(pixels[rows], shape, input_range),
+        _images(pixels[rows], shape, asked.input_range),
         labels[rows],
-        epsilons,
-        method=method,
-        label_source=label_source,
-        clip=clip,
-        tolerance=tolerance,
-        pgd_steps=pgd_steps,
-        pgd_step_size=pgd_step_size,
-        seed=seed,
-        batch_size=batch_size,
+        asked,
+        seed=asked.seed,
+        batch_size=asked.batch_size,
     )
-    return examples.attacked(original.name, dataset.name, names, swept, seed), rows
+    return examples.attacked(original.name, dataset.name, names, curve, asked.seed), rows
 
 
 # What MLflow hands over.
@@ -310,7 +260,7 @@ def _log_metrics(
     model_id: str | None,
     dataset: Any,
     metrics: Mapping[str, float],
-    curves: Iterable["Row"],
+    curves: Iterable[Row],
 ) -> None:
     """Log single figures at step 0, and the curves as the attack entry point does."""
     point = functools.partial(
@@ -328,43 +278,27 @@ def _log_metrics(
     MlflowClient().log_batch(run_id, metrics=points)
 
 
-def _figures(attacked: "Attacked", method: str) -> dict[str, "Figure"]:
-    found = {"fooling_rates": presentation.fooling_rates([attacked], method)}
-    return found | ({"examples": presentation.examples(attacked)} if attacked.examples else {})
-
-
-def _tables(attacked: "Attacked", rows: np.ndarray) -> dict[str, "pd.DataFrame"]:
+def _leaves(attacked: "Attacked", rows: np.ndarray, asked: MeasureParameters) -> Leaves:
+    """Figures, tables and the settings; the table of images says which rows they were."""
     images = presentation.images_table(attacked)
     images.insert(0, "row", rows)
-    return {"rates": presentation.rates_table([attacked]), "images": images}
+    settings = {name: show(value) for name, value in asked.settings().items()}
+    own = {n: leaf for n, leaf in presentation.leaves_of(attacked).items() if n != "spectrum"}
+    return own | {
+        "images": images,
+        "fooling_rates.png": presentation.fooling_rates([attacked], asked.method),
+        "attack.json": json.dumps(settings, indent=2).encode(),
+    }
 
 
-def _log_artifacts(
-    run_id: str,
-    figures: Mapping[str, "Figure"],
-    tables: Mapping[str, "pd.DataFrame"],
-    settings: Mapping[str, Any],
-) -> dict[str, EvaluationArtifact]:
-    """Log figures as PNG, tables as CSV and as JSON, which the UI shows, and the settings."""
-    client = MlflowClient()
-    files = {}
-    with tempfile.TemporaryDirectory() as directory:
-        folder = Path(directory)
-        for name, figure in figures.items():
-            files[name] = folder / f"{name}.png"
-            figure.savefig(files[name], dpi=120)
-        for name, table in tables.items():
-            files[name] = folder / f"{name}.csv"
-            table.to_csv(files[name], index=False)
-        files["attack"] = folder / "attack.json"
-        shown = {name: show(value) for name, value in settings.items()}
-        files["attack"].write_text(json.dumps(shown, indent=2))
-        client.log_artifacts(run_id, directory)
-        for name, table in tables.items():
-            log_table(client, run_id, table, name)
-            files[f"{name}_table"] = folder / f"{name}.json"
-            table.to_json(files[f"{name}_table"], orient="split", index=False)
-        return {name: _artifact(run_id, file) for name, file in files.items()}
+def _log_leaves(run_id: str, found: Leaves) -> dict[str, EvaluationArtifact]:
+    """Log what a result leaves; its files as MLflow's result has them, tables as NAME_table too."""
+    with tempfile.TemporaryDirectory() as folder:
+        artifacts = {}
+        for file in leaves.log(MlflowClient(), run_id, Path(folder), found).values():
+            again = file.suffix == ".json" and file.stem in found  # a table, which is CSV already
+            artifacts[f"{file.stem}_table" if again else file.stem] = _artifact(run_id, file)
+        return artifacts
 
 
 _KINDS: dict[str, Callable[[str], EvaluationArtifact]] = {

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from resfool.parameters import show
+from resfool.values import show
 
 # The version of an experiment's results: runs of another one are not taken for the same. It gets
 # a new name when the code gives other results; tests/test_identity.py says when the code changed.

@@ -1,222 +1,329 @@
-"""The types of the public parameters, and every check of them that needs no TensorFlow."""
+"""Public parameters: how one is declared, the types it may have, and the groups that several share.
 
-import itertools
-import math
+An experiment's parameters are one frozen dataclass, a `Parameters`. Its fields are declared once,
+type, default and text together, and all else is made of them: the command line, the checks of
+calls from Python, MLproject, the pages on entry points and the evaluator's configuration.
+"""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from types import NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    ParamSpec,
+    Self,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import TypeAdapter, ValidationError
 
-Arch = Literal["convnet", "resnet", "highway", "multiresnet", "mlp"]
-Optimizer = Literal["adam", "momentum", "sgd"]
-Augment = Literal["none", "crop_flip"]
-Adversarial = Literal["none", "fgsm"]
-Precision = Literal["float32", "bfloat16"]
-Method = Literal["fgsm", "smallest_epsilon", "pgd"]
-LabelSource = Literal["true", "prediction"]
-Solver = Literal["closest", "deepfool", "ddn", "cobyla"]  # of smallest perturbations
-Subspace = Literal["gradients", "rows", "pixels"]  # in which cobyla looks for one
-Backend = Literal["serial", "joblib", "ray"]  # of parallel work
-Sampler = Literal["tpe", "random"]  # of a search for settings
-Pruner = Literal["median", "halving", "none"]
-ScaleName = Literal["paper", "quick"]  # of a reproduction
-Part = Literal["train", "validation", "test"]  # of a data set
-RandomCoefficients = Literal["gaussian", "singular"]
-Coefficients = Literal["gaussian", "singular", "first", "optimised"]  # f_i of equation 8
-Algorithm = Literal["1", "2", "3", "4", "random", "gradient"]
-NormKind = Literal["none", "l2", "linf"]
+from resfool.errors import UsageError, unknown
+from resfool.values import Backend, Counts, NonNegativeFloat, PositiveCount, Precision, Seed, show
 
-
-# What was measured at one point: of a curve ("step" is among the names), or of a table.
-Row = dict[str, float]
+# How a parameter is declared.
 
 
-def _split_commas(value: Any) -> Any:
-    return value.split(",") if isinstance(value, str) else value
+@dataclass(frozen=True, eq=False)
+class Known:
+    """Of a type: a name in a registry, or several, whatever is registered when it is given."""
 
-
-def _single(value: Any) -> Any:
-    return (value,) if isinstance(value, int) else value
-
-
-def parse_epsilon(text: str) -> float:
-    """Read the size of a perturbation, where pixels go from 0 to 1.
-
-    Args:
-        text: a number or a quotient of two, such as 0.03 or 8/255.
-
-    Returns:
-        The number, in [0, 1].
-
-    Raises:
-        ValueError: it is none, or out of range; the message lacks its subject, as pydantic's do.
-    """
-    above, slash, below = text.partition("/")
-    try:
-        numerator, denominator = float(above), float(below) if slash else 1.0
-    except ValueError:
-        raise ValueError("must be a number such as 0.03 or 8/255") from None
-    if denominator == 0:
-        raise ValueError("divides by zero")
-    if not 0 <= numerator <= denominator < math.inf:
-        raise ValueError("must be from 0 to 1, the range of a pixel, such as 0.03 or 8/255")
-    return numerator / denominator
-
-
-def parse_epsilons(value: Any) -> tuple[float, ...]:
-    """Read the sizes of perturbations to try, where pixels go from 0 to 1.
-
-    Args:
-        value: comma separated text such as "0,1/255,0.1", a number, or a sequence of either.
-
-    Returns:
-        The numbers, rising.
-
-    Raises:
-        ValueError: one of them can't be used, or two can't be told apart; the message lacks its
-            subject, as pydantic's do.
-    """
-    if isinstance(value, str):
-        parts = [part.strip() for part in value.split(",")]
-    else:
-        parts = [str(part) for part in ([value] if isinstance(value, int | float) else value)]
-    if not any(parts):
-        raise ValueError("must not be empty; give numbers such as 0,4/255,8/255")
-    epsilons = sorted(map(parse_epsilon, parts))
-    if not epsilons[-1]:
-        raise ValueError("must have one above 0, such as 8/255")
-    for one, next_one in itertools.pairwise(epsilons):
-        if epsilon_step(one) == epsilon_step(next_one):
-            raise ValueError(
-                f"has {show(one)} and {show(next_one)}, which are the same to 1/25500; "
-                "each must be there once"
-            )
-    return tuple(epsilons)
+    names: Collection[str]
 
 
 @dataclass(frozen=True)
-class Norm:
-    """The size of a universal perturbation, such as l2:3 or linf:10/255.
+class Parameter:
+    """A field of a `Parameters`, as the command line and the pages see it.
 
     Attributes:
-        kind: which norm; "none" leaves a perturbation at the size that it has.
-        size: above 0, in pixel units; 0 for "none".
+        name: of the field.
+        hint: its type, with all that checks a value.
+        default: its default; MISSING if it must be given.
+        text: what it means, and what is allowed.
     """
 
-    kind: NormKind
-    size: float = 0.0
+    MISSING: ClassVar[Any] = dataclasses.MISSING
 
-    def __str__(self) -> str:
-        return self.kind if self.kind == "none" else f"{self.kind}:{_show_size(self.size)}"
+    name: str
+    hint: Any
+    default: Any
+    text: str
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The words that are allowed, if only a few are."""
+        for part in (self.hint, *get_args(self.hint)):
+            if get_origin(part) is Literal:
+                return tuple(map(str, get_args(part)))
+            if isinstance(part, Known):
+                return tuple(part.names)
+        return ()
+
+    @property
+    def required(self) -> bool:
+        """Whether it must be given."""
+        return self.default is self.MISSING
+
+    def checked(self, given: Any) -> Any:
+        """A value as its type wants it.
+
+        Args:
+            given: of that type, or as the command line spells it; "none" stands for None where the
+                parameter may be None.
+
+        Raises:
+            UsageError: it doesn't fit; one sentence says why, and names what comes nearest.
+        """
+        if given is self.default:
+            return given
+        hint = self.hint
+        if get_origin(hint) in (Union, UnionType):
+            if given is None or (isinstance(given, str) and given.lower() == "none"):
+                return None
+            # None is settled, and without it the messages name the one type that is left.
+            hint = next(option for option in get_args(hint) if option is not NoneType)
+        words = self.choices
+        several = any(get_origin(part) is tuple for part in get_args(hint))
+        if words and not several:
+            self._check_known(str(given), words)
+        try:
+            value = _adapter(hint).validate_python(given)
+        except ValidationError as error:
+            problem = error.errors()[0]["msg"].removeprefix("Value error, ")
+            problem = problem.replace("Input should be", "must be", 1)
+        except TypeError:  # of our own validators, which expect text or a sequence
+            problem = f"can't be of type {type(given).__name__}"
+        else:
+            for word in value if words and several else ():
+                self._check_known(word, words)
+            return value
+        raise UsageError(f"{self.name}={show(given)} isn't allowed: {self.name} {problem}")
+
+    def _check_known(self, word: str, words: tuple[str, ...]) -> None:
+        if word not in words:
+            raise UsageError(str(unknown(self.name, word, words)))
 
 
-_NORM_EXAMPLES = "such as none, l2:3 or linf:10/255"
+@functools.cache
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(hint)
 
 
-def parse_norm(value: Any) -> Norm:
-    """Read the size of a universal perturbation, where pixels go from 0 to 1.
+@dataclass(frozen=True, kw_only=True)
+class Parameters:
+    """The public parameters of an experiment, or a group of them that several share.
 
-    Args:
-        value: "none", or a kind and a size such as "l2:3" or "linf:10/255"; a Norm stays itself.
-
-    Returns:
-        The norm.
+    A field is declared as `name: Annotated[TYPE, "what it means"] = DEFAULT` in a frozen,
+    keyword-only dataclass. However it is made, its values are checked; those that don't go
+    together are refused by `check`.
 
     Raises:
-        ValueError: it can't be used; the message lacks its subject, as pydantic's do.
+        UsageError: a value doesn't fit its type.
+        InputError: values don't go together.
     """
-    if isinstance(value, Norm):
-        return value
-    text = "none" if value is None else str(value).strip()
-    if text == "none":
-        return Norm("none")
-    kind, _, size_text = (part.strip() for part in text.partition(":"))
-    above, slash, below = size_text.partition("/")
-    try:
-        size = float(above) / (float(below) if slash else 1.0)
-    except (ValueError, ZeroDivisionError):
-        raise ValueError(f"must be a norm and its size, {_NORM_EXAMPLES}") from None
-    if not 0 < size < math.inf:
-        raise ValueError(f"must have a size above 0, {_NORM_EXAMPLES}")
-    if kind == "linf" and size > 1:
-        raise ValueError("must be at most linf:1, the range of a pixel, such as linf:10/255")
-    if kind == "l2":
-        return Norm("l2", size)
-    if kind == "linf":
-        return Norm("linf", size)
-    raise ValueError(f"must be a norm and its size, {_NORM_EXAMPLES}")
+
+    def __post_init__(self) -> None:
+        for name, parameter in self.declared().items():
+            object.__setattr__(self, name, parameter.checked(getattr(self, name)))
+        self.check()
+
+    def check(self) -> None:
+        """Refuse values that don't go together."""
+
+    @classmethod
+    def declared(cls) -> dict[str, Parameter]:
+        """The parameters by their names: what must be given, a class's own, those of its bases."""
+        kind: Any = cls
+        return _declared(kind)
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Self:
+        """Made of values by name, each of its type or as the command line spells it.
+
+        Raises:
+            UsageError: a name isn't known, or one is missing.
+        """
+        declared = cls.declared()
+        for name in given:
+            if name not in declared:
+                raise UsageError(str(unknown("parameter", str(name), declared)))
+        for name, parameter in declared.items():
+            if parameter.required and name not in given:
+                allowed = ", ".join(parameter.choices)
+                raise UsageError(f"{name} is missing" + f"; it is one of {allowed}" * bool(allowed))
+        return cls(**given)
+
+    def settings(self) -> dict[str, Any]:
+        """All values by their names."""
+        return {name: getattr(self, name) for name in self.declared()}
+
+    def given(self) -> dict[str, Any]:
+        """Those that are not at their defaults."""
+        declared = self.declared()
+        return {n: v for n, v in self.settings().items() if v != declared[n].default}
+
+    def shared(self, other: type["Parameters"]) -> dict[str, Any]:
+        """The values of those parameters that another class has too."""
+        return {name: value for name, value in self.settings().items() if name in other.declared()}
 
 
-def _show_size(size: float) -> str:
-    return str(int(size)) if size == int(size) else show(size)
+@functools.cache
+def _declared(kind: Any) -> dict[str, Parameter]:
+    hints = get_type_hints(kind, include_extras=True)
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    found = {name: _parameter(fields[name], hints[name]) for name in _in_order(kind)}
+    return dict(sorted(found.items(), key=lambda item: not item[1].required))
 
 
-def epsilon_step(epsilon: float) -> int:
-    """The step of an epsilon's metrics, the same in every run: in hundredths of 1/255."""
-    return round(epsilon * 25500)
+def _in_order(kind: type) -> list[str]:
+    own = [name for name in inspect.get_annotations(kind) if not name.startswith("_")]
+    return list(dict.fromkeys([*own, *(n for base in kind.__bases__ for n in _in_order(base))]))
 
 
-def epsilon_name(epsilon: float) -> str:
-    """An epsilon as a part of a metric's name: 8_255 for 8/255, else the number, such as 0.1."""
-    return show(epsilon).replace("/", "_")
+def _parameter(field: "dataclasses.Field[Any]", hint: Any) -> Parameter:
+    kind, *checks, text = get_args(hint)
+    hint = Annotated[kind, *checks] if checks else kind
+    return Parameter(field.name, hint, field.default, text)
 
 
-def _parse_range(value: Any) -> Any:
-    parts = value.split(",") if isinstance(value, str) else value
-    try:
-        low, high = map(float, parts)
-    except (TypeError, ValueError):
-        low = high = math.nan
-    if not -math.inf < low < high < math.inf:
-        raise ValueError("must be two rising numbers, such as 0,255 or -1,1")
-    return low, high
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
-def _check_image_shape(sizes: tuple[int, ...]) -> tuple[int, ...]:
-    if len(sizes) != 3:
-        raise ValueError("must be height, width and channels, such as 28,28,1")
-    return sizes
+def taking(kind: type[Parameters]) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """For a function of services and `**given`: its signature and its help name the parameters.
+
+    Args:
+        kind: of the parameters that are given.
+    """
+
+    def described(function: Callable[_P, _R]) -> Callable[_P, _R]:
+        signature = inspect.signature(function)
+        services = [p for p in signature.parameters.values() if p.kind is p.POSITIONAL_ONLY]
+        declared = kind.declared().values()
+        given = [
+            inspect.Parameter(
+                one.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if one.required else one.default,
+                annotation=one.hint,
+            )
+            for one in declared
+        ]
+        function.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[*services, *given]
+        )
+        lines = "\n".join(f"    {one.name}: {one.text}" for one in declared)
+        function.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\nParameters:\n{lines}"
+        return function
+
+    return described
 
 
-PositiveCount = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Epsilon = Annotated[float, BeforeValidator(lambda value: parse_epsilon(str(value)))]
-Epsilons = Annotated[tuple[float, ...], BeforeValidator(parse_epsilons)]
-SizedNorm = Annotated[Norm, BeforeValidator(parse_norm)]
-PixelRange = Annotated[tuple[float, float], BeforeValidator(_parse_range)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
-Archs = Annotated[tuple[Arch, ...], BeforeValidator(_split_commas)]
-Counts = Annotated[
-    tuple[PositiveCount, ...], BeforeValidator(_split_commas), BeforeValidator(_single)
-]
-ImageShape = Annotated[Counts, AfterValidator(_check_image_shape)]
-# Seeds go into TensorFlow's stateless generators as 32-bit integers.
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
+# Groups of parameters that several experiments share.
 
 
-def show(value: Any) -> str:
-    """A value as the command line and MLproject spell it: `none`, `true`, `1,2`, `8/255`."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return ",".join(map(show, value))
-    if isinstance(value, float) and 0 < value < 1 and len(repr(value)) > 8:
-        levels = round(value * 255)
-        if value == levels / 255:
-            return f"{levels}/255"
-    return str(value)
+@dataclass(frozen=True, kw_only=True)
+class Seeded(Parameters):
+    """What is drawn at random."""
+
+    seed: Annotated[Seed, "seed of everything that is drawn at random."] = 0
 
 
-def duration(seconds: float) -> str:
-    """Seconds in the unit a person would say: 45 s, 12 min, 3.5 h."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 6000:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+@dataclass(frozen=True, kw_only=True)
+class Drawn(Seeded):
+    """Which images of a data set are taken."""
+
+    samples: Annotated[
+        PositiveCount | None,
+        "images to take, drawn at random; none is 1000, or all if there are fewer.",
+    ] = None
+    batch_size: Annotated[PositiveCount, "images per pass."] = 250
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seeds(Parameters):
+    """How much is chance."""
+
+    seeds: Annotated[PositiveCount, "runs of each network, with the seeds 0, 1, ..."] = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precise(Parameters):
+    """In which numbers a training computes."""
+
+    precision: Annotated[
+        Precision,
+        "float32, or bfloat16 for activations and gradients in training; weights stay float32.",
+    ] = "float32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataPlace(Parameters):
+    """Where official files are."""
+
+    data_dir: Annotated[
+        str | None,
+        "folder with the official files; none looks where a model's training did, then into "
+        "Keras's cache, then downloads.",
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subset(DataPlace):
+    """How much of a data set is taken."""
+
+    per_class: Annotated[
+        Counts | None,
+        "images per class for training, validation and test, such as 500,50,50; none is all of "
+        "them, the set's own division, or as in a model's training.",
+    ] = None
+    data_seed: Annotated[Seed, "seed of such subsets, and of what is set aside."] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers(Parameters):
+    """How work is spread."""
+
+    workers: Annotated[
+        PositiveCount | None,
+        "tasks at a time: trainings, or images of cobyla; none is as many as the cores or the "
+        "cluster hold.",
+    ] = None
+    backend: Annotated[
+        Backend, "joblib (processes of this machine), ray (a cluster) or serial (one process)."
+    ] = "joblib"
+    ray_address: Annotated[
+        str | None,
+        "of the cluster: auto, host:port or ray://host:port; none starts Ray on this machine.",
+    ] = None
+    patience: Annotated[
+        NonNegativeFloat, "seconds that a Ray cluster has to grow to what is asked for."
+    ] = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints(Parameters):
+    """Where work is kept that may be interrupted."""
+
+    checkpoint_dir: Annotated[
+        str, "folder for checkpoints, one folder a training, and for interrupted solves."
+    ] = "checkpoints"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumable(Checkpoints):
+    """Which training goes on."""
+
+    resume: Annotated[
+        str | None, "id of a training's run that was stopped, to go on with in it."
+    ] = None

@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from resfool.parameters import duration
+from resfool.values import duration
 
 _LINE_SECONDS = 30.0
 

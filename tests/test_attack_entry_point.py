@@ -19,10 +19,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from entry_points import attack, train
+from resfool.archive import ModelSource
 from resfool.classifiers import finding
 from resfool.datasets import sets
-from resfool.monitor import ModelSource
-from resfool.parameters import show
+from resfool.values import show
 from tests import conftest
 from tests.conftest import QUICK, ROOT
 
@@ -296,7 +296,7 @@ def test_recorded_parameters_mean_none_in_any_case() -> None:
     training = {"dataset": "digits", "per_class": "None", "data_dir": "NONE", "data_seed": "0"}
     training["dataset_digest"] = data.digest
     source = ModelSource("runs:/a/model", "a", Path("a"), lambda: None, training=training)
-    assert finding.load_data([source], None, None, None, 0).digest == data.digest
+    assert finding.load_data([source], finding.AnyModel()).digest == data.digest
 
 
 def test_a_file_that_is_no_model_is_refused(

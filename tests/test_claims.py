@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from resfool import paper
-from resfool.monitor import FinishedRun
-from resfool.parameters import epsilon_step
+from resfool.archive import FinishedRun
 from resfool.reproduction import claims
 from resfool.reproduction.plan import FOOLED, Label
+from resfool.values import epsilon_step
 
 Accuracies = Mapping[tuple[str, int], tuple[float, float]]
 EPSILONS = [n / 255 for n in (1, 2, 3, 4, 6, 8, 16, 32)]

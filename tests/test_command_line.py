@@ -1,45 +1,37 @@
-"""The command line: derived from signatures, strict, and one sentence per mistake."""
+"""The command line: made of declarations, strict, and one sentence per mistake."""
 
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pytest
 
-from resfool import command_line, experiments, parameters
-from resfool.command_line import UsageError
-from resfool.parameters import Arch, Counts, PositiveCount
-from resfool.tracking import training_run
+from resfool import command_line
+from resfool.commands import COMMANDS
+from resfool.errors import UsageError
+from resfool.networks.shape import Arch
+from resfool.parameters import Parameters
+from resfool.values import Counts, PositiveCount, show
 from tests.conftest import ROOT
 
 
-def example(
-    service: object = None,
-    /,
-    *,
-    arch: Arch,
-    depth: PositiveCount | None = None,
-    width: Counts | None = None,
-    rate: float = 0.5,
-    flag: bool = True,
-) -> None:
-    """Do something.
+@dataclass(frozen=True, kw_only=True)
+class Example(Parameters):
+    """Do something."""
 
-    Args:
-        service: not public.
-        arch: which one.
-        depth: how deep,
-            over two lines.
-        width: how wide.
-        rate: how fast.
-        flag: whether at all.
-    """
+    arch: Annotated[Arch, "which one."]
+    depth: Annotated[PositiveCount | None, "how deep."] = None
+    width: Annotated[Counts | None, "how wide."] = None
+    rate: Annotated[float, "how fast."] = 0.5
+    flag: Annotated[bool, "whether at all."] = True
 
 
 def parse(*words: str) -> dict[str, object]:
-    return command_line.parse(example, argv=words)[0]
+    return command_line.parse(Example, argv=words)[0].settings()
 
 
 def test_defaults_are_filled_in() -> None:
@@ -70,7 +62,7 @@ def test_values_take_the_type_of_the_signature(words: list[str], name: str, valu
 
 def test_what_is_shown_is_read_back() -> None:
     for value in (None, 3, (1, 2)):
-        assert parse("--arch=mlp", f"--width={parameters.show(value)}")["width"] == (
+        assert parse("--arch=mlp", f"--width={show(value)}")["width"] == (
             (value,) if isinstance(value, int) else value
         )
 
@@ -98,7 +90,7 @@ def test_mistakes_are_told_in_one_sentence(words: list[str], sentence: str) -> N
 
 
 def checked(**given: object) -> dict[str, object]:
-    return command_line.checked_arguments(example, {"arch": "mlp"} | given)
+    return Example.of({"arch": "mlp"} | given).settings()
 
 
 @pytest.mark.parametrize(
@@ -127,7 +119,7 @@ def test_values_come_from_python_too(given: dict[str, object], value: object) ->
     ("given", "sentence"),
     [
         ({"dept": 3}, "unknown parameter 'dept'; did you mean 'depth'?"),
-        ({"service": 3}, "unknown parameter 'service'; known: arch, depth, width, rate, flag"),
+        ({"size": 3}, "unknown parameter 'size'; known: arch, depth, width, rate, flag"),
         ({"arch": None}, "unknown arch 'None'; known: convnet,"),
         ({"arch": ["mlp"]}, "unknown arch"),
         ({"depth": 2.5}, "depth=2.5 isn't allowed"),
@@ -146,27 +138,32 @@ def test_mistakes_in_python_are_told_in_one_sentence(
 
 def test_what_is_missing_in_python_is_told() -> None:
     with pytest.raises(UsageError, match="arch is missing; it is one of"):
-        command_line.checked_arguments(example, {})
+        Example.of({})
 
 
-def test_what_two_functions_share_is_given_once() -> None:
-    def other(*, arch: Arch, size: int = 1) -> None: ...
+@dataclass(frozen=True, kw_only=True)
+class Other(Parameters):
+    """Do something else."""
 
-    first, second = command_line.parse(example, other, argv=["--arch=mlp", "--size=2"])
-    assert first["arch"] == "mlp" and first["rate"] == 0.5
-    assert second == {"arch": "mlp", "size": 2}
+    arch: Annotated[Arch, "which one."]
+    size: Annotated[int, "how large."] = 1
 
 
-def test_help_describes_every_parameter(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_two_classes_share_is_given_once() -> None:
+    first, second = command_line.parse(Example, Other, argv=["--arch=mlp", "--size=2"])
+    assert first == Example(arch="mlp") and second == Other(arch="mlp", size=2)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_describes_every_parameter(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        command_line.parse(experiments.train, training_run.open_run, argv=["--help"])
+        command_line.parse(*COMMANDS[name].takes, argv=["--help"])
     assert caught.value.code == 0
-    text = capsys.readouterr().out
-    options, documented = text.split("options:")[1], command_line.described
-    for function in (experiments.train, training_run.open_run):
-        for name in command_line.public_parameters(function):
-            assert f"--{name} " in options
-            assert documented(function).get(name), f"{name} has no description"
+    options = capsys.readouterr().out.split("options:")[1]
+    for parameter, one in COMMANDS[name].parameters.items():
+        assert f"--{parameter} " in options
+        assert " ".join(one.text.split()[:3]) in " ".join(options.split()), parameter
+        assert one.text.endswith("."), f"{parameter} has no description"
 
 
 REFUSED: list[tuple[list[str], int, str]] = [
@@ -197,7 +194,8 @@ for words in json.load(sys.stdin):
             code = train.main(words)
         except SystemExit as end:
             code = end.code
-    heavy = [name for name in ("tensorflow", "keras") if name in sys.modules]
+    heavy = {"tensorflow", "keras", "mlflow", "pandas", "matplotlib", "ray", "optuna"}
+    heavy = sorted(heavy & sys.modules.keys())
     print(json.dumps([code, errors.getvalue(), heavy]))
 """
 

@@ -210,7 +210,7 @@ def test_subsets_are_exact_and_follow_the_seed(name: str) -> None:
 
 
 def test_mnist5k_has_500_of_each_digit_and_they_look_like_digits() -> None:
-    pool = sets.DATASETS["mnist5k"](None).pools[0]
+    pool = sets.DATASETS["mnist5k"].read(None).pools[0]
     assert np.bincount(pool.labels).tolist() == [500] * 10
     data = load("mnist5k")
     means = np.stack([data.train.images[data.train.labels == n].mean(0) for n in range(10)])

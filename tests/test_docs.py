@@ -1,15 +1,19 @@
 """The documentation agrees with the code and with itself. `make test-docs` runs its commands."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from docs import generate
 from resfool import command_line
-from resfool.attacks import minimal
-from resfool.datasets import sets
-from resfool.networks import architectures
+from resfool.attacks.options import METHODS
+from resfool.attacks.solvers import SOLVERS
+from resfool.commands import COMMANDS
+from resfool.datasets.sets import DATASETS
+from resfool.networks.architectures import STAGE_RULES
+from resfool.networks.shape import ARCHITECTURES
 from tests.conftest import ROOT
 from tests.documentation import snippets
 from tests.documentation.snippets import NOT_RUN, PAGES, Snippet
@@ -18,16 +22,9 @@ SNIPPETS = snippets.snippets()
 REQUIRED = {"arch": "resnet", "model": "mine.keras", "target": "all"}
 
 
-@pytest.mark.parametrize("entry_point", generate.ENTRY_POINTS)
-def test_a_page_has_the_parameters_as_they_are(entry_point: str) -> None:
-    path = generate.PAGES / f"{entry_point}.md"
-    assert path.read_text() == generate.page(path), "run `make docs`"
-
-
 def check(name: str, values: dict[str, str]) -> None:
     """What a command line of an entry point must be: allowed."""
-    functions = generate.ENTRY_POINTS[name]
-    command_line.parse(*functions, argv=[f"--{n}={v}" for n, v in values.items()])
+    command_line.parse(*COMMANDS[name].takes, argv=[f"--{n}={v}" for n, v in values.items()])
 
 
 # What is typed
@@ -80,9 +77,9 @@ def inline_commands() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("page", "code"), inline_commands())
 def test_commands_in_the_text_are_allowed(page: str, code: str) -> None:
     name = snippets.entry_point(code.replace("-e NAME", ""))
-    allowed = {name} if name else generate.ENTRY_POINTS.keys()
+    allowed = {name} if name else COMMANDS.keys()
     values = snippets.given(code)
-    names = {n: {*generate.parameters(n)} for n in allowed}
+    names = {n: {*COMMANDS[n].parameters} for n in allowed}
     assert any(values.keys() <= known for known in names.values())
     if name:
         required = {n: v for n, v in REQUIRED.items() if n in names[name]}
@@ -127,15 +124,24 @@ def test_every_image_is_shown() -> None:
 # Worked examples
 
 
-@pytest.mark.parametrize("page", ["add-an-architecture", "add-a-solver", "add-a-data-set"])
+REGISTRIES: list[dict[str, Any]] = [STAGE_RULES, ARCHITECTURES, METHODS, SOLVERS, DATASETS]
+
+
+@pytest.fixture
+def registries() -> Iterator[None]:
+    """What an example registers, other tests must not see."""
+    before = [dict(registry) for registry in REGISTRIES]
+    yield
+    for registry, entries in zip(REGISTRIES, before, strict=True):
+        registry.clear()
+        registry.update(entries)
+
+
+@pytest.mark.parametrize("page", sorted(path.stem for path in (ROOT / "docs").glob("add-*.md")))
 def test_the_worked_example_runs(
-    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registries: None
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    # What it registers, other tests must not see.
-    monkeypatch.setattr(architectures, "STAGE_RULES", dict(architectures.STAGE_RULES))
-    monkeypatch.setattr(minimal, "SOLVERS", dict(minimal.SOLVERS))
-    monkeypatch.setattr(sets, "DATASETS", dict(sets.DATASETS))
     path = ROOT / "docs" / f"{page}.md"
     (example,) = [text for language, text in snippets.fences(path) if language == "python"]
     exec(compile(example, str(path), "exec"), {"__name__": page})

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from resfool.attacks import examples
-from resfool.attacks.epsilons import rates, sweep
+from resfool.attacks.epsilons import over_epsilons, rates
 from resfool.attacks.gradient import Outcome
+from resfool.attacks.options import METHODS, HowToAttack
 from resfool.classifiers import inference, scores
-from resfool.parameters import Method
 
 
 def pixels_are_logits() -> keras.Model:
@@ -76,63 +76,66 @@ def test_rates_of_known_predictions() -> None:
     assert moved["fooling_rate_low"] < 0.75 < moved["fooling_rate_high"]
 
 
-@pytest.mark.parametrize("method", ["fgsm", "smallest_epsilon", "pgd"])
-def test_a_sweep_of_a_model_whose_logits_are_pixels(method: Method) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_a_model_whose_logits_are_pixels_is_fooled_where_its_lead_is_gone(method: str) -> None:
     # Mid-grey with one pixel ahead by 0.1, 0.2 and 0.3: the gradient raises the others and
     # lowers it, so that the lead is gone at 0.05, 0.10 and 0.15.
     images = pixels_in_a_row([[0.6, 0.5, 0.4], [0.5, 0.7, 0.4], [0.4, 0.5, 0.8]])
     labels = np.array([0, 1, 0])  # the last one is wrong to begin with
     epsilons = (0.12, 0.0, 0.04, 0.07, 0.2)
-    swept = sweep(
-        pixels_are_logits(),
-        images,
-        labels,
-        epsilons,
-        method=method,
-        label_source="prediction",
-        pgd_steps=15,
-    )
-    assert swept.epsilons == tuple(sorted(epsilons))
-    rates = [row["fooling_rate"] for row in swept.rows]
+    asked = HowToAttack(method=method, epsilons=epsilons, label_source="prediction", pgd_steps=15)
+    curve = over_epsilons(pixels_are_logits(), images, labels, asked)
+    assert curve.epsilons == tuple(sorted(epsilons))
+    rates = [row["fooling_rate"] for row in curve.rows]
     np.testing.assert_allclose(rates, [0, 0, 1 / 3, 2 / 3, 1])
-    assert swept.rows[0]["random_fooling_rate"] == 0
-    assert swept.rows[0]["error_rate"] == pytest.approx(1 / 3)
-    assert swept.rows[0]["l2_norm"] == 0
-    assert swept.zero_gradient_share == 0
-    if method == "smallest_epsilon":
-        assert swept.smallest is not None
-        np.testing.assert_allclose(swept.smallest, [0.05, 0.10, 0.15], atol=2e-4)
-        assert [row["cumulative_fooling_rate"] for row in swept.rows] == pytest.approx(rates)
+    assert curve.rows[0]["random_fooling_rate"] == 0
+    assert curve.rows[0]["error_rate"] == pytest.approx(1 / 3)
+    assert curve.rows[0]["l2_norm"] == 0
+    assert curve.zero_gradient_share == 0
+    if curve.smallest is not None:
+        np.testing.assert_allclose(curve.smallest, [0.05, 0.10, 0.15], atol=2e-4)
+        assert [row["cumulative_fooling_rate"] for row in curve.rows] == pytest.approx(rates)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_shows_what_it_counted(method: str) -> None:
+    images = np.random.default_rng(0).random((9, 1, 3, 1), np.float32)
+    before = images.copy()
+    asked = HowToAttack(method=method, epsilons=(0.05, 0.2), pgd_steps=3)
+    curve = over_epsilons(pixels_are_logits(), images, np.arange(9) % 3, asked, batch_size=4)
+    places = np.array([7, 0, 3])
+    for epsilon, classes in zip(curve.epsilons, curve.attacked.classes, strict=True):
+        moved = curve.move(places, epsilon)
+        assert np.abs(moved - images[places]).max() <= epsilon + 1e-6
+        assert moved.min() >= 0 and moved.max() <= 1
+        np.testing.assert_array_equal(moved.reshape(3, 3).argmax(axis=1), classes[places])
+    np.testing.assert_array_equal(images, before)
 
 
 def test_with_true_labels_a_wrong_prediction_is_pushed_further() -> None:
     images = pixels_in_a_row([[0.4, 0.5, 0.8]])
-    swept = sweep(pixels_are_logits(), images, np.array([0]), (0.1,))
-    assert swept.rows[0]["fooling_rate"] == 0  # pixel 2 gains on pixel 0
-    assert swept.rows[0]["confidence"] > swept.clean.confidences[0, 0]
+    asked = HowToAttack(epsilons=(0.1,))
+    curve = over_epsilons(pixels_are_logits(), images, np.array([0]), asked)
+    assert curve.rows[0]["fooling_rate"] == 0  # pixel 2 gains on pixel 0
+    assert curve.rows[0]["confidence"] > curve.clean.confidences[0, 0]
 
 
-def test_progress_ends_at_its_total() -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_progress_ends_at_its_total(method: str) -> None:
     images = np.full((5, 1, 3, 1), 0.5, np.float32)
-    methods: tuple[Method, ...] = ("fgsm", "pgd", "smallest_epsilon")
-    for method in methods:
-        told: list[tuple[int, int]] = []
-
-        def tell(done: int, total: int, told: list[tuple[int, int]] = told) -> None:
-            told.append((done, total))
-
-        sweep(
-            pixels_are_logits(),
-            images,
-            np.zeros(5, int),
-            (0.1, 0.2),
-            method=method,
-            pgd_steps=3,
-            progress=tell,
-        )
-        done = [d for d, _ in told]
-        assert done == sorted(done)
-        assert done[-1] == told[-1][1]
+    images[:2, 0, 0] = 0.9  # which nothing here moves
+    asked = HowToAttack(method=method, epsilons=(0.0, 0.1, 0.2), pgd_steps=3)
+    told: list[int] = []
+    curve = over_epsilons(
+        pixels_are_logits(),
+        images,
+        np.zeros(5, int),
+        asked,
+        batch_size=2,
+        progress=lambda more, text="", /: told.append(more),
+    )
+    curve.move(np.array([3, 1]), 0.1)  # for a picture, which is not counted
+    assert sum(told) == 5 * asked.passes
 
 
 def test_examples_show_what_was_corrected_what_was_fooled_and_what_held_out() -> None:
@@ -141,10 +144,9 @@ def test_examples_show_what_was_corrected_what_was_fooled_and_what_held_out() ->
     images = pixels_in_a_row([[0.4 + lead, 0.4, 0.2] for lead in leads])
     labels = np.zeros(len(leads), int)
     labels[1] = 1  # classified as 0, and as 1 when perturbed by more than 0.03
-    swept = sweep(
-        pixels_are_logits(), images, labels, (0.02, 0.05, 0.1, 0.3), label_source="prediction"
-    )
-    found = examples.examples(swept, most=4)
+    asked = HowToAttack(epsilons=(0.02, 0.05, 0.1, 0.3), label_source="prediction")
+    curve = over_epsilons(pixels_are_logits(), images, labels, asked)
+    found = examples.examples(curve, most=4)
     leads_shown = [float(e.shown[0].image[0, 0, 0] - 0.4) for e in found]
     np.testing.assert_allclose(leads_shown, [0.06, 0.02, 0.1, 0.5], atol=1e-6)
     corrected = found[0]
@@ -162,8 +164,9 @@ def test_examples_show_what_was_corrected_what_was_fooled_and_what_held_out() ->
 
 def test_with_true_labels_the_corrected_ones_are_moved_away_from_their_prediction() -> None:
     images = pixels_in_a_row([[0.5, 0.45, 0.2], [0.6, 0.3, 0.2], [0.5, 0.2, 0.47]])
-    swept = sweep(pixels_are_logits(), images, np.array([1, 0, 2]), (0.01, 0.02, 0.05, 0.3))
-    corrected, also, fooled = examples.examples(swept)
+    asked = HowToAttack(epsilons=(0.01, 0.02, 0.05, 0.3))
+    curve = over_epsilons(pixels_are_logits(), images, np.array([1, 0, 2]), asked)
+    corrected, also, fooled = examples.examples(curve)
     assert corrected.from_prediction and also.from_prediction and not fooled.from_prediction
     # Leads of 0.03 and 0.05: gone at 0.015 and 0.025.
     assert [s.predicted for s in corrected.shown] == [0, 0, 2, 2, 2]
@@ -177,17 +180,11 @@ def test_an_image_fooled_at_a_point_of_the_grid_counts_there() -> None:
     levels = range(1, 40)
     epsilons = tuple(level / 255 for level in levels)
     images = pixels_in_a_row([[0.3 + 2 * (e - 0.5 / 255), 0.3, 0.1] for e in epsilons])
-    swept = sweep(
-        pixels_are_logits(),
-        images,
-        np.zeros(len(images), int),
-        epsilons,
-        method="smallest_epsilon",
-        tolerance=1.0,
-    )
-    assert swept.smallest is not None
-    np.testing.assert_array_equal(swept.smallest, np.array(epsilons, np.float32))
-    for row in swept.rows:
+    asked = HowToAttack(epsilons=epsilons, method="smallest_epsilon", tolerance=1.0)
+    curve = over_epsilons(pixels_are_logits(), images, np.zeros(len(images), int), asked)
+    assert curve.smallest is not None
+    np.testing.assert_array_equal(curve.smallest, np.array(epsilons, np.float32))
+    for row in curve.rows:
         assert row["cumulative_fooling_rate"] == row["fooling_rate"]
 
 

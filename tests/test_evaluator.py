@@ -16,6 +16,7 @@ import mlflow.tensorflow
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.data import numpy_dataset, pandas_dataset
 from mlflow.exceptions import MlflowException
@@ -25,12 +26,13 @@ from mlflow.models.evaluation.evaluator_registry import _model_evaluation_regist
 from mlflow.models.evaluation.validation import ModelValidationFailedException
 from sklearn.linear_model import LogisticRegression
 
-from resfool import command_line, evaluator, experiments
+from resfool import evaluator
 from resfool.attacks import examples, presentation
-from resfool.attacks.epsilons import sweep
+from resfool.attacks.epsilons import over_epsilons
+from resfool.attacks.options import AttackParameters, HowToAttack, MeasureParameters
 from resfool.classifiers import adapting
 from resfool.evaluator import RobustnessEvaluator
-from resfool.parameters import epsilon_step
+from resfool.values import epsilon_step
 from tests.conftest import ROOT
 
 layers = keras.layers
@@ -101,7 +103,8 @@ class Loaded:
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures take most of the time."""
-    monkeypatch.setattr(evaluator, "_figures", lambda attacked, method: {})
+    for name in ("draw_fooling_rates", "draw_examples"):
+        monkeypatch.setattr(presentation, name, lambda *arguments: Figure())
 
 
 undrawn = pytest.mark.usefixtures("no_figures")
@@ -124,9 +127,9 @@ def directly(
     model: Any, data: Any = FLAT, targets: Any = LABELS, **config: Any
 ) -> dict[str, float]:
     """The metrics by the steps that MLflow's evaluation takes, without a run."""
-    settings = command_line.checked_arguments(evaluator.measure, EPSILONS | config)
+    asked = MeasureParameters.of(EPSILONS | config)
     dataset = mlflow_dataset(data, targets).to_evaluation_dataset()
-    attacked, _ = evaluator.measure(Loaded(model), dataset, **settings)
+    attacked, _ = evaluator.measure(Loaded(model), dataset, asked)
     return rates(presentation.model_metrics(attacked))
 
 
@@ -169,14 +172,10 @@ def test_mlflow_finds_it_when_installed_and_imports_no_tensorflow(tmp_path: Path
 
 
 def test_parameters_are_those_of_the_attack() -> None:
-    own = command_line.public_parameters(evaluator.measure)
-    attacks = command_line.public_parameters(experiments.attack)
+    own, attacks = MeasureParameters.declared(), AttackParameters.declared()
     assert own.keys() - attacks.keys() == {"image_shape", "class_names"}
     for name in own.keys() & attacks.keys():
-        assert own[name].default == attacks[name].default, name
-        assert own[name].annotation == attacks[name].annotation, name
-    documented = command_line.described(evaluator.measure)
-    assert all(documented.get(name) for name in own)
+        assert own[name] == attacks[name], name
 
 
 @pytest.mark.parametrize(
@@ -244,7 +243,7 @@ def test_a_linear_models_fooling_rate_is_known(save: Save) -> None:
 
 
 @pytest.mark.parametrize("has_id", [True, False])
-def test_what_is_logged_is_what_the_sweep_gives(
+def test_what_is_logged_is_what_the_attack_gives(
     store: MlflowClient, save: Save, tmp_path: Path, has_id: bool
 ) -> None:
     model = linear(shape=(SIDE, SIDE, 1))
@@ -259,10 +258,9 @@ def test_what_is_logged_is_what_the_sweep_gives(
     )
     drawn = np.random.default_rng(0).permutation(IMAGES)[:30]
     images = FLAT.reshape(-1, SIDE, SIDE, 1)[drawn]
-    swept = sweep(
-        classifier, images, LABELS[drawn], (0, 2 / 255, 8 / 255), method="smallest_epsilon"
-    )
-    expected = examples.attacked("linear", "dataset", ("cat", "dog"), swept, 0)
+    asked = HowToAttack(epsilons=(0, 2 / 255, 8 / 255), method="smallest_epsilon")
+    curve = over_epsilons(classifier, images, LABELS[drawn], asked)
+    expected = examples.attacked("linear", "dataset", ("cat", "dog"), curve, 0)
     metrics = presentation.model_metrics(expected)
     assert result.metrics == pytest.approx(metrics)
     assert result.run_id == run.info.run_id
@@ -271,12 +269,12 @@ def test_what_is_logged_is_what_the_sweep_gives(
         key: store.get_metric_history(run.info.run_id, key)
         for key in store.get_run(run.info.run_id).data.metrics
     }
-    assert logged.keys() == metrics.keys() | swept.rows[0].keys()
+    assert logged.keys() == metrics.keys() | curve.rows[0].keys()
     curves = {key: {m.step: m.value for m in points} for key, points in logged.items()}
     for key, value in metrics.items():
         assert len(logged[key]) == 1 and curves[key] == pytest.approx({0: value})
-    for key in swept.rows[0]:
-        expected_curve = {epsilon_step(row["epsilon"]): row[key] for row in swept.rows}
+    for key in curve.rows[0]:
+        expected_curve = {epsilon_step(row["epsilon"]): row[key] for row in curve.rows}
         assert curves[key] == pytest.approx(expected_curve)
     for found in store.search_logged_models(["0"]):
         assert found.metrics and {m.dataset_name for m in found.metrics} == {"dataset"}
@@ -294,7 +292,7 @@ def test_what_is_logged_is_what_the_sweep_gives(
         result.artifacts["images"].content, table, check_dtype=False, rtol=1e-4
     )
     assert result.tables["rates_table"]["fooling_rate"].tolist() == pytest.approx(
-        [row["fooling_rate"] for row in swept.rows]
+        [row["fooling_rate"] for row in curve.rows]
     )
     assert result.artifacts["examples"].content.size[0] > 500
     result.save(str(tmp_path / "result"))
@@ -329,8 +327,9 @@ def expected() -> dict[str, float]:
     )
     drawn = np.random.default_rng(0).permutation(IMAGES)
     images = FLAT.reshape(-1, 1, PIXELS, 1)[drawn]
-    swept = sweep(classifier, images, LABELS[drawn], (0, 2 / 255, 8 / 255))
-    found = examples.attacked("linear", "", ("0", "1"), swept, 0)
+    asked = HowToAttack(epsilons=(0, 2 / 255, 8 / 255))
+    curve = over_epsilons(classifier, images, LABELS[drawn], asked)
+    found = examples.attacked("linear", "", ("0", "1"), curve, 0)
     return rates(presentation.model_metrics(found))
 
 
@@ -440,7 +439,10 @@ def nan() -> np.ndarray:
     ("config", "sentence"),
     [
         ({"epsilon": 0.1}, "unknown parameter 'epsilon'; did you mean 'epsilons'?"),
-        ({"dataset": "mnist"}, "unknown parameter 'dataset'; known: method, epsilons,"),
+        (
+            {"dataset": "mnist"},
+            "unknown parameter 'dataset'; known: image_shape, class_names, method,",
+        ),
         ({"method": "fgms"}, "unknown method 'fgms'; did you mean 'fgsm'?"),
         ({"method": 1}, "unknown method '1'"),
         ({"epsilons": "8"}, "epsilons must be from 0 to 1"),

@@ -12,7 +12,7 @@ from resfool.attacks.presentation import ExampleRow, FoolingCurve, draw_examples
 from resfool.report.drawing import ExampleView
 from resfool.training.presentation import accuracy_curves, trainings
 from resfool.trials.presentation import draw_tuning
-from resfool.universal.presentation import draw_confusion, draw_transfer, draw_universal_rates
+from resfool.universal.presentation import draw_confusion, draw_over_rank, draw_transfer
 
 HISTORY: list[dict[str, float]] = [
     {"step": 100, "train_loss": 2.0, "train_accuracy": 0.3},
@@ -145,7 +145,7 @@ def test_ranks_are_titled_by_the_norm_that_they_are_drawn_at() -> None:
             row |= {f"{prefix}{name}": 0.5, f"{prefix}{name}_std": 0.1}
             row[f"{prefix}clipped_fooling_rate"] = 0.4
     for norm, title in (("none", "as it comes"), ("l2:2", "all scaled to the norm l2:2")):
-        figure = draw_universal_rates([row], norm, "l2:3", ([2.0], [1.0]), "title")
+        figure = draw_over_rank([row], norm, "l2:3", ([2.0], [1.0]), "title")
         assert figure.axes[0].get_title().startswith(title)
         assert figure.axes[1].get_title() == "all scaled to the norm l2:3"
         # Only where it varies is the norm drawn, on an axis of its own.

@@ -1,14 +1,17 @@
 """Universal perturbations judged on held-out images, against plain NumPy on a linear model."""
 
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
 
 from resfool.attacks import lowrank
 from resfool.attacks.lowrank import Decomposition
-from resfool.parameters import Norm
+from resfool.monitor import Advance
 from resfool.universal import judging
 from resfool.universal.vectors import random_vectors
+from resfool.values import Norm
 from tests.attacks.test_universal import PIXELS, SHAPE, linear_model
 
 
@@ -44,6 +47,13 @@ def rates(
     return np.array([(classes(each) != classes(images)).mean() for each in moved])
 
 
+def into(told: list[int]) -> Advance:
+    def advance(more: int, text: str = "", /) -> None:
+        told.append(more)
+
+    return advance
+
+
 def test_every_ranks_rates_are_those_of_plain_loops(
     model: keras.Model, kernel: np.ndarray, decomposition: Decomposition
 ) -> None:
@@ -61,9 +71,10 @@ def test_every_ranks_rates_are_those_of_plain_loops(
         equal_norm=Norm("linf", 0.3),
         draws=6,
         seed=5,
-        progress=told.append,
+        progress=into(told),
     )
-    assert sum(told) == 2 * 2 * 4 * 6
+    options: Any = {"rule": "gaussian", "norm": Norm("none"), "equal_norm": Norm("linf", 0.3)}
+    assert sum(told) == 2 * 2 * 4 * 6 == judging.vectors_over([1, 4], draws=6, **options)
     for row, rank in zip(ranked.rows, (1, 4), strict=True):
         drawn = lowrank.random_coefficients("gaussian", decomposition, rank, seed=5, draws=6)
         vectors = lowrank.combined(drawn, decomposition).reshape(-1, *SHAPE)
@@ -108,7 +119,7 @@ def test_one_norm_is_judged_once(model: keras.Model, decomposition: Decompositio
         equal_norm=Norm("l2", 1.5),
         draws=3,
         seed=0,
-        progress=told.append,
+        progress=into(told),
     )
     (row,) = ranked.rows
     assert sum(told) == 4 * 3

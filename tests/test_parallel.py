@@ -24,8 +24,8 @@ import pytest
 from resfool import parallel
 from resfool.errors import InputError
 from resfool.parallel import Died, Failure, Report
-from resfool.parameters import Backend
 from resfool.trials import recorder
+from resfool.values import Backend
 from tests.conftest import ROOT
 
 # Ray reads them once, as it is imported, and without a token it would make one for the user.
@@ -286,9 +286,7 @@ def test_a_training_has_the_same_bits_everywhere(where: dict[str, Any]) -> None:
     seeds = range(2 if where["backend"] == "joblib" else 1)
 
     def trained(**pool: Any) -> list[Any]:
-        with parallel.Pool(
-            recorder.Trainer(), receive=lambda place, message: False, **pool
-        ) as crew:
+        with parallel.Pool(recorder.Trial(), receive=lambda place, message: False, **pool) as crew:
             for seed in seeds:
                 crew.submit(seed, settings | {"seed": seed})
             outcomes = dict(crew.finished())

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from resfool import parameters
+from resfool import values
 from resfool.errors import InputError
 from resfool.networks import shape
-from resfool.parameters import Epsilon, Norm, SizedNorm, show
+from resfool.values import Epsilon, Norm, SizedNorm, show
 
 
 def test_defaults_are_the_papers() -> None:
@@ -38,9 +38,7 @@ def test_one_width_serves_all_stages_and_five_are_a_pyramid() -> None:
         ("resnet", {"batch_norm": False}, "plain convnet only"),
     ],
 )
-def test_what_does_not_fit_is_refused(
-    arch: parameters.Arch, arguments: dict[str, Any], sentence: str
-) -> None:
+def test_what_does_not_fit_is_refused(arch: str, arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         shape.network(arch, **arguments)
 
@@ -60,7 +58,7 @@ def test_what_does_not_fit_is_refused(
     ],
 )
 def test_an_epsilon_is_a_number_or_a_quotient(text: str, value: float) -> None:
-    assert parameters.parse_epsilon(text) == value
+    assert values.parse_epsilon(text) == value
     assert TypeAdapter(Epsilon).validate_python(text) == value
     assert TypeAdapter(Epsilon).validate_python(value) == value
 
@@ -90,7 +88,7 @@ def test_an_epsilon_is_a_number_or_a_quotient(text: str, value: float) -> None:
 )
 def test_what_is_no_epsilon_is_refused(text: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        parameters.parse_epsilon(text)
+        values.parse_epsilon(text)
     with pytest.raises(ValidationError, match=sentence):
         TypeAdapter(Epsilon).validate_python(text)
 
@@ -115,7 +113,7 @@ def test_numbers_are_shown_as_they_are_typed(value: object, text: str) -> None:
 
 def test_every_pixel_level_is_read_back_as_it_is_shown() -> None:
     for level in range(256):
-        assert parameters.parse_epsilon(show(level / 255)) == level / 255
+        assert values.parse_epsilon(show(level / 255)) == level / 255
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@ import re
 
 import pytest
 
-from resfool import parameters, progress
+from resfool import progress
 from resfool.progress import ProgressReport
+from resfool.values import duration
 
 
 class Clock:
@@ -65,4 +66,4 @@ def test_a_terminal_has_a_bar(
     ("seconds", "text"), [(5, "5 s"), (99, "99 s"), (120, "2 min"), (7200, "2.0 h")]
 )
 def test_durations_are_said_as_a_person_would(seconds: float, text: str) -> None:
-    assert parameters.duration(seconds) == text
+    assert duration(seconds) == text

@@ -2,40 +2,34 @@
 
 import ast
 import importlib.metadata
-import inspect
 import re
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-from docs.generate import ENTRY_POINTS
-from resfool import command_line
-from resfool.parameters import show
+from docs import generate
+from resfool.commands import COMMANDS
+from resfool.values import show
 from tests.conftest import ROOT
 
 
-def mlproject() -> dict[str, Any]:
-    return dict(yaml.safe_load((ROOT / "MLproject").read_text()))
-
-
 def test_mlproject_names_conda_and_every_entry_point() -> None:
-    assert mlproject()["conda_env"] == "conda.yaml"
-    assert mlproject()["entry_points"].keys() == ENTRY_POINTS.keys()
+    written = yaml.safe_load((ROOT / "MLproject").read_text())
+    assert written["conda_env"] == "conda.yaml"
+    assert written["entry_points"].keys() == COMMANDS.keys()
     scripts = {p.stem for p in (ROOT / "entry_points").glob("*.py")} - {"__init__"}
-    assert scripts == ENTRY_POINTS.keys()
+    assert scripts == COMMANDS.keys()
 
 
-@pytest.mark.parametrize("name", ENTRY_POINTS)
-def test_mlproject_repeats_the_signatures(name: str) -> None:
-    declared = mlproject()["entry_points"][name]
+@pytest.mark.parametrize("name", COMMANDS)
+def test_mlproject_repeats_the_declarations(name: str) -> None:
+    declared = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"][name]
     expected = {
-        parameter: None if p.default is inspect.Parameter.empty else show(p.default)
-        for function in ENTRY_POINTS[name]
-        for parameter, p in command_line.public_parameters(function).items()
+        parameter: None if one.required else show(one.default)
+        for parameter, one in COMMANDS[name].parameters.items()
     }
     given = {
         parameter: None if isinstance(entry, str) else show(entry["default"])
@@ -45,6 +39,11 @@ def test_mlproject_repeats_the_signatures(name: str) -> None:
     words = declared["command"].split()
     assert words[: words.index("-m") + 2] == ["exec", "python", "-m", f"entry_points.{name}"]
     assert words[4:] == [f"--{parameter}={{{parameter}}}" for parameter in expected]
+
+
+def test_what_repeats_the_code_is_as_it_should_be() -> None:
+    for path, text in generate.files().items():
+        assert path.read_text() == text, f"{path.name}: run `make docs`"
 
 
 def test_conda_pins_equal_pyprojects() -> None:
@@ -69,66 +68,92 @@ def test_what_is_imported_is_declared() -> None:
     assert not {name for name in theirs if not declared & {p.lower() for p in providers[name]}}
 
 
-def _modules() -> dict[str, set[str]]:
-    """The modules of this package, a folder counted as one, and those that each imports."""
-    found: dict[str, set[str]] = {}
-    for path in (ROOT / "resfool").rglob("*.py"):
-        name = path.relative_to(ROOT / "resfool").parts[0].removesuffix(".py")
-        if name != "__init__":
-            found.setdefault(name, set()).update(_imports(path) - {name})
-    return found
+# Each floor may use those below it; what stands on one floor is apart.
+FLOORS = [
+    {"paper", "errors", "values", "parameters", "monitor", "archive", "identity"}
+    | {"checkpoints", "devices", "interrupts"},
+    {"report", "networks", "datasets", "parallel"},
+    {"classifiers", "tracking"},
+    {"training", "attacks"},
+    {"universal", "trials"},
+    {"reproduction"},
+    {"experiments", "evaluator", "commands", "command_line", "progress"},
+]
+GROUND, DOORS = FLOORS[0], FLOORS[-1]
+SERVICES = {"tracking", "parallel", "trials.study"}  # that only doors may see
+DRAWING = {"report", "matplotlib", "pandas"}  # that only a presentation.py may see
 
 
 def _imports(path: Path) -> set[str]:
-    """The modules of this package that a file imports anywhere, inside functions too."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("resfool"):
-            parts = (node.module or "").split(".")
-            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
-    return found - {"__version__"}
+    """What a file imports anywhere, but for types alone: modules of ours without `resfool.`."""
+    found: set[str] = set()
+    waiting: list[ast.AST] = [ast.parse(path.read_text())]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            # A name may be a module of its own, or something in one.
+            found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+        waiting.extend(ast.iter_child_nodes(node))
+    return {name.removeprefix("resfool.") for name in found - {"resfool"}}
 
 
-# Each layer may import itself and those before it; the services stand beside them.
-LAYERS = [
-    {"errors", "paper", "interrupts", "devices"},
-    {"parameters", "layers", "checkpoints", "inference"},
-    {"datasets", "architectures", "classifiers", "attacks"},
-    {"monitor", "evaluation", "judging"},
-    {"training"},
-    {"experiments"},
-]
-SERVICES = {
-    *("tracking", "stores", "parallel", "tuning"),
-    *("figures", "report", "progress", "command_line"),
-}
-# Between results and figures: it may see both sides.
-BRIDGES = {"presentation", "reproduction"}
-# Where MLflow comes in by itself, as a user does by an entry point.
-ENTRANCES = {"evaluator"}
-CORE = set().union(*LAYERS)
+def _room(path: Path) -> str:
+    """A file's place in the package, such as attacks.solvers.closest."""
+    return ".".join(path.relative_to(ROOT / "resfool").with_suffix("").parts)
 
 
-def test_the_import_rule() -> None:
-    modules = _modules()
-    assert modules.keys() == CORE | SERVICES | BRIDGES | ENTRANCES
-    allowed: set[str] = set()
-    for layer in LAYERS:
-        allowed |= layer
-        for name in layer:
-            assert modules[name] <= allowed, f"{name} imports {modules[name] - allowed}"
-    for service in SERVICES:
-        beside = SERVICES - {"stores"} | BRIDGES | ENTRANCES | {"experiments"}
-        assert not modules[service] & beside, service
-    for bridge in BRIDGES:
-        assert not modules[bridge] & ENTRANCES, bridge
-    assert not modules["paper"]
+ROOMS = {_room(p): p for p in sorted((ROOT / "resfool").rglob("*.py")) if p.stem != "__init__"}
+
+
+def test_every_wing_has_its_floor() -> None:
+    wings = {room.partition(".")[0] for room in ROOMS}
+    assert wings == set().union(*FLOORS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_import_rule(room: str) -> None:
+    wing = room.partition(".")[0]
+    (floor,) = (number for number, wings in enumerate(FLOORS) if wing in wings)
+    imported = _imports(ROOMS[room])
+    own = {name for name in imported if name.partition(".")[0] in set().union(*FLOORS)}
+    below = set().union(*FLOORS[:floor])
+    beside = GROUND | DOORS if wing in GROUND | DOORS else {wing}
+    for name in own:
+        target = name.partition(".")[0]
+        assert target in below or target in beside & FLOORS[floor], f"{room} imports {name}"
+    if wing not in DOORS:
+        seen = {s for s in SERVICES for name in own if name == s or name.startswith(f"{s}.")}
+        assert not {s for s in seen if not f"{room}.".startswith(f"{s}.")}, f"{room} sees {seen}"
+        if not room.endswith("presentation") and wing != "report":
+            assert not {name.partition(".")[0] for name in imported} & DRAWING, room
+
+
+def test_no_room_is_too_large_and_no_two_have_one_name() -> None:
+    for room, path in ROOMS.items():
+        assert len(path.read_text().splitlines()) <= 500, room
+    names = [room.rpartition(".")[2] for room in ROOMS]
+    twice = {name for name in names if names.count(name) > 1}
+    # Each wing may have its own; the ground's archive knows files, tracking's MLflow's runs.
+    assert twice == {"presentation", "options", "archive"}
+
+
+def test_there_is_no_circle() -> None:
+    used = {room: {n for n in _imports(path) if n in ROOMS} for room, path in ROOMS.items()}
+    while leaves := {room for room, others in used.items() if not others & used.keys()}:
+        for room in leaves:
+            del used[room]
+    assert not used, f"these import each other: {sorted(used)}"
 
 
 # Who may import what connects us to the world.
 SPEAKERS = {
     "mlflow": {"tracking", "evaluator"},
-    "optuna": {"tuning"},
+    "optuna": {"trials"},
     "ray": {"parallel"},
     "joblib": {"parallel"},
 }

@@ -7,47 +7,54 @@ from typing import Any
 import numpy as np
 import pytest
 
-from resfool import command_line, devices, experiments, identity, paper
+from resfool import devices, experiments, identity, paper
+from resfool.archive import Archive, FinishedRun, InterruptedRun, ModelSource
 from resfool.datasets.sets import Dataset, load_data
-from resfool.errors import InputError, NonFiniteLossError
-from resfool.monitor import FinishedRun, InterruptedRun, ModelSource, Monitor
+from resfool.errors import NonFiniteLossError, UsageError
+from resfool.monitor import Monitor
 from resfool.networks.shape import multiplications, network
-from resfool.parameters import Arch
 from resfool.reproduction import estimates, reproduce
-from resfool.reproduction import estimates as estimating
-from resfool.reproduction.plan import READINGS, SCALES, Job, plan
+from resfool.reproduction.plan import (
+    EXPERIMENTS,
+    TARGETS,
+    Asked,
+    Job,
+    ReproduceParameters,
+    plan,
+)
+from resfool.training.recipe import Recipe, TrainParameters
+from resfool.trials.options import SweepParameters
+from resfool.values import show
 
 
-def jobs_of(*targets: str, seeds: int = 1) -> list[Job]:
-    return plan(targets, SCALES["paper"], seeds, "float32", None)
+def jobs_of(*targets: str, **more: Any) -> list[Job]:
+    return plan(ReproduceParameters(target=targets, **more))
 
 
 def test_a_table_is_its_rows_with_the_papers_settings() -> None:
     jobs = jobs_of("table1")
-    assert {(j.settings["arch"], j.settings["depth"]) for j in jobs} == set(paper.TABLE_1)
+    assert {(j.training.arch, j.training.depth) for j in jobs} == set(paper.TABLE_1)
     for job in jobs:
-        s = job.settings
-        assert (s["steps"], s["batch_size"], s["learning_rate"]) == (10_000, 64, 0.001)
-        assert (s["dataset"], s["augment"], s["width"], s["lr_drop"]) == (
-            *("cifar10", "none", None, None),
-        )
-    long = jobs_of("table2")
-    assert {(j.settings["arch"], j.settings["depth"]) for j in long} == set(paper.TABLE_2)
-    assert {(j.settings["steps"], j.settings["lr_drop"]) for j in long} == {(50_000, (32_000,))}
+        t = job.training
+        assert (t.steps, t.batch_size, t.learning_rate) == (10_000, 64, 0.001)
+        assert (t.dataset, t.augment, t.width, t.lr_drop) == ("cifar10", "none", None, None)
+    long = [job.training for job in jobs_of("table2")]
+    assert {(t.arch, t.depth) for t in long} == set(paper.TABLE_2)
+    assert {(t.steps, t.lr_drop) for t in long} == {(50_000, (32_000,))}
 
 
 def test_each_run_is_made_once_and_models_come_before_what_is_done_with_them() -> None:
-    everything = (*paper.RESULTS, READINGS)
-    jobs = jobs_of(*everything)
-    keys = [(j.label, identity.key(j.settings, "")) for j in jobs]
+    jobs = jobs_of("all")
+    keys = [(j.label, identity.key(j.asked.settings(), "")) for j in jobs]
     assert len(set(keys)) == len(jobs) == 26
     # 8 + 4 of the tables, 3 with 10 layers, 6 readings, the 5-layer network; 3 attacks, and 1
     # universal perturbation.
     assert sum(j.experiment == "train" for j in jobs) == 22
     for place, job in enumerate(jobs):
         assert job.of is None or job.of in jobs[:place]
-    assert {j.label for name in everything for j in jobs_of(name)} == {j.label for j in jobs}
-    assert len({(j.label, j.seed) for j in jobs_of(*everything, seeds=3)}) == 78
+    singly = {j.label for name in TARGETS for j in jobs_of(name)}
+    assert singly == {j.label for j in jobs_of(*TARGETS)} == {j.label for j in jobs}
+    assert len({(j.label, j.seed) for j in jobs_of("all", seeds=3)}) == 78
 
 
 @pytest.mark.parametrize(
@@ -65,7 +72,7 @@ def test_a_figure_is_the_rows_that_it_overlays(figure: str, networks: set[str]) 
 
 
 @pytest.mark.parametrize("arch", ["convnet", "resnet", "highway", "multiresnet"])
-def test_estimated_work_grows_as_the_multiplications_do(arch: Arch) -> None:
+def test_estimated_work_grows_as_the_multiplications_do(arch: str) -> None:
     from resfool.networks import architectures
 
     found = []
@@ -80,28 +87,25 @@ def test_estimated_work_grows_as_the_multiplications_do(arch: Arch) -> None:
 
 
 def test_a_training_is_estimated_from_its_steps_and_evaluations() -> None:
-    jobs = plan(("table2",), SCALES["quick"], 1, "float32", None)
-    (job,) = [job for job in jobs if job.settings["arch"] == "convnet"]
-    data = load_data(job.settings)
+    (job,) = [j for j in jobs_of("table2", scale="quick") if j.training.arch == "convnet"]
+    data = load_data(job.training)
     # 1 s compiles, 0.1 s is a step; one image's forward pass is a third of its part of a step.
-    (seconds,) = estimates.seconds_of([job], lambda job: data)
-    forward = 0.1 / job.settings["batch_size"] / 3
+    (seconds,) = estimates.seconds_of([job], {job: data})
+    forward = 0.1 / job.training.batch_size / 3
     evaluations = 13 * len(data.test) * forward  # one each 50 of 600 steps, and the last
     assert seconds == pytest.approx(estimates._START + 1.0 + 600 * 0.1 + evaluations)
 
 
 def test_a_sweeps_trainings_are_those_of_the_table() -> None:
-    rest = command_line.without(experiments.train, *experiments.SWEPT)
-    words = ["--arch=resnet", "--depth=25,50", "--seeds=2"]
-    swept, training = command_line.parse(experiments.sweep, rest, argv=words)
+    swept = SweepParameters.of({"arch": "resnet", "depth": "25,50", "seeds": "2"})
     row = ("short", "resnet", 25)
     (job,) = [j for j in jobs_of("table1", seeds=2) if j.label == row and j.seed == 1]
-    own = training | {"arch": swept["arch"][0], "depth": swept["depth"][0], "seed": 1}
-    assert identity.key(own, "digest") == identity.key(job.settings, "digest")
+    own = TrainParameters(**swept.shared(Recipe), arch="resnet", depth=25, seed=1).settings()
+    assert identity.key(own, "digest") == identity.key(job.asked.settings(), "digest")
 
 
-class FakeMaker:
-    """Keeps runs in a dict; trains nothing."""
+class FakeMaker(Archive):
+    """Makes runs that it keeps in a dict; trains nothing."""
 
     def __init__(self) -> None:
         self.there: dict[frozenset[tuple[str, str]], FinishedRun] = {}
@@ -113,34 +117,43 @@ class FakeMaker:
         self.metrics = {"final_test_accuracy": 0.5, "papers_way_test_accuracy": 0.5}
         self.added: dict[str, dict[str, float]] = {}
 
-    def find(self, facts: Mapping[str, str], metric: str) -> FinishedRun | None:
+    def find_finished(self, facts: Mapping[str, str], metric: str) -> FinishedRun | None:
         return self.there.get(frozenset(facts.items()))
 
     def find_interrupted(self, facts: Mapping[str, str]) -> InterruptedRun | None:
         return self.interrupted.get(frozenset(facts.items()))
 
-    def make(
-        self, experiment: Any, settings: dict[str, Any], data: Dataset, resume: str | None
-    ) -> FinishedRun:
+    def read(self, run_id: str) -> FinishedRun:
+        return next(run for run in self.there.values() if run.run_id == run_id)
+
+    def make(self, asked: Asked, data: Dataset, resume: str | None) -> str:
         if len(self.made) == self.interrupt_after:
             raise KeyboardInterrupt
-        what = f"{experiment} {settings.get('arch') or settings['model']}"
+        (experiment,) = [n for n, e in EXPERIMENTS.items() if isinstance(asked, e.parameters)]
+        about = asked.arch if isinstance(asked, TrainParameters) else show(asked.model)
+        what = f"{experiment} {about}"
         if what in self.fails:
             raise self.fails[what]
         self.made.append(what)
         self.resumed += [resume] if resume else []
         run = FinishedRun(f"run{len(self.made)}", metrics=self.metrics)
-        facts = identity.facts(experiment, settings, data.digest)
+        facts = identity.facts(experiment, asked.settings(), data.digest)
         self.there[frozenset(facts.items())] = run
-        return run
+        return run.run_id
 
-    def add_metrics(self, run: FinishedRun, metrics: Mapping[str, float]) -> None:
+    def add_metrics(self, run: FinishedRun, metrics: Mapping[str, float]) -> FinishedRun:
         assert "papers_way_test_accuracy" not in run.metrics, "it has been judged"
         self.added[run.run_id] = dict(metrics)
+        return super().add_metrics(run, metrics)
 
 
-class Begun(Monitor):
-    begun = 0
+class Listener(Monitor):
+    def __init__(self) -> None:
+        self.begun = 0
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
 
     def begin(self, name: str, facts: Mapping[str, Any], uses: Sequence[Any]) -> None:
         self.begun += 1
@@ -148,23 +161,22 @@ class Begun(Monitor):
 
 @pytest.fixture(autouse=True)
 def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimating, "_step_seconds", lambda settings, data: (1.0, 0.1))
+    monkeypatch.setattr(estimates, "_step_seconds", lambda asked, data: (1.0, 0.1))
 
 
-def run(maker: FakeMaker, said: list[str] | None = None, **options: Any) -> Any:
-    said = [] if said is None else said
+def run(maker: FakeMaker, monitor: Monitor | None = None, **options: Any) -> Any:
     given = {"target": ("figure11", "figure7"), "scale": "quick"} | options
-    return experiments.reproduce(Begun(), maker, said.append, **given)
+    return experiments.reproduce(maker.make, monitor or Listener(), maker, **given)
 
 
 def test_what_is_there_is_not_made_again() -> None:
-    maker, said = FakeMaker(), list[str]()
+    maker, listener = FakeMaker(), Listener()
     first = run(maker)
     assert len(maker.made) == 8 and not first.missing and not first.failed
-    again = run(maker, said)
+    again = run(maker, listener)
     assert len(maker.made) == 8
     assert again.runs == first.runs
-    assert said[-1] == "nothing to make; 8 of 8 runs are there"
+    assert listener.said[-1] == "nothing to make; 8 of 8 runs are there"
     # Other settings are another run.
     assert run(maker, precision="bfloat16").runs != first.runs
     assert len(maker.made) == 8 + 6
@@ -183,21 +195,21 @@ def test_an_interrupted_reproduction_goes_on_where_it_was() -> None:
 
 
 def test_a_dry_run_only_says_what_it_would_do() -> None:
-    maker, said, monitor = FakeMaker(), list[str](), Begun()
-    options: Any = {"target": ("table1",), "scale": "quick", "dry_run": True}
-    assert experiments.reproduce(monitor, maker, said.append, **options) is None
-    assert not maker.made and not monitor.begun
+    maker, listener = FakeMaker(), Listener()
+    assert run(maker, listener, target=("table1",), dry_run=True) is None
+    assert not maker.made and not listener.begun
     # Each training is 1 s to compile, 0.1 s a step and more; the deeper ones multiply that.
-    assert sum(line.startswith("to make") for line in said) == 8
-    assert said[-1].startswith("8 runs to make, 0 are there; about ")
+    assert sum(line.startswith("to make") for line in listener.said) == 8
+    assert listener.said[-1].startswith("8 runs to make, 0 are there; about ")
 
 
 def test_the_plan_warns_of_a_slow_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "bfloat16_slowdown", lambda: 10.0)
     for precision, warnings in (("bfloat16", 1), ("float32", 0)):
-        said: list[str] = []
-        run(FakeMaker(), said, precision=precision, dry_run=True)
-        assert sum("precision=float32 will be faster" in line for line in said) == warnings
+        listener = Listener()
+        run(FakeMaker(), listener, precision=precision, dry_run=True)
+        said = [line for line in listener.said if "precision=float32 will be faster" in line]
+        assert len(said) == warnings
 
 
 def minutes(line: str) -> float:
@@ -207,22 +219,14 @@ def minutes(line: str) -> float:
 
 
 def test_a_training_that_goes_on_takes_what_is_left_of_it() -> None:
-    maker, said = FakeMaker(), list[str]()
-    options: Any = {"target": ("table2",), "scale": "quick", "report_only": False}
-    monitor = Begun()
-    experiments.reproduce(monitor, maker, said.append, **options, dry_run=True)
-    whole = next(line for line in said if line.startswith("to make resnet-25"))
-    (job,) = [
-        job
-        for job in plan(("table2",), SCALES["quick"], 1, "float32", None)
-        if job.settings["arch"] == "resnet"
-    ]
-    data = load_data(job.settings)
-    facts = frozenset(identity.facts("train", job.settings, data.digest).items())
-    maker.interrupted[facts] = InterruptedRun("cut", step=450)  # of 600
-    said.clear()
-    experiments.reproduce(monitor, maker, said.append, **options)
-    rest = next(line for line in said if line.startswith("to make resnet-25"))
+    maker, before, after = FakeMaker(), Listener(), Listener()
+    run(maker, before, target=("table2",), dry_run=True)
+    whole = next(line for line in before.said if line.startswith("to make resnet-25"))
+    (job,) = [j for j in jobs_of("table2", scale="quick") if j.training.arch == "resnet"]
+    facts = identity.facts("train", job.asked.settings(), load_data(job.training).digest)
+    maker.interrupted[frozenset(facts.items())] = InterruptedRun("cut", step=450)  # of 600
+    run(maker, after, target=("table2",))
+    rest = next(line for line in after.said if line.startswith("to make resnet-25"))
     assert rest.endswith("goes on with run cut from step 450")
     assert minutes(rest) == pytest.approx(minutes(whole) / 4, rel=0.3)  # both are rounded
     assert maker.resumed == ["cut"]
@@ -247,18 +251,17 @@ def test_trainings_are_judged_in_the_papers_way(tmp_path: Path) -> None:
     model.get_layer("head").bias.assign(np.eye(10)[3])
     model.save(tmp_path / "threes.keras")
 
-    class OneModel(Begun):
+    class OneModel(FakeMaker):
         def find_model(self, uri: str) -> ModelSource:
             name = "gone" if uri == "runs:/run2/model" else "threes"
             return super().find_model(str(tmp_path / f"{name}.keras"))
 
-    maker, said = FakeMaker(), list[str]()
+    maker, listener = OneModel(), Listener()
     maker.metrics = {"final_test_accuracy": 0.1}
-    options: Any = {"target": ("figure11", "figure3"), "scale": "quick"}
-    found = experiments.reproduce(OneModel(), maker, said.append, **options)
-    assert found is not None
+    found = run(maker, listener, target=("figure11", "figure3"))
     # The four of the figure but for one that is gone; those with 10 layers are in no table.
-    assert len(maker.added) == 3 and any("can't be judged so" in line for line in said)
+    assert len(maker.added) == 3
+    assert any("can't be judged so" in line for line in listener.said)
     for label, runs in found.runs.items():
         if runs[0].run_id in maker.added:
             metrics = maker.added[runs[0].run_id]
@@ -272,20 +275,20 @@ def test_trainings_are_judged_in_the_papers_way(tmp_path: Path) -> None:
 
 
 def test_moved_data_is_found_by_whatever_needs_it() -> None:
-    for job in plan(("figure11", "figure7"), SCALES["paper"], 1, "float32", "/moved"):
-        assert job.settings["data_dir"] == "/moved"
+    for job in jobs_of("figure11", "figure7", data_dir="/moved"):
+        assert job.asked.data_dir == "/moved"
 
 
 def test_a_failure_leaves_the_others() -> None:
-    maker, said = FakeMaker(), list[str]()
+    maker, listener = FakeMaker(), Listener()
     maker.fails = {"train resnet": NonFiniteLossError("the training loss became nan at step 3")}
-    found = run(maker, said)
+    found = run(maker, listener)
     assert len(maker.made) == 6
     assert set(found.failed) == {
         "resnet-10, 200 steps, seed 0",
         "attack on resnet-10, 200 steps, seed 0",
     }
-    assert any("failed: the training loss became nan" in line for line in said)
+    assert any("failed: the training loss became nan" in line for line in listener.said)
 
 
 def test_a_report_alone_makes_nothing() -> None:
@@ -299,5 +302,5 @@ def test_a_report_alone_makes_nothing() -> None:
 
 @pytest.mark.parametrize("name", ["tabel1", "figure12", "figure2", ""])
 def test_unknown_targets_are_refused(name: str) -> None:
-    with pytest.raises(InputError, match="unknown target"):
+    with pytest.raises(UsageError, match="unknown target"):
         run(FakeMaker(), target=(name,))

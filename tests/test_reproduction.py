@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 
 from resfool import paper
-from resfool.monitor import FinishedRun
+from resfool.archive import FinishedRun
 from resfool.report import page
 from resfool.report.page import Section
 from resfool.reproduction import claims, plan, presentation
-from resfool.reproduction.plan import SCALES, Label
+from resfool.reproduction.plan import Label, ReproduceParameters
 from resfool.reproduction.reproduce import Reproduction
 from tests.test_claims import as_printed, training
 
@@ -20,8 +20,15 @@ from tests.test_claims import as_printed, training
 def found(
     runs: dict[Label, list[FinishedRun]], *targets: str, scale: Any = "paper", **more: Any
 ) -> Reproduction:
-    settings = {"scale": scale, "seeds": 1, "precision": "float32", "data_dir": None}
-    return Reproduction(targets, SCALES[scale], settings, runs, **more)
+    return Reproduction(ReproduceParameters(target=targets, scale=scale), runs, **more)
+
+
+def with_settings(runs: dict[Label, list[FinishedRun]]) -> dict[Label, list[FinishedRun]]:
+    settings = {"steps": "9", "seed": "0"}
+    return {
+        label: [dataclasses.replace(run, facts={**run.facts, **settings}) for run in several]
+        for label, several in runs.items()
+    }
 
 
 def section(made: Reproduction, title: str) -> Section:
@@ -85,7 +92,9 @@ def test_figures_have_the_papers_form() -> None:
         one = section(made, name)
         assert len(one.pictures) == 1 and one.pictures[0].png.startswith(b"\x89PNG")
         assert len(one.tables[0].head) == 1 + networks
-    assert len(page.files(presentation.as_report(made))) == 4
+    made = found(with_settings(as_printed()), "figure3", "figure6")
+    names = {"report.html", "report.md", "pictures/figure3.png", "pictures/figure6.png"}
+    assert presentation.leaves(made).keys() == names | {"claims", "accuracies"}
 
 
 def test_the_closest_reading_is_named() -> None:
@@ -150,11 +159,7 @@ def test_tables_hold_every_decision_and_every_run() -> None:
     assert decided["name"].tolist() == list(claims.RULES)
     with pytest.raises(KeyError):
         presentation.comparison_table(made)  # runs that lack their settings
-    runs = {
-        label: [dataclasses.replace(run, facts={"steps": "9", "seed": "0"}) for run in several]
-        for label, several in as_printed().items()
-    }
-    ours = presentation.comparison_table(found(runs, "table1"))
+    ours = presentation.comparison_table(found(with_settings(as_printed()), "table1"))
     assert len(ours) == 12
     assert (ours["papers_way_test_accuracy"] == ours["paper_test_accuracy"]).all()
 

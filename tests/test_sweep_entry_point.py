@@ -1,6 +1,7 @@
 """`sweep` as a user runs it."""
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import cloudpickle
@@ -12,6 +13,7 @@ from mlflow.entities import Run
 
 from entry_points import attack, sweep, train
 from resfool import experiments
+from resfool.training.recipe import TrainParameters
 from resfool.trials import recorder
 from resfool.trials import sweep as sweeping
 from tests.conftest import QUICK, refused
@@ -94,12 +96,12 @@ def test_a_grid_is_trained_once_and_compared(
 def test_a_training_that_diverges_leaves_the_others(
     store: MlflowClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Diverging(recorder.Trainer):
-        def __call__(self, settings: Any, report: Any) -> Any:
-            rate = 1e30 if settings["depth"] == 2 else 0.01
-            return super().__call__(settings | {"learning_rate": rate}, report)
+    class Diverging(recorder.Trial):
+        def __call__(self, asked: TrainParameters, report: Any) -> Any:
+            rate = 1e30 if asked.depth == 2 else 0.01
+            return super().__call__(replace(asked, learning_rate=rate), report)
 
-    monkeypatch.setattr(sweeping, "Trainer", Diverging)
+    monkeypatch.setattr(sweeping, "Trial", Diverging)
     sweep.main(["--arch=mlp", "--depth=1,2", *GRID, "--optimizer=sgd"])
     run = latest(store)
     found = table(run, "trainings")
@@ -129,12 +131,12 @@ def test_a_sweeps_models_know_their_data_and_what_was_set_aside(store: MlflowCli
 def test_if_all_fail_one_sentence_says_so(
     store: MlflowClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Failing(recorder.Trainer):
-        def __call__(self, settings: Any, report: Any) -> Any:
+    class Failing(recorder.Trial):
+        def __call__(self, asked: TrainParameters, report: Any) -> Any:
             report(("begin", ("a training", {}, [])))
             raise OSError("no room on the disk")
 
-    monkeypatch.setattr(sweeping, "Trainer", Failing)
+    monkeypatch.setattr(sweeping, "Trial", Failing)
     line = refused(sweep.main, capsys, "--arch=mlp", *GRID)
     assert "all 1 trainings failed; the first: OSError: no room on the disk" in line
     assert [run.info.status for run in store.search_runs(["0"])] == ["FAILED", "FAILED"]
@@ -143,7 +145,7 @@ def test_if_all_fail_one_sentence_says_so(
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--arch=resnett"], "arch=resnett isn't allowed"),
+        (["--arch=resnett"], "unknown arch 'resnett'; did you mean 'resnet'?"),
         (["--arch=resnet", "--depth=10,12"], "depth=12 doesn't divide into five stages"),
         (["--arch=mlp", "--depth=2,2"], "name a network twice"),
         (["--arch=mlp", "--seeds=0"], "seeds=0"),

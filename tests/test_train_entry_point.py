@@ -25,9 +25,11 @@ from mlflow.exceptions import MlflowException
 from entry_points import train
 from resfool import checkpoints
 from resfool.errors import InputError
-from resfool.parameters import show
-from resfool.tracking import stores, training_run
+from resfool.parameters import Resumable
+from resfool.tracking import stores
 from resfool.tracking.run import Run as OurRun
+from resfool.tracking.training_run import TrainingRun
+from resfool.values import show
 from tests import conftest
 from tests.conftest import QUICK, ROOT
 
@@ -156,9 +158,16 @@ def test_ctrl_c_on_mlflow_run_leaves_the_run_killed(store: MlflowClient) -> None
     assert Path(run.data.tags["resfool.checkpoint"]).exists()
 
 
+class OurTraining(TrainingRun):
+    """A training's run, new or resumed, that no bar shows."""
+
+    def __init__(self, resume: str | None = None) -> None:
+        super().__init__(lambda done, total, text: None, Resumable(resume=resume))
+
+
 def interrupted(store: MlflowClient, step: int, resume: str | None = None) -> Run:
     """A training's run that Ctrl-C ends, with a checkpoint and without the training."""
-    with pytest.raises(KeyboardInterrupt), training_run.open_run(resume=resume) as run:
+    with pytest.raises(KeyboardInterrupt), OurTraining(resume) as run:
         checkpoints.save(run.begin("mlp-2", {"network": "mlp-2"}, []), {}, {})
         run.point({"step": step, "train_loss": 1.0})
         raise KeyboardInterrupt
@@ -415,7 +424,7 @@ def test_a_training_that_has_finished_meanwhile_is_not_begun_again(store: Mlflow
     run = interrupted(store, 5)
     with (
         pytest.raises(InputError, match="has finished"),
-        training_run.open_run(resume=run.info.run_id) as again,
+        OurTraining(run.info.run_id) as again,
     ):
         store.set_terminated(run.info.run_id, "FINISHED")  # by who held it until now
         again.begin("again", {"network": "mlp-2"}, [])
@@ -426,7 +435,7 @@ def test_a_table_is_logged_in_place_of_an_earlier_one(store: MlflowClient) -> No
     with OurRun() as run:
         run.begin("a run", {}, [])
         for rows in (2, 3):
-            run.log_table(pd.DataFrame({"a": range(rows), "b": [0.5] * rows}), "table")
+            run.log({"table": pd.DataFrame({"a": range(rows), "b": [0.5] * rows})})
     assert store.load_table("0", "table.json", [run.run_id])["a"].tolist() == [0, 1, 2]
     logged = json.loads(store.get_run(run.run_id).data.tags["mlflow.loggedArtifacts"])
     assert logged == [{"path": "table.json", "type": "table"}]

@@ -1,7 +1,7 @@
 """Training: the same bits however it is cut, and the same numbers as a slow plain reference."""
 
 import warnings
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,23 +10,24 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from resfool import checkpoints, devices, experiments, parameters
+from resfool import checkpoints, devices, experiments
 from resfool.classifiers.scores import Score, evaluate
 from resfool.datasets import sets
 from resfool.errors import InputError, NonFiniteLossError
 from resfool.monitor import Monitor
 from resfool.networks import architectures
-from resfool.networks.shape import network
-from resfool.training.trainer import Trainer, crop_flip, train
+from resfool.networks.shape import ARCHITECTURES, network
+from resfool.training.recipe import Adversarial, Optimizer, Steps, TrainParameters, resumed
+from resfool.training.train import train
+from resfool.training.trainer import Trainer, crop_flip, train_to
+from resfool.values import Precision
 from tests.conftest import QUICK
 
 IMAGES = np.random.default_rng(0).random((50, 8, 8, 1), dtype=np.float32)
 LABELS = np.random.default_rng(1).integers(0, 10, 50)
 
 
-def model(
-    arch: parameters.Arch = "mlp", *, precision: parameters.Precision = "float32", **shaping: Any
-) -> keras.Model:
+def model(arch: str = "mlp", *, precision: Precision = "float32", **shaping: Any) -> keras.Model:
     options: dict[str, Any] = {"depth": 5, "width": (4,)}
     return architectures.build(
         network(arch, **options | shaping),
@@ -39,8 +40,8 @@ def model(
     )
 
 
-def trainer(network: keras.Model, **options: Any) -> Trainer:
-    return Trainer(network, IMAGES, LABELS, **{"batch_size": 8} | options)
+def trainer(network: keras.Model, *, seed: int = 0, **options: Any) -> Trainer:
+    return Trainer(network, IMAGES, LABELS, Steps(**{"batch_size": 8} | options), seed=seed)
 
 
 def weights(network: keras.Model) -> list[np.ndarray]:
@@ -115,7 +116,7 @@ def test_weight_decay_shrinks_kernels_and_nothing_else() -> None:
     ],
 )
 def test_cut_into_pieces_and_restored_the_weights_are_the_same(
-    arch: parameters.Arch, choice: dict[str, Any], tmp_path: Path
+    arch: str, choice: dict[str, Any], tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {"seed": 3} | choice
     whole = model(arch, dropout=0.2)
@@ -136,7 +137,7 @@ def test_cut_into_pieces_and_restored_the_weights_are_the_same(
 
 @pytest.mark.parametrize("adversarial", ["none", "fgsm"])
 def test_xla_draws_the_same_batches_and_takes_the_same_step(
-    adversarial: parameters.Adversarial,
+    adversarial: Adversarial,
 ) -> None:
     """What a GPU runs, compiled for this CPU."""
     options: dict[str, Any] = {"augment": "crop_flip", "seed": 5, "adversarial": adversarial}
@@ -196,7 +197,7 @@ def test_crop_flip_shifts_by_up_to_four_pixels_and_mirrors_half() -> None:
 def run(made: Trainer, steps: int, **options: Any) -> list[dict[str, float]]:
     score = Score(accuracy=0.5, loss=1.0)
     arguments: dict[str, Any] = {"eval_every": 100, "evaluate": lambda: score}
-    return train(made, steps, **arguments | options)
+    return train_to(made, steps, **arguments | options)
 
 
 def test_points_are_the_averages_of_100_steps() -> None:
@@ -275,12 +276,14 @@ def test_adversarial_steps_agree_with_the_closed_form_for_logistic_regression() 
         linear,
         0.3 + 0.4 * IMAGES,  # so that no pixel leaves [0, 1]
         LABELS % 2,
-        batch_size=8,
-        optimizer="sgd",
-        learning_rate=rate,
-        adversarial="fgsm",
-        adversarial_epsilon=epsilon,
-        adversarial_weight=share,
+        Steps(
+            batch_size=8,
+            optimizer="sgd",
+            learning_rate=rate,
+            adversarial="fgsm",
+            adversarial_epsilon=epsilon,
+            adversarial_weight=share,
+        ),
     )
     kernel, bias = (v.astype(np.float64) for v in linear.get_layer("logits").get_weights())
     w, b = kernel[:, 1] - kernel[:, 0], bias[1] - bias[0]
@@ -310,7 +313,8 @@ def test_adversarial_steps_agree_with_the_closed_form_for_logistic_regression() 
 def test_adversarial_images_stay_between_0_and_1() -> None:
     """At epsilon 1 every pixel that has a gradient goes to 0 or 1, and nowhere beyond."""
     linear = binary_logistic_regression()
-    made = Trainer(linear, IMAGES, LABELS % 2, adversarial="fgsm", adversarial_epsilon=1.0)
+    against = Steps(adversarial="fgsm", adversarial_epsilon=1.0)
+    made = Trainer(linear, IMAGES, LABELS % 2, against)
     kernel, bias = linear.get_layer("logits").get_weights()
     labels = np.asarray(made._batch(tf.constant(0))[1])
     made.advance(1)
@@ -328,9 +332,7 @@ def test_adversarial_images_stay_between_0_and_1() -> None:
         ("mlp", {"adversarial_epsilon": 0.0}),
     ],
 )
-def test_without_weight_or_epsilon_it_is_plain_training(
-    arch: parameters.Arch, options: dict[str, Any]
-) -> None:
+def test_without_weight_or_epsilon_it_is_plain_training(arch: str, options: dict[str, Any]) -> None:
     plain, adversarial = model(arch), model(arch)
     trainer(plain).advance(5)
     trainer(adversarial, adversarial="fgsm", **options).advance(5)
@@ -352,10 +354,8 @@ def test_the_moving_averages_meet_both_batches_of_a_step() -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("arch", get_args(parameters.Arch))
-def test_every_network_trains_adversarially(
-    arch: parameters.Arch, precision: parameters.Precision
-) -> None:
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_network_trains_adversarially(arch: str, precision: Precision) -> None:
     network = model(arch, precision=precision)
     made = trainer(network, adversarial="fgsm", adversarial_epsilon=0.1)
     made.advance(2)
@@ -396,7 +396,7 @@ def test_trained_against_it_a_network_withstands_fgsm_better() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "momentum", "sgd"])
-def test_training_learns_digits(optimizer: parameters.Optimizer) -> None:
+def test_training_learns_digits(optimizer: Optimizer) -> None:
     rate = {"adam": 0.003, "momentum": 0.05, "sgd": 0.3}[optimizer]
     result = experiments.train(
         arch="mlp", dataset="digits", steps=800, optimizer=optimizer, learning_rate=rate
@@ -416,9 +416,7 @@ def test_training_learns_digits(optimizer: parameters.Optimizer) -> None:
         ("resnet", 8, 100, "bfloat16"),
     ],
 )
-def test_each_architecture_learns(
-    arch: parameters.Arch, width: int, steps: int, precision: parameters.Precision
-) -> None:
+def test_each_architecture_learns(arch: str, width: int, steps: int, precision: Precision) -> None:
     result = experiments.train(
         arch=arch,
         depth=5,
@@ -437,10 +435,10 @@ def test_each_architecture_learns(
     assert result.history[-1]["test_accuracy"] == pytest.approx(result.test.accuracy, abs=0.03)
 
 
-@pytest.mark.parametrize("arch", get_args(parameters.Arch))
-def test_gradients_in_bfloat16_point_where_those_in_float32_do(arch: parameters.Arch) -> None:
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_gradients_in_bfloat16_point_where_those_in_float32_do(arch: str) -> None:
     gradients = []
-    for precision in get_args(parameters.Precision):
+    for precision in get_args(Precision):
         made = trainer(model(arch, width=(8,), precision=precision))
         _, parts, _ = made._gradients(tf.constant(IMAGES), tf.constant(LABELS, tf.int32))
         gradients.append(np.concatenate([np.ravel(part) for part in parts]))
@@ -456,7 +454,7 @@ def test_gradients_in_bfloat16_point_where_those_in_float32_do(arch: parameters.
 )
 def test_a_slow_precision_is_warned_of(
     monkeypatch: pytest.MonkeyPatch,
-    precision: parameters.Precision,
+    precision: Precision,
     slowdown: float,
     warned: bool,
 ) -> None:
@@ -476,20 +474,19 @@ def test_a_plain_convnet_without_normalisation_trains() -> None:
     assert not any("bn" in layer.name for layer in result.model.layers)
 
 
-def test_resumed_settings_come_from_the_checkpoint_and_may_not_contradict_it(
+def test_what_is_resumed_comes_from_the_checkpoint_and_may_not_be_contradicted(
     tmp_path: Path,
 ) -> None:
-    defaults = {"arch": "mlp", "steps": 10_000, "width": None, "data_dir": None}
-    stored = defaults | {"steps": 50, "width": (8,), "data_dir": "old"}
+    stored = TrainParameters(arch="mlp", steps=50, width=(8,), data_dir="old")
     path = tmp_path / "checkpoint.npz"
-    checkpoints.save(path, {}, {"settings": stored})
-    resumed: Callable[..., Any] = experiments.resumed_settings
-    assert resumed(defaults, path) == stored
+    checkpoints.save(path, {}, {"settings": stored.settings()})
+    assert resumed(TrainParameters(arch="mlp"), path) == stored
     assert resumed(stored, path) == stored
-    assert resumed(defaults | {"data_dir": "new"}, path) == stored | {"data_dir": "new"}
+    elsewhere = TrainParameters(arch="mlp", data_dir="new")
+    assert resumed(elsewhere, path) == replace(stored, data_dir="new")
     for contradiction in ({"arch": "resnet"}, {"steps": 60}, {"width": (9,)}):
         with pytest.raises(InputError, match=next(iter(contradiction))):
-            resumed(defaults | contradiction, path)
+            resumed(TrainParameters.of({"arch": "mlp"} | contradiction), path)
 
 
 def test_a_training_killed_before_its_first_step_can_be_resumed(tmp_path: Path) -> None:
@@ -511,9 +508,8 @@ def test_a_training_killed_before_its_first_step_can_be_resumed(tmp_path: Path) 
     arguments: Any = QUICK | {"steps": 20}
     with pytest.raises(SystemExit):
         experiments.train(Killed(), **arguments)
-    settings = experiments.resumed_settings({"arch": "mlp", "data_dir": None}, path)
-    resumed = experiments.train(Resumed(), **settings)
-    assert_same_bits(resumed.model, experiments.train(**arguments).model)
+    again = train(resumed(TrainParameters(arch="mlp"), path), Resumed())
+    assert_same_bits(again.model, experiments.train(**arguments).model)
 
 
 def test_a_checkpoint_from_before_a_parameter_was_made_with_its_default(tmp_path: Path) -> None:
@@ -537,14 +533,13 @@ def test_a_checkpoint_from_before_a_parameter_was_made_with_its_default(tmp_path
         del facts["settings"][name]
     checkpoints.save(path, arrays, facts)
 
-    given: Any = {"arch": "mlp", "adversarial": "none"}
     with pytest.raises(InputError, match="has adversarial=none, not adversarial=fgsm"):
-        experiments.resumed_settings(given | {"adversarial": "fgsm"}, path)
+        resumed(TrainParameters(arch="mlp", adversarial="fgsm"), path)
     with pytest.raises(InputError, match="has adversarial=none, not adversarial=fgsm"):
         experiments.train(Keeper(), **arguments, adversarial="fgsm")
     resuming = True
-    resumed = experiments.train(Keeper(), **experiments.resumed_settings(given, path))
-    assert_same_bits(resumed.model, experiments.train(**arguments).model)
+    again = train(resumed(TrainParameters(arch="mlp"), path), Keeper())
+    assert_same_bits(again.model, experiments.train(**arguments).model)
 
 
 def test_changed_data_is_not_trained_on(tmp_path: Path) -> None:

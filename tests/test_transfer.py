@@ -19,7 +19,7 @@ from resfool import experiments
 from resfool.datasets import sets
 from resfool.errors import InputError
 from resfool.monitor import Monitor
-from resfool.parameters import Norm, show
+from resfool.values import Norm, show
 from tests import conftest
 from tests.conftest import QUICK, ROOT
 

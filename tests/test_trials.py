@@ -13,7 +13,8 @@ from resfool.datasets.sets import Dataset, Split
 from resfool.errors import InputError
 from resfool.monitor import Monitor
 from resfool.parallel.tasks import Failure
-from resfool.trials.recorder import Message, Recorder, Trained, Trainer, _Telling
+from resfool.training.recipe import TrainParameters
+from resfool.trials.recorder import Message, Recorder, Trained, Trial, _Telling
 from tests.conftest import QUICK
 
 Row = Mapping[str, float]
@@ -176,7 +177,7 @@ def test_a_worker_sends_home_what_a_training_gives() -> None:
         told.append(message)
         return False
 
-    outcome = Trainer()(QUICK | {"steps": 30}, report)
+    outcome = Trial()(TrainParameters(**QUICK, steps=30), report)
     plain = experiments.train(**(QUICK | {"steps": 30}))
     assert outcome is not None
     assert outcome.metrics == plain.final_metrics
@@ -195,7 +196,7 @@ def test_a_worker_that_is_told_to_stop_stops() -> None:
             steps.append(arguments[0]["step"])
         return kind == "point"
 
-    assert Trainer()(QUICK | {"steps": 500}, report) is None
+    assert Trial()(TrainParameters(**QUICK, steps=500), report) is None
     assert steps == [100]
 
 

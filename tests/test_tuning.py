@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +20,29 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
 from entry_points import tune
-from resfool import command_line, experiments
+from resfool import command_line
 from resfool.errors import InputError
+from resfool.networks.shape import ARCHITECTURES
 from resfool.parallel.tasks import Failure
+from resfool.tracking.archive import MLflowArchive
 from resfool.tracking.run import Run
-from resfool.training.recipe import Settings, check
-from resfool.trials import recorder, space
-from resfool.trials.space import Choice
+from resfool.training.recipe import TrainParameters
+from resfool.trials import recorder
+from resfool.trials.options import TuneParameters
 from resfool.trials.study import Study
+from resfool.trials.tune import Tuning
+from resfool.trials.tune import tune as tune_settings
 from tests.conftest import ROOT, refused
 
 STEPS = 5
 
 
-def accuracy(settings: Settings) -> float:
+def accuracy(asked: TrainParameters) -> float:
     """Planted: the learning rate decides nearly all, dropout a little, the rest nothing."""
     import math
 
-    rate = abs(math.log10(settings["learning_rate"]) + 2.5)  # best at 10^-2.5
-    return max(0.0, 0.95 - 0.3 * rate - 0.05 * settings["dropout"])
+    rate = abs(math.log10(asked.learning_rate) + 2.5)  # best at 10^-2.5
+    return max(0.0, 0.95 - 0.3 * rate - 0.05 * asked.dropout)
 
 
 class FakePool:
@@ -47,8 +52,7 @@ class FakePool:
 
     def __init__(self, function: Any, *, receive: Callable[[Any, Any], bool]) -> None:
         self._receive = receive
-        self._waiting: deque[tuple[int, Settings]] = deque()
-        self.outcome: Callable[[Settings], Any] = lambda settings: None
+        self._waiting: deque[tuple[int, TrainParameters]] = deque()
 
     def __enter__(self) -> "FakePool":
         return self
@@ -56,16 +60,16 @@ class FakePool:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def submit(self, place: int, item: Settings) -> None:
+    def submit(self, place: int, item: TrainParameters) -> None:
         self._waiting.append((place, item))
 
     def finished(self) -> Iterator[tuple[int, Any]]:
         while self._waiting:
-            place, settings = self._waiting.popleft()
-            yield place, self.trained(place, settings)
+            place, asked = self._waiting.popleft()
+            yield place, self.trained(place, asked)
 
-    def trained(self, place: int, settings: Settings) -> Any:
-        final = accuracy(settings)
+    def trained(self, place: int, asked: TrainParameters) -> Any:
+        final = accuracy(asked)
         self._receive(place, ("begin", (f"trial {place}", {"trial": place}, [])))
         for step in range(1, STEPS + 1):
             row = {"step": step, "validation_accuracy": final * step / STEPS}
@@ -74,25 +78,23 @@ class FakePool:
         return recorder.Trained("net", "validation", {"final_validation_accuracy": final}, b"")
 
 
-def options(*words: str) -> tuple[dict[str, Any], Settings]:
-    given = ["--arch=mlp", "--dataset=digits", *words]
-    rest = command_line.without(experiments.train, *experiments.TUNED)
-    settings, training = command_line.parse(experiments.tune, rest, argv=given)
-    return settings, training
+class Quiet(Run):
+    """A run that says nothing."""
+
+    def say(self, text: str) -> None:
+        pass
 
 
-def tuned(*words: str, pool: Any = FakePool, keep: Any = None) -> experiments.Tuning:
-    settings, training = options(*words)
-    with Run() as run:
-        return experiments.tune(
-            run,
-            pool,
-            Study,
-            keep or (lambda *arguments: None),
-            training,
-            lambda text: None,
-            **settings,
-        )
+def options(*words: str) -> TuneParameters:
+    (asked,) = command_line.parse(TuneParameters, argv=["--arch=mlp", "--dataset=digits", *words])
+    assert isinstance(asked, TuneParameters)
+    return asked
+
+
+def tuned(*words: str, pool: Any = FakePool, keep: Any = None) -> Tuning:
+    with Quiet() as run:
+        kept = keep or (lambda *arguments: None)
+        return tune_settings(options(*words), pool, Study, kept, run, MLflowArchive())
 
 
 def test_the_planted_optimum_is_found_and_what_matters_is_known(store: MlflowClient) -> None:
@@ -106,9 +108,9 @@ def test_the_planted_optimum_is_found_and_what_matters_is_known(store: MlflowCli
         f"--{word}"
         for word in found.command.removeprefix("mlflow run . -e train -P ").split(" -P ")
     ]
-    (again,) = command_line.parse(experiments.train, argv=words)
-    assert {name: again[name] for name in found.best} == found.best
-    assert again["validation_share"] == 0.0
+    (again,) = command_line.parse(TrainParameters, argv=words)
+    assert again.settings().items() >= found.best.items()
+    assert again.settings()["validation_share"] == 0.0
 
 
 def test_two_searches_of_one_seed_are_twins(store: MlflowClient) -> None:
@@ -144,7 +146,7 @@ class Dying(test_tuning.FakePool):
         if place == 4:
             self._receive(place, ("begin", (f"trial {place}", {}, [])))
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().trained(place, settings)
+        return super().trained(place, asked)
 
 test_tuning.tuned("--trials=9", pool=Dying)
 """
@@ -204,7 +206,7 @@ class Waiting(test_tuning.FakePool):
     def trained(self, place, settings):
         print("at work", flush=True)
         sys.stdin.read()
-        return super().trained(place, settings)
+        return super().trained(place, asked)
 
 test_tuning.tuned("--trials=1", pool=Waiting)
 """
@@ -235,11 +237,11 @@ def test_an_interrupted_search_leaves_nothing_running(
     store: MlflowClient, facts: dict[str, Any]
 ) -> None:
     class Interrupted(FakePool):
-        def trained(self, place: int, settings: Settings) -> Any:
+        def trained(self, place: int, asked: TrainParameters) -> Any:
             if place == 2:
                 self._receive(place, ("begin", ("trial", facts, [])))
                 raise KeyboardInterrupt
-            return super().trained(place, settings)
+            return super().trained(place, asked)
 
     with contextlib.suppress(KeyboardInterrupt):
         tuned("--trials=5", pool=Interrupted)
@@ -252,12 +254,12 @@ def test_an_interrupted_search_leaves_nothing_running(
 
 def test_divergence_is_a_bad_trial_and_other_failures_are_none(store: MlflowClient) -> None:
     class Failing(FakePool):
-        def trained(self, place: int, settings: Settings) -> Any:
+        def trained(self, place: int, asked: TrainParameters) -> Any:
             if place in (1, 3):
                 kind = "NonFiniteLossError" if place == 1 else "OSError"
                 self._receive(place, ("begin", ("trial", {}, [])))
                 return Failure(kind, "so it goes")
-            return super().trained(place, settings)
+            return super().trained(place, asked)
 
     found = tuned("--trials=6", "--pruner=none", pool=Failing)
     assert [t.number for t in found.tried] == [0, 1, 2, 4, 5, 6]
@@ -286,9 +288,9 @@ def test_only_what_train_takes_is_searched(
     store: MlflowClient, words: list[str], expected: tuple[int, ...]
 ) -> None:
     class Checking(FakePool):
-        def trained(self, place: int, settings: Settings) -> Any:
-            check(settings)
-            return super().trained(place, settings)
+        def trained(self, place: int, asked: TrainParameters) -> Any:
+            assert asked.network  # it would be refused here
+            return super().trained(place, asked)
 
     tuned(*words, "--trials=1", pool=Checking)
     assert len(tuned(*words, "--trials=3", pool=Checking).tried) == 3
@@ -301,7 +303,8 @@ def test_only_what_train_takes_is_searched(
 def test_a_setting_of_which_train_takes_nothing_is_refused(
     store: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(space._MLP_SPACE, "depth", Choice((2, 3)))
+    few = replace(ARCHITECTURES["mlp"], tried_depths=(2, 3))
+    monkeypatch.setitem(ARCHITECTURES, "mlp", few)
     with pytest.raises(InputError) as caught:
         tuned("--trials=1", "--width=100,80,60,40,20")
     assert str(caught.value) == (

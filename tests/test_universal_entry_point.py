@@ -17,8 +17,8 @@ from entry_points import mnist, train, universal
 from resfool import checkpoints, experiments
 from resfool.attacks.solvers import problem
 from resfool.monitor import Monitor
-from resfool.parameters import show
 from resfool.universal.solving import digest
+from resfool.values import show
 from tests import conftest
 from tests.conftest import QUICK
 
@@ -96,8 +96,9 @@ def test_every_algorithm_ends_with_a_perturbation_of_the_norm(
         assert run.data.metrics["final_fooling_rate"] > random
 
 
-def test_an_interrupted_solve_goes_on(store: MlflowClient, trained: str) -> None:
-    told: list[str] = []
+def test_an_interrupted_solve_goes_on(
+    store: MlflowClient, trained: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     uri = f"runs:/{trained}/model"
     path = Path(mlflow.artifacts.download_artifacts(uri)) / "data" / "model.keras"
     options: dict[str, Any] = FEW | {"model": str(path), "dataset": "digits", "batch_size": 50}
@@ -108,16 +109,18 @@ def test_an_interrupted_solve_goes_on(store: MlflowClient, trained: str) -> None
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        experiments.universal(Interrupting(), None, told.append, **options)
+        experiments.universal(Interrupting(), **options)
     assert len(list(Path("checkpoints").glob("solve-*.npz"))) == 1
-    resumed = experiments.universal(None, None, told.append, **options)
-    assert any("100 images are done" in sentence for sentence in told)
-    whole = experiments.universal(None, None, told.append, **options)
+    resumed = experiments.universal(**options)
+    assert "100 images are done" in capsys.readouterr().out
+    whole = experiments.universal(**options)
     assert resumed.matrix is not None and whole.matrix is not None
     np.testing.assert_array_equal(resumed.matrix.rows, whole.matrix.rows)
 
 
-def test_each_image_that_cobyla_has_solved_is_kept(store: MlflowClient, trained: str) -> None:
+def test_each_image_that_cobyla_has_solved_is_kept(
+    store: MlflowClient, trained: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     uri = f"runs:/{trained}/model"
     path = Path(mlflow.artifacts.download_artifacts(uri)) / "data" / "model.keras"
     options: dict[str, Any] = {"model": str(path), "dataset": "digits", "draws": 1}
@@ -133,13 +136,13 @@ def test_each_image_that_cobyla_has_solved_is_kept(store: MlflowClient, trained:
 
         return problem.one_by_one(counted, items, **rest)
 
-    told: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        experiments.universal(None, functools.partial(serial, stop=7), told.append, **options)
-    resumed = experiments.universal(None, serial, told.append, **options)
+        experiments.universal(None, None, functools.partial(serial, stop=7), **options)
+    resumed = experiments.universal(None, None, serial, **options)
     assert len(solved) == 12
-    assert "going on with an interrupted solve, of which 7 images are done" in told
-    whole = experiments.universal(None, None, told.append, **options)
+    said = capsys.readouterr().out
+    assert "going on with an interrupted solve, of which 7 images are done" in said
+    whole = experiments.universal(**options)
     assert resumed.solved is not None and whole.solved is not None
     for name in ("perturbations", "norms", "flipped", "evaluations"):
         np.testing.assert_array_equal(getattr(resumed.solved, name), getattr(whole.solved, name))

@@ -2,21 +2,22 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import keras
 import numpy as np
 
 from resfool.attacks import gradient
 from resfool.attacks.gradient import Outcome
+from resfool.attacks.methods.moving import Start
+from resfool.attacks.options import METHODS, HowToAttack
 from resfool.classifiers.inference import BATCH_SIZE
 from resfool.classifiers.scores import rate
-from resfool.monitor import counter
-from resfool.parameters import LabelSource, Method, Row
+from resfool.monitor import Advance, quiet
+from resfool.values import Row
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Curve:
     """A model under attack at E epsilons on N images.
 
     Attributes:
@@ -42,7 +43,7 @@ class Sweep:
     directions: np.ndarray
     move: Callable[[np.ndarray, float], np.ndarray]
     smallest: np.ndarray | None = None
-    corrections: "Sweep | None" = None
+    corrections: "Curve | None" = None
 
     @property
     def zero_gradient_share(self) -> float:
@@ -50,156 +51,83 @@ class Sweep:
         return float((~self.directions.reshape(len(self.labels), -1).any(axis=1)).mean())
 
 
-def sweep(
+def over_epsilons(
     model: keras.Model,
     images: np.ndarray,
     labels: np.ndarray,
-    epsilons: Sequence[float],
+    asked: HowToAttack,
     *,
-    method: Method = "fgsm",
-    label_source: LabelSource = "true",
-    clip: bool = True,
-    tolerance: float = 1e-4,
-    pgd_steps: int = 20,
-    pgd_step_size: float | None = None,
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Sweep:
+    progress: Advance = quiet,
+) -> Curve:
     """Attack a model at several epsilons, with random signs of equal size as a benchmark.
 
     Args:
         model: from images to logits.
         images: float32 (N, H, W, C) in [0, 1].
         labels: int (N,).
-        epsilons: E l-infinity radii in pixel units, in any order.
-        method: "fgsm" moves along the gradient's sign, taken once (equation 5);
-            "smallest_epsilon" also finds each image's smallest epsilon along it;
-            "pgd" iterates, from a random start.
-        label_source: whose loss is raised: the "true" label's or the model's own "prediction"'s.
-        clip: keep perturbed images in [0, 1].
-        tolerance: of the smallest epsilon.
-        pgd_steps: gradient steps of pgd.
-        pgd_step_size: length of one; None is 2.5 * epsilon / steps.
+        asked: by which method, at which epsilons, and how.
         seed: of the random signs and pgd's starts.
         batch_size: images per pass.
-        progress: is told the passes done, one image each, and their total.
+        progress: is told the passes done, one image each: `asked.passes` times N in all.
 
     Returns:
         Rates, predictions and the signs of the gradients.
     """
-    ordered = tuple(sorted(epsilons))
-    positive = [e for e in ordered if e > 0]
-    total = len(images) * _passes(len(positive), method, pgd_steps)
-    advance = counter(total, progress)
-    options: Any = {"clip": clip, "batch_size": batch_size}
     first = gradient.sign_gradients(
         model,
         images,
-        None if label_source == "prediction" else labels,
+        None if asked.label_source == "prediction" else labels,
         batch_size=batch_size,
-        progress=lambda count: advance(2 * count),
+        progress=lambda count, text="", /: progress(2 * count, text),
     )
-    clean = _clean(first.logits)
-
-    def advance_all(count: int) -> None:
-        advance(count * len(positive))
-
-    def along_signs(chosen: np.ndarray, epsilon: float) -> np.ndarray:
-        return gradient.perturbed(images[chosen], first.signs[chosen], epsilon, clip=clip)
-
-    def descended(chosen: np.ndarray, epsilon: float) -> np.ndarray:
-        return gradient.projected_gradient_descent(
-            model,
-            images[chosen],
-            first.labels[chosen],
-            epsilon,
-            steps=pgd_steps,
-            step_size=pgd_step_size,
-            seed=seed,
-            places=chosen,
-            progress=lambda count: advance(2 * pgd_steps * count),
-            **options,
-        )
-
-    if method == "pgd":
-        everything = np.arange(len(images))
-        moved = Outcome.joined(
-            [
-                gradient.judged(
-                    model,
-                    images,
-                    descended(everything, epsilon),
-                    batch_size=batch_size,
-                    progress=advance,
-                )
-                for epsilon in positive
-            ]
-        )
-    else:
-        moved = gradient.along(
-            model, images, first.signs, positive, progress=advance_all, **options
-        )
+    epsilons = asked.positive_epsilons
+    start = Start(model, images, first, epsilons, asked.clip, seed, batch_size, progress)
+    moved = METHODS[asked.method].move(start, asked)
     noise = gradient.along(
         model,
         images,
         gradient.random_signs(images.shape, seed),
-        positive,
-        progress=advance_all,
-        **options,
+        epsilons,
+        progress=start.passes(len(epsilons)),
+        **start.options,
     )
-    smallest = None
-    if method == "smallest_epsilon":
-        smallest = gradient.smallest_epsilons(
-            model,
-            images,
-            first.signs,
-            clean.classes[0],
-            moved.classes,
-            positive,
-            tolerance=tolerance,
-            progress=lambda count: advance(_NARROWING * count),
-            **options,
-        )
-    advance(total)
+    clean = _clean(first.logits)
     # Without a perturbation nothing is moved, so nothing need be computed.
-    zeros = len(ordered) - len(positive)
-    attacked, benchmark = (Outcome.joined([clean] * zeros + [o]) for o in (moved, noise))
+    zeros = len(asked.epsilons) - len(epsilons)
+    attacked, benchmark = (Outcome.joined([clean] * zeros + [o]) for o in (moved.outcome, noise))
     rows = [
         {"epsilon": float(epsilon)} | of_attack | {f"random_{k}": v for k, v in of_noise.items()}
         for epsilon, of_attack, of_noise in zip(
-            ordered,
+            asked.epsilons,
             rates(attacked, clean.classes[0], labels),
             rates(benchmark, clean.classes[0], labels),
             strict=True,
         )
     ]
-    if smallest is not None:
+    if moved.smallest is not None:
         for row in rows:
-            reached = float((smallest <= row["epsilon"]).mean())
+            reached = float((moved.smallest <= row["epsilon"]).mean())
             row["cumulative_fooling_rate"] = reached
     corrections = None
     wrong = np.flatnonzero(clean.classes[0] != labels)[:batch_size]
-    if label_source == "true" and len(wrong):
-        corrections = sweep(
-            model,
-            images[wrong],
-            labels[wrong],
-            [ordered[e] for e in shown_epsilons(ordered)],
-            label_source="prediction",
-            clip=clip,
-            batch_size=batch_size,
+    if asked.label_source == "true" and len(wrong):
+        shown = tuple(asked.epsilons[e] for e in shown_epsilons(asked.epsilons))
+        away = HowToAttack(epsilons=shown, label_source="prediction", clip=asked.clip)
+        corrections = over_epsilons(
+            model, images[wrong], labels[wrong], away, batch_size=batch_size
         )
-    return Sweep(
-        epsilons=ordered,
+    return Curve(
+        epsilons=asked.epsilons,
         rows=rows,
         images=images,
         labels=labels,
         clean=clean,
         attacked=attacked,
         directions=first.signs,
-        move=descended if method == "pgd" else along_signs,
-        smallest=smallest,
+        move=moved.move,
+        smallest=moved.smallest,
         corrections=corrections,
     )
 
@@ -227,16 +155,6 @@ def rates(outcome: Outcome, clean_classes: np.ndarray, labels: np.ndarray) -> li
         row["l2_norm"] = float(norms.mean(dtype=np.float64))
         rows.append(row)
     return rows
-
-
-_NARROWING = 8  # passes that an image's bisection takes, roughly: a guess for the progress bar
-
-
-def _passes(epsilons: int, method: Method, pgd_steps: int) -> int:
-    """Forward passes of an image; a gradient counts as two."""
-    noise = epsilons
-    attack = epsilons * (2 * pgd_steps + 1 if method == "pgd" else 1)
-    return 2 + attack + noise + (_NARROWING if method == "smallest_epsilon" else 0)
 
 
 def _clean(logits: np.ndarray) -> Outcome:

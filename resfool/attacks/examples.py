@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from resfool.attacks import lowrank
-from resfool.attacks.epsilons import Sweep, shown_epsilons
+from resfool.attacks.epsilons import Curve, shown_epsilons
 
 
 @dataclass(frozen=True)
@@ -36,54 +36,54 @@ class Example:
     from_prediction: bool = False
 
 
-def examples(swept: Sweep, most: int = 6) -> list[Example]:
+def examples(curve: Curve, most: int = 6) -> list[Example]:
     """A few images worth a look, as in Table III: corrected ones, fooled ones and a stubborn one.
 
     Args:
-        swept: an attack.
+        curve: an attack.
         most: how many images to pick.
 
     Returns:
         Images that a small perturbation corrects (up to two), that the smallest perturbations
         fool, the surest mistakes first, and one that holds out longest.
     """
-    source = swept.corrections or swept
+    source = curve.corrections or curve
     corrected = _corrected(source)[:2]
-    found = _examples(source, corrected, from_prediction=source is swept.corrections)
-    return found + _examples(swept, _fooled(swept, most - len(corrected)))
+    found = _examples(source, corrected, from_prediction=source is curve.corrections)
+    return found + _examples(curve, _fooled(curve, most - len(corrected)))
 
 
-def _examples(swept: Sweep, picked: np.ndarray, *, from_prediction: bool = False) -> list[Example]:
-    clean, outcome = swept.clean, swept.attacked
+def _examples(curve: Curve, picked: np.ndarray, *, from_prediction: bool = False) -> list[Example]:
+    clean, outcome = curve.clean, curve.attacked
     found = [
-        [Shown(0.0, swept.images[i], int(clean.classes[0, i]), float(clean.confidences[0, i]))]
+        [Shown(0.0, curve.images[i], int(clean.classes[0, i]), float(clean.confidences[0, i]))]
         for i in picked
     ]
-    for e in shown_epsilons(swept.epsilons) if len(picked) else ():
-        moved = swept.move(picked, swept.epsilons[e])
+    for e in shown_epsilons(curve.epsilons) if len(picked) else ():
+        moved = curve.move(picked, curve.epsilons[e])
         for row, i, image in zip(found, picked, moved, strict=True):
             predicted, confidence = outcome.classes[e, i], outcome.confidences[e, i]
-            row.append(Shown(swept.epsilons[e], image, int(predicted), float(confidence)))
+            row.append(Shown(curve.epsilons[e], image, int(predicted), float(confidence)))
     return [
-        Example(int(swept.labels[i]), swept.directions[i], row, from_prediction)
+        Example(int(curve.labels[i]), curve.directions[i], row, from_prediction)
         for i, row in zip(picked, found, strict=True)
     ]
 
 
-def _corrected(swept: Sweep) -> np.ndarray:
+def _corrected(curve: Curve) -> np.ndarray:
     """Misclassified images that less than the largest epsilon corrects."""
-    shown = shown_epsilons(swept.epsilons)
-    correct = swept.attacked.classes[shown] == swept.labels
-    was_wrong = swept.clean.classes[0] != swept.labels
-    return _ordered(was_wrong, correct[:-1], swept.attacked.confidences[shown])
+    shown = shown_epsilons(curve.epsilons)
+    correct = curve.attacked.classes[shown] == curve.labels
+    was_wrong = curve.clean.classes[0] != curve.labels
+    return _ordered(was_wrong, correct[:-1], curve.attacked.confidences[shown])
 
 
-def _fooled(swept: Sweep, most: int) -> np.ndarray:
+def _fooled(curve: Curve, most: int) -> np.ndarray:
     """The images that are fooled first, and the one that is fooled last."""
-    shown = shown_epsilons(swept.epsilons)
-    wrong = swept.attacked.classes[shown] != swept.labels
-    was_correct = swept.clean.classes[0] == swept.labels
-    fooled = _ordered(was_correct, wrong, swept.attacked.confidences[shown])
+    shown = shown_epsilons(curve.epsilons)
+    wrong = curve.attacked.classes[shown] != curve.labels
+    was_correct = curve.clean.classes[0] == curve.labels
+    fooled = _ordered(was_correct, wrong, curve.attacked.confidences[shown])
     return fooled if len(fooled) <= most else np.append(fooled[: most - 1], fooled[-1])
 
 
@@ -104,7 +104,7 @@ class Attacked:
         name: of the model, for tables and legends.
         where: which images, such as "cifar10 test".
         class_names: by class.
-        sweep: rates and predictions at each epsilon.
+        curve: rates and predictions at each epsilon.
         singular_values: of the gradient signs as rows of norm 1, largest first (Figure 11).
         random_singular_values: of Gaussian rows of norm 1.
         examples: images worth a look (Table III).
@@ -113,7 +113,7 @@ class Attacked:
     name: str
     where: str
     class_names: Sequence[str]
-    sweep: Sweep
+    curve: Curve
     singular_values: np.ndarray
     random_singular_values: np.ndarray
     examples: list[Example]
@@ -121,11 +121,11 @@ class Attacked:
     @property
     def clean_accuracy(self) -> float:
         """Share of the images that are classified rightly as they are."""
-        return float((self.sweep.clean.classes[0] == self.sweep.labels).mean())
+        return float((self.curve.clean.classes[0] == self.curve.labels).mean())
 
 
 def attacked(
-    name: str, where: str, class_names: Sequence[str], swept: Sweep, seed: int
+    name: str, where: str, class_names: Sequence[str], curve: Curve, seed: int
 ) -> Attacked:
     """Look closer at an attack: the spectrum of its directions, and examples.
 
@@ -133,19 +133,19 @@ def attacked(
         name: of the model.
         where: which images.
         class_names: by class.
-        swept: the attack.
+        curve: the attack.
         seed: of the random matrix that the spectrum is compared with.
 
     Returns:
         All of it together.
     """
-    matrix = lowrank.unit_rows(swept.directions)
+    matrix = lowrank.unit_rows(curve.directions)
     return Attacked(
         name=name,
         where=where,
         class_names=class_names,
-        sweep=swept,
+        curve=curve,
         singular_values=lowrank.singular_values(matrix),
         random_singular_values=lowrank.singular_values(lowrank.random_matrix(matrix, seed)),
-        examples=examples(swept),
+        examples=examples(curve),
     )

@@ -1,12 +1,9 @@
-"""The fast gradient sign (equation 5), its iterated form, and the smallest epsilon along it.
+"""Signs of loss gradients, steps along them (equation 5), and what a model makes of the images.
 
-An attack moves each image along the sign of the gradient of its loss. The gradient is taken once
-per image and serves every epsilon. Source: paper section VI; Goodfellow, Shlens, Szegedy,
-"Explaining and harnessing adversarial examples", arXiv:1412.6572.
+The methods of attack are made of these. Source: paper section VI.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,15 +13,10 @@ import tensorflow as tf
 
 from resfool.classifiers import inference
 from resfool.classifiers.inference import BATCH_SIZE
-
-Progress = Callable[[int], None]  # is told how many more images are done
+from resfool.monitor import Advance, quiet
 
 # Where 1 - p has lost half of float32's digits, the loss gradient is mostly rounding error.
 _SATURATED = float(np.finfo(np.float32).eps) ** 0.5
-
-
-def _quiet(images: int) -> None:
-    pass
 
 
 @dataclass(frozen=True)
@@ -73,7 +65,7 @@ def sign_gradients(
     labels: np.ndarray | None,
     *,
     batch_size: int = BATCH_SIZE,
-    progress: Progress = _quiet,
+    progress: Advance = quiet,
 ) -> SignGradients:
     """The sign of the gradient of the cross-entropy loss with respect to each image.
 
@@ -135,7 +127,7 @@ def along(
     *,
     clip: bool = True,
     batch_size: int = BATCH_SIZE,
-    progress: Progress = _quiet,
+    progress: Advance = quiet,
 ) -> Outcome:
     """Move every image along its direction by each of several epsilons, and classify it there.
 
@@ -163,124 +155,13 @@ def along(
     return outcome
 
 
-def smallest_epsilons(
-    model: keras.Model,
-    images: np.ndarray,
-    directions: np.ndarray,
-    clean_classes: np.ndarray,
-    on_grid: np.ndarray,
-    grid: Sequence[float],
-    *,
-    tolerance: float = 1e-4,
-    clip: bool = True,
-    batch_size: int = BATCH_SIZE,
-    progress: Progress = _quiet,
-) -> np.ndarray:
-    """The smallest epsilon along each image's own direction that changes its predicted class.
-
-    That is the inner problem of Algorithm 4. The first point of the grid where the class differs
-    bounds it from above, the point before from below, and bisection narrows the two down. A class
-    that changes and changes back between two neighbouring points of the grid goes unseen.
-
-    Args:
-        model: from images to logits.
-        images: float32 (N, H, W, C) in [0, 1].
-        directions: int8 (N, H, W, C), signs of the loss gradients.
-        clean_classes: int (N,), predictions for the images as they are.
-        on_grid: int (E, N), predictions on the grid, `along(...).classes`.
-        grid: E rising epsilons, the first above 0.
-        tolerance: how far above the smallest one the answer may lie, in pixel units.
-        clip: keep the moved images in [0, 1].
-        batch_size: images per pass.
-        progress: is told the images done.
-
-    Returns:
-        float32 (N,): an epsilon at which the class was seen to differ; inf where the grid shows
-        no other class.
-    """
-    changed = on_grid != clean_classes
-    smallest = np.full(len(images), np.inf, np.float32)
-    movable = np.flatnonzero(changed.any(axis=0))
-    first = changed[:, movable].argmax(axis=0)
-    edges = np.concatenate([[0.0], grid]).astype(np.float32)
-    low, high = edges[first], edges[first + 1]
-    rounds = math.ceil(math.log2(max(1.0, float((high - low).max(initial=0.0)) / tolerance)))
-    narrow = inference.compiled(model, _narrow)
-    for rows in inference.batches(len(movable), batch_size):
-        chosen = movable[rows]
-        arrays = (
-            images[chosen],
-            directions[chosen],
-            clean_classes[chosen].astype(np.int64),
-            low[rows],
-            high[rows],
-        )
-        found = narrow(
-            *(inference.filled(a, batch_size) for a in arrays), tf.constant(rounds), clip
-        )
-        smallest[chosen] = found.numpy()[: len(chosen)]
-        progress(len(chosen))
-    return smallest
-
-
-def projected_gradient_descent(
-    model: keras.Model,
-    images: np.ndarray,
-    labels: np.ndarray,
-    epsilon: float,
-    *,
-    steps: int = 20,
-    step_size: float | None = None,
-    seed: int = 0,
-    clip: bool = True,
-    places: np.ndarray | None = None,
-    batch_size: int = BATCH_SIZE,
-    progress: Progress = _quiet,
-) -> np.ndarray:
-    """The iterated fast gradient sign with a random start, within an l-infinity ball.
-
-    Source: Madry et al., "Towards deep learning models resistant to adversarial attacks",
-    arXiv:1706.06083.
-
-    Args:
-        model: from images to logits.
-        images: float32 (N, H, W, C) in [0, 1].
-        labels: int (N,), whose loss is raised.
-        epsilon: radius of the ball, in pixel units.
-        steps: gradient steps.
-        step_size: length of one; None is 2.5 * epsilon / steps, enough to cross the ball.
-        seed: of the random starts; an image's start depends on the seed and its place only.
-        clip: keep the images in [0, 1].
-        places: int (N,), the images' numbers in a larger set; None counts from 0.
-        batch_size: images per pass.
-        progress: is told the images done.
-
-    Returns:
-        float32 (N, H, W, C), the images after the last step.
-    """
-    descend = inference.compiled(model, _descend)
-    length = 2.5 * epsilon / steps if step_size is None else step_size
-    settings = [tf.constant(v, tf.float32) for v in (epsilon, length)]
-    result = np.empty_like(images)
-    numbers = np.arange(len(images)) if places is None else np.asarray(places)
-    for rows in inference.batches(len(images), batch_size):
-        starts = [_random_start(images.shape[1:], seed, i) for i in numbers[rows]]
-        arrays = images[rows], np.stack(starts), np.asarray(labels)[rows].astype(np.int32)
-        found = descend(
-            *(inference.filled(a, batch_size) for a in arrays), *settings, tf.constant(steps), clip
-        )
-        result[rows] = found.numpy()[: rows.stop - rows.start]
-        progress(rows.stop - rows.start)
-    return result
-
-
 def judged(
     model: keras.Model,
     images: np.ndarray,
     moved: np.ndarray,
     *,
     batch_size: int = BATCH_SIZE,
-    progress: Progress = _quiet,
+    progress: Advance = quiet,
 ) -> Outcome:
     """Classify images that were perturbed before.
 
@@ -316,12 +197,6 @@ def random_signs(shape: Sequence[int], seed: int) -> np.ndarray:
     """
     bits = np.random.default_rng(seed).integers(0, 2, shape, np.int8)
     return 2 * bits - 1
-
-
-def _random_start(shape: Sequence[int], seed: int, index: int) -> np.ndarray:
-    """Uniform in [-1, 1] for every pixel."""
-    unit = np.random.default_rng([seed, index]).random(shape, np.float32)
-    return 2 * unit - 1
 
 
 def _empty_outcome(epsilons: int, images: int) -> Outcome:
@@ -375,14 +250,15 @@ def _loss_slope(logits: Any, labels: Any) -> Any:
     return tf.where(saturated, scaled, plain)
 
 
-def _moved(images: Any, directions: Any, epsilon: Any, clip: bool) -> Any:
+def step(images: Any, directions: Any, epsilon: Any, clip: bool) -> Any:
+    """Equation 5 as it is compiled: see `perturbed`."""
     moved = images + epsilon * tf.cast(directions, images.dtype)
     return tf.clip_by_value(moved, 0.0, 1.0) if clip else moved
 
 
 def _along(model: keras.Model, images: Any, directions: Any, epsilons: Any, clip: bool) -> Any:
     def at(epsilon: Any) -> tuple[Any, Any, Any]:
-        moved = _moved(images, directions, epsilon, clip)
+        moved = step(images, directions, epsilon, clip)
         return _judged(model, images, moved)
 
     # Two at a time: while one waits for memory, the other computes. More would take more memory.
@@ -399,42 +275,3 @@ def _judged(model: keras.Model, images: Any, moved: Any) -> tuple[Any, Any, Any]
 
 def _norms(perturbations: Any) -> Any:
     return tf.norm(tf.reshape(perturbations, (tf.shape(perturbations)[0], -1)), axis=1)
-
-
-def _narrow(
-    model: keras.Model,
-    images: Any,
-    directions: Any,
-    clean_classes: Any,
-    low: Any,
-    high: Any,
-    rounds: Any,
-    clip: bool,
-) -> Any:
-    for _ in tf.range(rounds):
-        middle = (low + high) / 2
-        moved = _moved(images, directions, tf.reshape(middle, (-1, 1, 1, 1)), clip)
-        changed = tf.argmax(model(moved, training=False), axis=1) != clean_classes
-        low = tf.where(changed, low, middle)
-        high = tf.where(changed, middle, high)
-    return high
-
-
-def _descend(
-    model: keras.Model,
-    images: Any,
-    starts: Any,
-    labels: Any,
-    epsilon: Any,
-    step_size: Any,
-    steps: Any,
-    clip: bool,
-) -> Any:
-    moved = _moved(images, starts, epsilon, clip)
-    for _ in tf.range(steps):
-        gradient, _ = loss_gradient(model, moved, labels)
-        moved += step_size * tf.sign(gradient)
-        moved = images + tf.clip_by_value(moved - images, -epsilon, epsilon)
-        if clip:
-            moved = tf.clip_by_value(moved, 0.0, 1.0)
-    return moved

@@ -6,11 +6,14 @@ paper section VI.B, Figures 7 and 11.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy import linalg
 
-from resfool.parameters import Norm, NormKind, RandomCoefficients
+from resfool.values import Norm, NormKind
+
+RandomCoefficients = Literal["gaussian", "singular"]  # of equation 8, see `random_coefficients`
 
 # The standard deviation of the paper's coefficients: "variance set to 25".
 DEVIATION = 5.0

@@ -1,29 +1,23 @@
 """The smallest l2 perturbation of each sample: min ||r||_2 such that k(x + r) != k(x).
 
 That is the inner problem of Algorithms 1 and 2 (section VI.A), for which the paper takes COBYLA.
-`smallest_perturbations` is the one name; SOLVERS holds the ways to solve it. What a solver returns
-is never believed: the flip is seen on the model itself, in the batches in which the images are
-judged elsewhere, and the perturbation is shortened along its own ray until it only just flips.
+`smallest_perturbations` is the one name; `solvers` holds the ways to solve it. What a solver
+returns is never believed: the flip is seen on the model itself, in the batches in which the images
+are judged elsewhere, and the perturbation is shortened along its own ray until it only just flips.
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import keras
 import numpy as np
 
-from resfool.attacks.gradient import Progress
-from resfool.attacks.solvers.closest import closest
-from resfool.attacks.solvers.cobyla import OUTWARD, SUBSPACES, cobyla, row_space
-from resfool.attacks.solvers.ddn import ddn
-from resfool.attacks.solvers.deepfool import deepfool
-from resfool.attacks.solvers.problem import Attempt, Map, Problem, one_by_one, quiet
+from resfool.attacks.solvers import SOLVERS, Solver, Subspace
+from resfool.attacks.solvers.problem import Attempt, Map, Problem, one_by_one
 from resfool.classifiers import inference
 from resfool.classifiers.inference import BATCH_SIZE
 from resfool.errors import InputError, unknown
-from resfool.parameters import Solver, Subspace
+from resfool.monitor import Advance, quiet
 
 PRECISION = 1e-4  # of a norm along its ray, relative
 
@@ -64,7 +58,7 @@ def smallest_perturbations(
     clip: bool = False,
     batch_size: int = BATCH_SIZE,
     map: Map = one_by_one,
-    progress: Progress = quiet,
+    progress: Advance = quiet,
 ) -> Minimal:
     """The smallest l2 perturbation of each image that changes the model's prediction.
 
@@ -73,7 +67,7 @@ def smallest_perturbations(
     Args:
         model: from images to logits of two classes or more.
         images: float32 (N, H, W, C) in [0, 1], at least one.
-        solver: "closest", "deepfool" and "ddn" run in batches, "cobyla" image by image.
+        solver: a name in SOLVERS; what it doesn't take of the options below means nothing.
         subspace: of cobyla: the differences of the logits' "gradients" at the image, the "rows" of
             the first dense layer's matrix, or all "pixels".
         candidates: classes to look at, the predicted one and those next to it; of closest,
@@ -82,7 +76,7 @@ def smallest_perturbations(
             subspace, or twice its dimensions if that is more.
         clip: keep perturbed images in [0, 1].
         batch_size: images per pass.
-        map: runs cobyla's tasks.
+        map: runs the tasks of a solver that goes image by image.
         progress: is told how many more images are solved.
 
     Returns:
@@ -93,46 +87,23 @@ def smallest_perturbations(
         InputError: an unknown name, a number out of range, a subspace that the model lacks, or a
             model that gives no numbers for some of the images.
     """
-    _check(model, images, solver, subspace, candidates, evaluations)
-    classes = inference.predicted(inference.logits(model, images, batch_size))
-    problem = Problem(model, images, classes, clip, batch_size, progress)
-    settings: dict[str, Any] = {"candidates": min(candidates, model.output_shape[-1])}
-    if solver == "ddn":
-        settings = {}
-    elif solver == "cobyla":
-        settings |= {"subspace": subspace, "evaluations": evaluations, "map": map}
-    return _verified(problem, SOLVERS[solver](problem, **settings))
-
-
-def _check(
-    model: keras.Model,
-    images: np.ndarray,
-    solver: str,
-    subspace: str,
-    candidates: int,
-    evaluations: int | None,
-) -> None:
+    classes = model.output_shape[-1]
     if solver not in SOLVERS:
         raise unknown("solver", solver, SOLVERS)
     if candidates < 2:
         raise InputError(f"candidates={candidates} must be 2 or more: the prediction and another")
-    if model.output_shape[-1] < 2:
-        raise InputError(f"a model of {model.output_shape[-1]} logit has no class to change to")
-    if solver != "cobyla":
-        return
-    if subspace not in SUBSPACES:
-        raise unknown("subspace", subspace, SUBSPACES)
-    dimensions = images[0].size if subspace == "pixels" else 1
-    if subspace == "rows":
-        dimensions = len(row_space(model))
-    elif subspace == "gradients":
-        dimensions = min(candidates, model.output_shape[-1]) - 1
-    least = dimensions + 3 + len(OUTWARD)
-    if evaluations is not None and evaluations < least:
-        raise InputError(
-            f"evaluations={evaluations} is too few: COBYLA needs {least} or more "
-            f"in the {dimensions} dimensions of subspace={subspace}"
-        )
+    if classes < 2:
+        raise InputError(f"a model of {classes} logit has no class to change to")
+    offered = {
+        "candidates": min(candidates, classes),
+        "subspace": subspace,
+        "evaluations": evaluations,
+        "map": map,
+    }
+    own = inference.predicted(inference.logits(model, images, batch_size))
+    problem = Problem(model, images, own, clip, batch_size, progress)
+    way = SOLVERS[solver]
+    return _verified(problem, way.solve(problem, **{name: offered[name] for name in way.options}))
 
 
 def _verified(problem: Problem, attempt: Attempt) -> Minimal:
@@ -187,21 +158,3 @@ def _verified(problem: Problem, attempt: Attempt) -> Minimal:
         evaluations=attempt.evaluations + passes + 1,
         seconds=attempt.seconds + (time.perf_counter() - began) / count,
     )
-
-
-# ---- In batches: DeepFool, DDN and ours.
-
-
-# What is compiled: a model and tensors in, tensors out; Python's numbers are settled when it is
-# traced. Perturbations are flat here, (B, D). A result is (perturbations, evaluations).
-
-
-# ---- One image at a time: COBYLA.
-
-
-SOLVERS: dict[Solver, Callable[..., Attempt]] = {
-    "closest": closest,
-    "deepfool": deepfool,
-    "ddn": ddn,
-    "cobyla": cobyla,
-}

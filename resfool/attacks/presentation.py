@@ -10,36 +10,60 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from resfool.attacks import lowrank
-from resfool.parameters import epsilon_name, show
+from resfool.attacks.options import METHODS, AttackParameters
+from resfool.monitor import Leaves
 from resfool.report import page
 from resfool.report.drawing import ExampleView, colour_of, draw_image, draw_view
+from resfool.values import epsilon_name, show
 
 if TYPE_CHECKING:
     from resfool.attacks.examples import Attacked, Example, Shown
 
 
+def leaves_of(attacked: "Attacked") -> Leaves:
+    """What one model under attack leaves: tables, and some images."""
+    tables = {
+        "images": images_table(attacked),
+        "spectrum": spectrum_table(attacked),
+        "rates": rates_table([attacked]),
+    }
+    return tables | ({"examples.png": examples(attacked)} if attacked.examples else {})
+
+
+def leaves(results: Sequence["Attacked"], asked: AttackParameters) -> Leaves:
+    """What an attack leaves beside its models' own: what compares them, and the report.
+
+    Args:
+        results: one for each model.
+        asked: of the attack.
+    """
+    compared = {"rates": rates_table(results)} if len(results) > 1 else {}
+    figure = {"fooling_rates.png": fooling_rates(results, asked.method)}
+    return figure | compared | page.files(robustness_report(results, asked))
+
+
 def rates_table(results: Sequence["Attacked"]) -> pd.DataFrame:
     """All rates of some models, a row for each model and epsilon."""
-    rows = [{"model": a.name} | row for a in results for row in a.sweep.rows]
+    rows = [{"model": a.name} | row for a in results for row in a.curve.rows]
     return pd.DataFrame(rows)
 
 
 def images_table(attacked: "Attacked") -> pd.DataFrame:
     """What became of each image: its class, the predictions, and its smallest epsilon if known."""
-    sweep = attacked.sweep
+    curve = attacked.curve
     names = np.asarray(attacked.class_names)
     table = pd.DataFrame(
         {
-            "label": names[sweep.labels],
-            "predicted": names[sweep.clean.classes[0]],
-            "confidence": sweep.clean.confidences[0],
+            "label": names[curve.labels],
+            "predicted": names[curve.clean.classes[0]],
+            "confidence": curve.clean.confidences[0],
         }
     )
-    for epsilon, classes in zip(sweep.epsilons, sweep.attacked.classes, strict=True):
+    for epsilon, classes in zip(curve.epsilons, curve.attacked.classes, strict=True):
         if epsilon > 0:
             table[f"at_{epsilon_name(epsilon)}"] = names[classes]
-    if sweep.smallest is not None:
-        table["smallest_epsilon"] = sweep.smallest
+    if curve.smallest is not None:
+        table["smallest_epsilon"] = curve.smallest
     return table
 
 
@@ -53,7 +77,7 @@ def summary(results: Sequence["Attacked"], epsilons: int = 8) -> str:
     Returns:
         Lines of text.
     """
-    all_rows = results[0].sweep.rows
+    all_rows = results[0].curve.rows
     picked = np.unique(np.linspace(0, len(all_rows) - 1, epsilons).round().astype(int))
     width = max(len("epsilon"), *(len(f"{a.name}, random signs") for a in results))
     head = [f"{show(all_rows[i]['epsilon'] or 0):>8.7}" for i in picked]
@@ -63,7 +87,7 @@ def summary(results: Sequence["Attacked"], epsilons: int = 8) -> str:
             (a.name, "fooling_rate"),
             (f"{a.name}, random signs", "random_fooling_rate"),
         ):
-            values = "".join(f"{a.sweep.rows[i][key]:>8.3f}" for i in picked)
+            values = "".join(f"{a.curve.rows[i][key]:>8.3f}" for i in picked)
             accuracy = f"{a.clean_accuracy:8.3f}" if key == "fooling_rate" else " " * 8
             lines.append(f"{label:<{width}}  {accuracy} {values}")
     return "\n".join(lines)
@@ -73,11 +97,11 @@ def scalars(attacked: "Attacked") -> dict[str, float]:
     """A model's figures that belong to no single epsilon."""
     found = {
         "clean_accuracy": attacked.clean_accuracy,
-        "zero_gradient_share": attacked.sweep.zero_gradient_share,
+        "zero_gradient_share": attacked.curve.zero_gradient_share,
         "energy_of_10_directions": lowrank.energy(attacked.singular_values, 10),
         "random_energy_of_10_directions": lowrank.energy(attacked.random_singular_values, 10),
     }
-    smallest = attacked.sweep.smallest
+    smallest = attacked.curve.smallest
     if smallest is not None and np.isfinite(np.median(smallest)):
         found["median_smallest_epsilon"] = float(np.median(smallest))
     return found
@@ -98,7 +122,7 @@ def model_metrics(attacked: "Attacked") -> dict[str, float]:
     """A model's figures under names of their own, such as fooling_rate_at_8_255."""
     return scalars(attacked) | {
         f"{name}_at_{epsilon_name(row['epsilon'])}": row[name]
-        for row in attacked.sweep.rows
+        for row in attacked.curve.rows
         for name in ("fooling_rate", "error_rate", "accuracy", "random_fooling_rate")
         if row["epsilon"] > 0
     }
@@ -109,34 +133,33 @@ def fooling_rates(results: Sequence["Attacked"], method: str) -> Figure:
     curves = [
         FoolingCurve(
             name=a.name,
-            rows=a.sweep.rows,
+            rows=a.curve.rows,
             singular_values=a.singular_values.tolist(),
             random_singular_values=a.random_singular_values.tolist(),
-            smallest=() if a.sweep.smallest is None else a.sweep.smallest.tolist(),
+            smallest=() if a.curve.smallest is None else a.curve.smallest.tolist(),
         )
         for a in results
     ]
-    count = len(results[0].sweep.labels)
+    count = len(results[0].curve.labels)
     return draw_fooling_rates(curves, f"{method}, {count} images, {results[0].where}")
 
 
 _INVISIBLE, _VISIBLE = 4 / 255, 16 / 255  # changes that hardly anybody sees, and that many do
 
 
-def robustness_report(results: Sequence["Attacked"], settings: Mapping[str, Any]) -> page.Report:
+def robustness_report(results: Sequence["Attacked"], asked: AttackParameters) -> page.Report:
     """How easily some models are fooled, for people.
 
     Args:
         results: one for each model.
-        settings: arguments of `attack`.
+        asked: of the attack.
 
     Returns:
         A report.
     """
-    method = settings["method"]
     names = ", ".join(a.name for a in results)
-    count = len(results[0].sweep.labels)
-    curves = page.png(fooling_rates(results, method))
+    count = len(results[0].curve.labels)
+    curves = page.png(fooling_rates(results, asked.method))
     caption = (
         "Fooling rate against the size of the perturbation, and the spectrum of gradient signs"
     )
@@ -158,24 +181,17 @@ def robustness_report(results: Sequence["Attacked"], settings: Mapping[str, Any]
             shown = page.png(examples(a))
             pictures = [page.Picture(f"examples_{number}", shown, "Some images under attack")]
         sections.append(page.Section(a.name, tables=[_rates_for_people(a)], pictures=pictures))
-    rows = [[name, show(value)] for name, value in settings.items()]
+    rows = [[name, show(value)] for name, value in asked.settings().items()]
     sections.append(page.Section("Settings", tables=[page.Table(("parameter", "value"), rows)]))
-    words = f"{count:,} images, {results[0].where}, by {_METHODS[method]}."
+    words = f"{count:,} images, {results[0].where}, by {METHODS[asked.method].words}."
     title = f"How easily {'is' if len(results) == 1 else 'are'} {names} fooled?"
     return page.Report(title, [words], sections)
-
-
-_METHODS = {
-    "fgsm": "the fast gradient sign",
-    "smallest_epsilon": "the fast gradient sign, and the smallest step along it",
-    "pgd": "projected gradient descent",
-}
 
 
 def _robustness_in_words(a: "Attacked") -> str:
     """What a model's rates come to."""
     words = [f"{a.name} classifies {a.clean_accuracy:.1%} of the images as they are correctly."]
-    rows = [row for row in a.sweep.rows if row["epsilon"] > 0]
+    rows = [row for row in a.curve.rows if row["epsilon"] > 0]
     told = 0.0
     for limit, what in (
         (_INVISIBLE, "which hardly anybody sees"),
@@ -201,7 +217,7 @@ def _robustness_in_words(a: "Attacked") -> str:
 
 def _rates_for_people(a: "Attacked") -> page.Table:
     rows = []
-    for row in a.sweep.rows:
+    for row in a.curve.rows:
         low, high = row["fooling_rate_low"], row["fooling_rate_high"]
         rows.append(
             [

@@ -2,23 +2,74 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
+from resfool.archive import Archive, ModelSource
 from resfool.classifiers import adapting, files
 from resfool.datasets import sets
-from resfool.datasets.sets import load_data as load_training_data
 from resfool.errors import InputError
-from resfool.monitor import ModelSource, Monitor
+from resfool.parameters import Parameters, Subset
+from resfool.values import Names, PixelRange
 
 if TYPE_CHECKING:
     import keras
 
+_MODEL = (
+    "runs:/RUN_ID/model, models:/NAME/VERSION, models:/NAME@ALIAS, models:/m-ID or the path of a "
+    ".keras file"
+)
 
-def find_models(monitor: Monitor, uris: Sequence[str], trust: bool) -> list[ModelSource]:
+
+@dataclass(frozen=True, kw_only=True)
+class InputRange(Parameters):
+    """What a stranger's model takes."""
+
+    input_range: Annotated[
+        PixelRange,
+        "pixel values that the model takes for black and white, such as 0,255; models trained "
+        "here know their own.",
+    ] = (0.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnyModel(InputRange, Subset):
+    """How somebody's model is loaded, and with which images."""
+
+    dataset: Annotated[
+        str | None,
+        f"{', '.join(sets.DATASETS)} or npz:PATH; none is what the model was trained on.",
+    ] = None
+    trust: Annotated[
+        bool, "yes also loads models that bring code of their own, which may do anything."
+    ] = False
+
+    def check(self) -> None:
+        """Refuse a data set that nobody knows."""
+        super().check()
+        if self.dataset is not None:
+            sets.check_known(self.dataset)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneModel(AnyModel):
+    """A model, and images for it."""
+
+    model: Annotated[str, f"{_MODEL}."]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models(AnyModel):
+    """Models, and images for them."""
+
+    model: Annotated[Names, f"{_MODEL}; several, comma separated, are compared."]
+
+
+def find_models(archive: Archive, uris: Sequence[str], trust: bool) -> list[ModelSource]:
     """The models that somebody named, each once, found and checked but not loaded.
 
     Args:
-        monitor: finds them.
+        archive: finds them.
         uris: of the models.
         trust: leave out the checks.
 
@@ -28,7 +79,7 @@ def find_models(monitor: Monitor, uris: Sequence[str], trust: bool) -> list[Mode
     Raises:
         InputError: there is no such model, or it brings code of its own.
     """
-    sources = [monitor.find_model(uri) for uri in dict.fromkeys(uris)]
+    sources = [archive.find_model(uri) for uri in dict.fromkeys(uris)]
     if not trust:
         for source in sources:
             files.check_keras_file(files.find_keras_file(source.path))
@@ -50,8 +101,7 @@ def load_classifiers(
     sources: Sequence[ModelSource],
     names: Sequence[str],
     data: sets.Dataset,
-    input_range: tuple[float, float],
-    trust: bool,
+    asked: AnyModel,
 ) -> "list[keras.Model]":
     """Classifiers from images in [0, 1] to logits.
 
@@ -59,8 +109,7 @@ def load_classifiers(
         sources: where they are.
         names: that they shall have.
         data: what they must fit.
-        input_range: pixel values that a stranger's model takes for black and white.
-        trust: load them without any check.
+        asked: how to load them.
 
     Returns:
         Keras models, in the order given.
@@ -69,7 +118,7 @@ def load_classifiers(
         InputError: one can't be loaded, or doesn't fit the data.
     """
     return [
-        load_classifier(source, name, data, input_range, trust)
+        load_classifier(source, name, data, asked)
         for source, name in zip(sources, names, strict=True)
     ]
 
@@ -88,8 +137,7 @@ def load_classifier(
     source: ModelSource,
     name: str,
     data: sets.Dataset,
-    input_range: tuple[float, float],
-    trust: bool,
+    asked: AnyModel,
 ) -> "keras.Model":
     """A classifier from images in [0, 1] to logits.
 
@@ -97,8 +145,7 @@ def load_classifier(
         source: where it is.
         name: that it shall have.
         data: what it must fit.
-        input_range: pixel values that a stranger's model takes for black and white.
-        trust: load it without any check.
+        asked: how to load it.
 
     Returns:
         A Keras model.
@@ -106,7 +153,7 @@ def load_classifier(
     Raises:
         InputError: it can't be loaded, or doesn't fit the data.
     """
-    if trust:
+    if asked.trust:
         model = files.load_trusted(source.load_trusted, source.uri)
     else:
         model = files.load(source.path)
@@ -115,28 +162,19 @@ def load_classifier(
             model,
             image_shape=data.image_shape,
             classes=data.classes,
-            input_range=range_of(source, input_range),
+            input_range=range_of(source, asked.input_range),
             name=name,
         )
     except InputError as error:
         raise InputError(f"model={source.uri} doesn't fit {data.name}: {error}") from error
 
 
-def load_data(
-    sources: Sequence[ModelSource],
-    name: str | None,
-    data_dir: str | None,
-    per_class: tuple[int, ...] | None,
-    data_seed: int,
-) -> sets.Dataset:
+def load_data(sources: Sequence[ModelSource], asked: AnyModel) -> sets.Dataset:
     """The data set that was asked for, or else the one that the models were trained on.
 
     Args:
         sources: the models.
-        name: of a data set, or None for theirs.
-        data_dir: folder with the official files, or None for where the training looked.
-        per_class: images per class, or None for as many as in the training.
-        data_seed: seed of a subset, where a name is given.
+        asked: which data set.
 
     Returns:
         The data set.
@@ -144,8 +182,13 @@ def load_data(
     Raises:
         InputError: it can't be loaded, isn't known, or isn't that of all models.
     """
-    if name is not None:
-        return sets.load(name, data_dir=data_dir, per_class=per_class, seed=data_seed)
+    if asked.dataset is not None:
+        return sets.load(
+            asked.dataset,
+            data_dir=asked.data_dir,
+            per_class=asked.per_class,
+            seed=asked.data_seed,
+        )
     stranger = next((source.uri for source in sources if not source.training), None)
     if stranger is not None:
         raise InputError(
@@ -153,18 +196,16 @@ def load_data(
             "would tell; give dataset=cifar10, another name or npz:PATH with your own arrays"
         )
     training = sources[0].training
-    stored_counts, stored_dir = _stored(training["per_class"]), _stored(training["data_dir"])
-    if per_class is None and stored_counts is not None:
-        per_class = tuple(int(count) for count in stored_counts.split(","))
-    data = load_training_data(
-        {
-            "dataset": training["dataset"],
-            "data_dir": data_dir or stored_dir,
-            "per_class": per_class,
-            "data_seed": int(float(training["data_seed"])),
+    # As they were recorded: `mlflow run` does so as they were given, such as none, None or NONE.
+    data = sets.load_data(
+        sets.TrainingData(
+            dataset=training["dataset"],
+            data_dir=asked.data_dir or training["data_dir"],
+            per_class=asked.per_class or training["per_class"],  # type: ignore[arg-type]
+            data_seed=int(float(training["data_seed"])),
             # Runs from before there was this parameter set nothing aside.
-            "validation_share": float(training.get("validation_share", 0)),
-        }
+            validation_share=float(training.get("validation_share", 0)),
+        )
     )
     for source in sources:
         digest = source.training["dataset_digest"]
@@ -175,8 +216,3 @@ def load_data(
                 f"to use the latter all the same, say so: dataset={data.name}"
             )
     return data
-
-
-def _stored(text: str) -> str | None:
-    """A recorded parameter; `mlflow run` records it as it was given: none, None or NONE."""
-    return None if text.lower() == "none" else text

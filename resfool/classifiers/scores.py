@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 
 from resfool.classifiers import inference
 from resfool.classifiers.inference import BATCH_SIZE
-from resfool.parameters import Row
+from resfool.values import Row
 
 CONFIDENCE_LEVEL = 0.95  # of the intervals around the rates
 

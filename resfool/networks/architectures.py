@@ -11,10 +11,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from resfool import paper
 from resfool.networks import layers
 from resfool.networks.shape import Network
-from resfool.parameters import Precision
+from resfool.values import Precision
 
 Tensor = Any  # a Keras tensor, symbolic
 
@@ -71,7 +70,7 @@ class _Kit:
         return layer(x)
 
     def dense(self, x: Tensor, width: int, name: str, *, policy: str | None = None) -> Tensor:
-        if self.network.arch == "mlp":
+        if not self.network.architecture.stages:
             kernel = keras.initializers.GlorotUniform(seed=self._next_seed())
         else:
             kernel = self._he_normal()
@@ -144,11 +143,11 @@ def _highway_unit(kit: _Kit, x: Tensor, width: int, stride: int, name: str) -> T
     return kit.add(carried, change, f"{name}_add")
 
 
-def _chained(unit: Unit) -> Stage:
+def chained(unit: Unit) -> Stage:
     """A stage of units in a row, of which the first halves the maps in stages 2 to 5."""
 
     def stage(kit: _Kit, x: Tensor, width: int, index: int, name: str) -> Tensor:
-        units = kit.network.depth // paper.STAGES // kit.network.convs_per_unit
+        units = kit.network.depth // kit.network.architecture.stages // kit.network.convs_per_unit
         for i in range(units):
             stride = 2 if index > 0 and i == 0 else 1
             x = unit(kit, x, width, stride, f"{name}_unit{i + 1}")
@@ -162,18 +161,18 @@ def _multiresnet_stage(kit: _Kit, x: Tensor, width: int, index: int, name: str) 
     if index > 0:
         x = kit.half(x, f"{name}_pool")
     maps = [x]
-    for i in range(kit.network.depth // paper.STAGES):
+    for i in range(kit.network.depth // kit.network.architecture.stages):
         unit = f"{name}_unit{i + 1}"
         seen = maps[0] if len(maps) == 1 else kit.concatenate(maps, f"{unit}_concat")
         maps.append(kit.transform(seen, width, 1, unit))
     return maps[-1]
 
 
-# `mlp` has no stages: see _mlp.
+# A fully connected network has no stages: see _mlp.
 STAGE_RULES: dict[str, Stage] = {
-    "convnet": _chained(_convnet_unit),
-    "resnet": _chained(_resnet_unit),
-    "highway": _chained(_highway_unit),
+    "convnet": chained(_convnet_unit),
+    "resnet": chained(_resnet_unit),
+    "highway": chained(_highway_unit),
     "multiresnet": _multiresnet_stage,
 }
 
@@ -195,7 +194,7 @@ def build(
     with zeros to 32x32, so perturbations live in the pixels of the data set.
 
     Args:
-        network: the checked shape, from `parameters.network`.
+        network: the checked shape, from `shape.network`.
         image_shape: (H, W, C).
         classes: number of logits.
         mean: per channel, of the training images in [0, 1]; the mlp takes pixels as they are.
@@ -211,10 +210,10 @@ def build(
     policy = "mixed_bfloat16" if precision == "bfloat16" else "float32"
     kit = _Kit(network, policy, seed, fused)
     images = keras.Input(tuple(image_shape), name="images")
-    if network.arch == "mlp":
-        x = _mlp(kit, images)
-    else:
+    if network.architecture.stages:
         x = _stages(kit, _normalized(_to_32_pixels(images), mean, std))
+    else:
+        x = _mlp(kit, images)
     logits = kit.dense(x, classes, "logits", policy="float32")
     return keras.Model(images, logits, name=network.arch)
 

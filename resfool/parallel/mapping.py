@@ -8,7 +8,7 @@ from typing import Any
 from resfool.errors import WorkError
 from resfool.parallel.pool import ATTEMPTS, Pool
 from resfool.parallel.tasks import Died, Failure, Report
-from resfool.parameters import Backend
+from resfool.values import Backend
 
 _CHUNK_SECONDS = 0.2  # of work that travels together
 

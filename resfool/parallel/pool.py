@@ -9,7 +9,7 @@ from typing import Any, Self
 from resfool.errors import InputError
 from resfool.parallel import processes
 from resfool.parallel.tasks import Crew, Died, Function, Tell
-from resfool.parameters import Backend
+from resfool.values import Backend
 
 ATTEMPTS = 3  # to run a task whose worker is killed
 

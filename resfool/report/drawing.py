@@ -23,12 +23,14 @@ class ExampleView:
 
 
 def draw_view(axes: Axes, view: ExampleView) -> None:
+    """Draw a perturbed image, and under it whether it is still told rightly."""
     draw_image(axes, view.image)
     mark, colour = ("\N{CHECK MARK}", "tab:green") if view.correct else ("\N{BALLOT X}", "tab:red")
     axes.set_xlabel(f"{mark} {view.caption}", color=colour, fontsize="small")
 
 
 def draw_image(axes: Axes, image: np.ndarray) -> None:
+    """Draw an image, (H, W, C) in [0, 1]."""
     # Without three channels, the first is shown in grey; what is out of range, at the range's end.
     shown = np.clip(image[..., :3] if image.shape[-1] >= 3 else image[..., 0], 0, 1)
     axes.imshow(shown, cmap="gray", vmin=0, vmax=1)

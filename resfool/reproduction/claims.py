@@ -10,9 +10,9 @@ from typing import Literal
 from scipy import stats
 
 from resfool import paper
-from resfool.monitor import FinishedRun
-from resfool.parameters import epsilon_step, show
+from resfool.archive import FinishedRun
 from resfool.reproduction.plan import ARCHS, DEEP, FOOLED, Label
+from resfool.values import epsilon_step, show
 
 Verdict = Literal["seen", "not seen", "not run"]
 Runs = Mapping[Label, Sequence[FinishedRun]]

@@ -2,27 +2,22 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from resfool.datasets import sets
 from resfool.datasets.sets import Dataset
 from resfool.networks import architectures
 from resfool.networks.shape import multiplications
-from resfool.training.recipe import check
+from resfool.reproduction.plan import EXPERIMENTS, Job
+from resfool.training.recipe import TrainParameters
 from resfool.training.trainer import Trainer
-
-if TYPE_CHECKING:
-    from resfool.reproduction.plan import Job
-
 
 _STEPS = 3  # that are timed, after one that compiles
 _START = 5.0  # seconds that a training takes beside its steps, at least: building, recording
-_ATTACK_PASSES = 60  # forward passes of an image: two for each epsilon, its gradient, bisection
-_SOLVE_PASSES = 2000  # of a fitting image: the smallest perturbation, and judging every rank
 
 
-def seconds_of(jobs: "Sequence[Job]", data_of: "Callable[[Job], Dataset]") -> list[float]:
+def seconds_of(jobs: Sequence[Job], data: Mapping[Job, Dataset]) -> list[float]:
     """Estimate how long some jobs take on this machine.
 
     The shallowest network of each architecture is timed, and the others' times follow from their
@@ -30,61 +25,55 @@ def seconds_of(jobs: "Sequence[Job]", data_of: "Callable[[Job], Dataset]") -> li
 
     Args:
         jobs: to be made.
-        data_of: gives a job's data set.
+        data: of each.
 
     Returns:
         Seconds, in the order of the jobs.
     """
     measured: dict[Any, tuple[float, float, float]] = {}
-
-    def kind(job: "Job") -> Any:
-        s = (job.of or job).settings
-        return s["arch"], s["precision"], s["width"], s["dataset"]
-
-    for job in sorted(jobs, key=lambda job: multiplications(check((job.of or job).settings))):
-        if kind(job) not in measured:
-            s, data = (job.of or job).settings, data_of(job)
-            measured[kind(job)] = (*_step_seconds(s, data), multiplications(check(s)))
+    for job in sorted(jobs, key=_work):
+        if _kind(job) not in measured:
+            measured[_kind(job)] = (*_step_seconds(job.training, data[job]), _work(job))
     found = []
     for job in jobs:
-        s, data = (job.of or job).settings, data_of(job)
-        compiling, step, of = measured[kind(job)]
-        scale = multiplications(check(s)) / of
-        image = scale * step / s["batch_size"] / 3  # a training step is three forward passes
-        if job.experiment == "train":
-            evaluations = s["steps"] // s["eval_every"] + 1
-            seconds = scale * (compiling + step * s["steps"])
-            seconds += evaluations * len(data.test) * image
-        elif job.experiment == "attack":
-            seconds = _ATTACK_PASSES * image * (job.settings["samples"] or sets.SAMPLES)
+        training = job.training
+        compiling, step, work = measured[_kind(job)]
+        scale = _work(job) / work
+        image = scale * step / training.batch_size / 3  # a training step is three forward passes
+        if isinstance(job.asked, TrainParameters):
+            evaluations = training.steps // training.eval_every + 1
+            seconds = scale * (compiling + step * training.steps)
+            seconds += evaluations * len(data[job].test) * image
         else:
-            seconds = _SOLVE_PASSES * image * (job.settings["samples"] or sets.SAMPLES)
+            passes = EXPERIMENTS[job.experiment].passes
+            seconds = passes * image * (job.asked.samples or sets.SAMPLES)
         found.append(_START + seconds)
     return found
 
 
-def _step_seconds(settings: dict[str, Any], data: Dataset) -> tuple[float, float]:
+def _work(job: Job) -> float:
+    return multiplications(job.training.network)
+
+
+def _kind(job: Job) -> Any:
+    """What trainings have in common whose steps differ by their work alone."""
+    asked = job.training
+    return asked.arch, asked.precision, asked.width, asked.dataset
+
+
+def _step_seconds(asked: TrainParameters, data: Dataset) -> tuple[float, float]:
     """Seconds of the first training step, which compiles, and of a later one."""
-    network = check(settings)
     model = architectures.build(
-        network,
+        asked.network,
         fused=True,
-        precision=settings["precision"],
+        precision=asked.precision,
         image_shape=data.image_shape,
         classes=data.classes,
         mean=data.train.images.mean(axis=(0, 1, 2), dtype="float64"),
         std=data.train.images.std(axis=(0, 1, 2), dtype="float64"),
         seed=0,
     )
-    trainer = Trainer(
-        model,
-        data.train.images,
-        data.train.labels,
-        batch_size=settings["batch_size"],
-        optimizer=settings["optimizer"],
-        learning_rate=settings["learning_rate"],
-        seed=0,
-    )
+    trainer = Trainer(model, data.train.images, data.train.labels, asked)
     times = []
     for _ in range(1 + _STEPS):
         began = time.perf_counter()

@@ -1,24 +1,52 @@
 """Which runs each of the paper's tables and figures needs."""
 
-import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any
 
 from resfool import paper
-from resfool.attacks.attack import attack
-from resfool.errors import unknown
-from resfool.parameters import Precision, ScaleName, show
-from resfool.training.recipe import Settings
-from resfool.training.train import train
-from resfool.universal.experiment import universal
+from resfool.attacks.options import AttackParameters
+from resfool.parameters import DataPlace, Known, Precise, Seeds
+from resfool.training.recipe import TrainParameters
+from resfool.universal.options import UniversalParameters
+from resfool.values import Names, show
 
-Experiment = Literal["train", "attack", "universal"]
+Asked = TrainParameters | AttackParameters | UniversalParameters
+Settings = Mapping[str, Any]  # some parameters of an experiment by their names
 Label = tuple[str | int, ...]
 ARCHS = ("convnet", "resnet", "highway", "multiresnet")
 DEEP = (25, 50)
 FOOLED = ("resnet", "multiresnet", "convnet")  # of Figure 11, with 10 layers
 READINGS = "readings"  # a target of ours: what the paper leaves open
+TARGETS = (*paper.RESULTS, READINGS)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A kind of runs that results are made of.
+
+    Attributes:
+        parameters: that it takes.
+        last_metric: that only a whole run has.
+        words: what it does to a trained network, for people; empty for the training itself.
+        passes: forward passes of each image through that network, roughly.
+    """
+
+    parameters: type[Asked]
+    last_metric: str
+    words: str = ""
+    passes: int = 0
+
+
+EXPERIMENTS = {
+    "train": Experiment(TrainParameters, "final_train_loss"),
+    # Two passes for each epsilon, the gradient, bisection.
+    "attack": Experiment(AttackParameters, "clean_accuracy", "attack on", 60),
+    # The smallest perturbation, and judging every rank.
+    "universal": Experiment(
+        UniversalParameters, "final_fooling_rate", "universal perturbation of", 2000
+    ),
+}
 
 
 # Ways to read the paper: architecture and depth that each is tried on, and what is other than in
@@ -46,13 +74,6 @@ def training_label(arch: str, depth: int, change: Mapping[str, Any]) -> Label:
     """
     words = tuple(f"{name}={show(value)}" for name, value in change.items())
     return ("reading" if change else "short", arch, depth, *words)
-
-
-_FUNCTIONS: dict[Experiment, Callable[..., Any]] = {
-    "train": train,
-    "attack": attack,
-    "universal": universal,
-}
 
 
 @dataclass(frozen=True)
@@ -84,7 +105,7 @@ class Scale:
     chunks: int
 
 
-SCALES: dict[ScaleName, Scale] = {
+SCALES: dict[str, Scale] = {
     "paper": Scale(
         networks={"dataset": "cifar10"},
         steps=paper.STEPS,
@@ -118,71 +139,90 @@ SCALES: dict[ScaleName, Scale] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReproduceParameters(Seeds, Precise, DataPlace):
+    """Make what the paper's results need, or find it among the finished runs."""
+
+    target: Annotated[
+        Names,
+        Known((*TARGETS, "all")),
+        "table1 to table3, figure3 to figure11, readings (what the paper leaves open), or all; "
+        "several, comma separated.",
+    ]
+    scale: Annotated[
+        str,
+        Known(SCALES),
+        "paper, or quick, which shows the shape of the results on small networks.",
+    ] = "paper"
+    dry_run: Annotated[
+        bool, "only say what would be made, what is there and how long it would take."
+    ] = False
+    report_only: Annotated[bool, "make nothing, report on what is there."] = False
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The results, each once, in the paper's order."""
+        return TARGETS if "all" in self.target else tuple(n for n in TARGETS if n in self.target)
+
+
 @dataclass(frozen=True, eq=False)
 class Job:
     """A run that a result needs.
 
     Attributes:
         label: what it is to the paper, such as ("short", "resnet", 25).
-        experiment: that it is a run of.
-        settings: arguments of the experiment, all of them but the model.
+        experiment: that it is a run of, one of `EXPERIMENTS`.
+        asked: its parameters; that of the model means nothing yet.
         of: the training whose model it is about.
     """
 
     label: Label
-    experiment: Experiment
-    settings: Settings
+    experiment: str
+    asked: Asked
     of: "Job | None" = None
 
     @property
     def seed(self) -> int:
         """That everything is drawn by."""
-        return int(self.settings["seed"])
+        return self.asked.seed
+
+    @property
+    def training(self) -> TrainParameters:
+        """Those of the network that it trains, or is about."""
+        asked = (self.of or self).asked
+        assert isinstance(asked, TrainParameters)
+        return asked
 
     @property
     def name(self) -> str:
         """For people."""
         if self.of is not None:
-            what = "attack on" if self.experiment == "attack" else "universal perturbation of"
-            return f"{what} {self.of.name}"
-        s = self.settings
+            return f"{EXPERIMENTS[self.experiment].words} {self.of.name}"
+        asked = self.training
+        network = asked.arch if asked.depth is None else f"{asked.arch}-{asked.depth}"
         changed = map(str, self.label[3:])
-        network = s["arch"] if s["depth"] is None else f"{s['arch']}-{s['depth']}"
-        words = [f"{network}, {s['steps']:,} steps", *changed, f"seed {s['seed']}"]
-        return ", ".join(words)
+        return ", ".join([f"{network}, {asked.steps:,} steps", *changed, f"seed {asked.seed}"])
+
+    def asked_about(self, model: str) -> Asked:
+        """Its parameters, once the model that it is about is there."""
+        if self.of is None:
+            return self.asked
+        return type(self.asked).of(self.asked.settings() | {"model": model})
 
 
-def _targets(names: Sequence[str]) -> tuple[str, ...]:
-    known = (*paper.RESULTS, READINGS)
-    for name in names:
-        if name not in (*known, "all"):
-            raise unknown("target", name, (*known, "all"))
-    return known if "all" in names else tuple(name for name in known if name in names)
-
-
-def plan(
-    targets: Iterable[str],
-    scale: Scale,
-    seeds: int,
-    precision: Precision,
-    data_dir: str | None,
-) -> list[Job]:
+def plan(asked: ReproduceParameters) -> list[Job]:
     """The runs that some results need, each once, in the order in which to make them.
 
     Args:
-        targets: names of results.
-        scale: of the settings.
-        seeds: runs of each.
-        precision: of the trainings.
-        data_dir: folder with the official files.
+        asked: which results, and how large.
 
     Returns:
         Jobs; a training stands before what is done with its model.
     """
     jobs: dict[tuple[Label, int], Job] = {}
-    for seed in range(seeds):
-        builder = _Builder(scale, seed, precision, data_dir)
-        for name in sorted(targets, key=_ORDER.index):
+    for seed in range(asked.seeds):
+        builder = _Builder(asked, seed)
+        for name in sorted(asked.targets, key=_ORDER.index):
             for job in builder.needed(name):
                 for one in (job.of, job):
                     if one is not None:
@@ -200,6 +240,7 @@ _ORDER = (
     *("table1", "figure3", "figure4", "figure5", "figure11", "table3"),
     *(READINGS, "table2", "figure6"),
 )
+_NOT_YET = "a model that is not trained yet"
 _OVERLAID = {
     "figure3": ("resnet", "convnet"),
     "figure4": ("highway", "resnet"),
@@ -211,10 +252,12 @@ _OVERLAID = {
 class _Builder:
     """Jobs of one seed."""
 
-    scale: Scale
+    asked: ReproduceParameters
     seed: int
-    precision: Precision
-    data_dir: str | None
+
+    @property
+    def scale(self) -> Scale:
+        return SCALES[self.asked.scale]
 
     def needed(self, target: str) -> list[Job]:
         """What a result is made of."""
@@ -231,35 +274,34 @@ class _Builder:
         return [self._short(arch, n) for n in DEEP for arch in _OVERLAID.get(target, ARCHS)]
 
     def _short(self, arch: str, depth: int, change: Settings | None = None) -> Job:
-        own = {"arch": arch, "depth": depth, "steps": self.scale.steps} | (change or {})
-        return self._training(training_label(arch, depth, change or {}), self.scale.networks | own)
+        change = change or {}
+        own = {"depth": depth, "steps": self.scale.steps, **change}
+        return self._network(training_label(arch, depth, change), arch, own)
 
     def _long(self, arch: str) -> Job:
-        own = {"arch": arch, "depth": 25, "steps": self.scale.long_steps}
-        own["lr_drop"] = (self.scale.long_drop,)
-        return self._training(("long", arch, 25), self.scale.networks | own)
+        lr_drop = (self.scale.long_drop,)
+        own = {"depth": 25, "steps": self.scale.long_steps, "lr_drop": lr_drop}
+        return self._network(("long", arch, 25), arch, own)
+
+    def _network(self, label: Label, arch: str, own: Settings) -> Job:
+        of_all = {"eval_every": self.scale.eval_every, "precision": self.asked.precision}
+        return self._training(label, arch, {**self.scale.networks, **own, **of_all})
 
     def _digits(self) -> Job:
-        return self._training(("digits",), self.scale.digits | {"arch": "mlp"})
+        return self._training(("digits",), "mlp", self.scale.digits)
 
-    def _training(self, label: Label, own: Settings) -> Job:
-        settings = _complete(train, own, seed=self.seed, data_dir=self.data_dir)
-        if own["arch"] != "mlp":
-            settings |= {"eval_every": self.scale.eval_every, "precision": self.precision}
-        return Job(label, "train", settings)
+    def _training(self, label: Label, arch: str, own: Settings) -> Job:
+        return Job(label, "train", TrainParameters(arch=arch, **own, **self._of_every_job))
 
     def _attacked(self, arch: str) -> Job:
-        own = self.scale.attack | {"method": "smallest_epsilon"}
+        own = {**self.scale.attack, "method": "smallest_epsilon"}
         return self._about(self._short(arch, 10), "attack", own)
 
-    def _about(self, job: Job, experiment: Experiment, own: Settings) -> Job:
-        settings = _complete(_FUNCTIONS[experiment], own, seed=self.seed, data_dir=self.data_dir)
-        return Job((experiment, *job.label), experiment, settings, job)
+    def _about(self, job: Job, experiment: str, own: Settings) -> Job:
+        kind = EXPERIMENTS[experiment].parameters
+        asked = kind.of({"model": _NOT_YET, **own, **self._of_every_job})
+        return Job((experiment, *job.label), experiment, asked, job)
 
-
-def _complete(function: Callable[..., Any], given: Settings, **more: Any) -> Settings:
-    """All keyword arguments of an experiment, those that aren't given at their defaults."""
-    parameters = inspect.signature(function).parameters.values()
-    own = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    own.pop("model", None)
-    return own | given | more
+    @property
+    def _of_every_job(self) -> Settings:
+        return {"seed": self.seed, "data_dir": self.asked.data_dir}

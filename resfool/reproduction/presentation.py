@@ -7,9 +7,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from resfool import paper
+from resfool.archive import FinishedRun
 from resfool.attacks.presentation import FoolingCurve, draw_fooling_rates
-from resfool.monitor import FinishedRun
-from resfool.parameters import duration, epsilon_step, show
+from resfool.monitor import Leaves
 from resfool.report import page
 from resfool.report.page import Cell, Link, Picture, Section, Table
 from resfool.reproduction.claims import (
@@ -23,24 +23,32 @@ from resfool.reproduction.claims import (
 from resfool.reproduction.plan import (
     ARCHS,
     DEEP,
+    EXPERIMENTS,
     FOOLED,
     READINGS,
+    SCALES,
     TRIED_READINGS,
     Label,
     training_label,
 )
 from resfool.reproduction.reproduce import Reproduction
 from resfool.training.presentation import trainings
+from resfool.values import duration, epsilon_step, show
 
 _NONE = "–"
 _VERDICTS = {"seen": "good", "not seen": "bad", "not run": "dim"}
-_DONE_TO_MODELS = ("attack", "universal")
 _BEST, _BEST_CLIPPED = "final_fooling_rate", "final_clipped_fooling_rate"
 _ENERGY = "energy_of_10_directions"
 _SHOWN_EPSILONS = tuple(n / 255 for n in (1, 2, 4, 8, 16, 32))
 _COMPARED = ("final_train_accuracy", "papers_way_test_accuracy")  # with what the tables print
 _DIGITS = ("digits",)
 _UNIVERSAL = ("universal", "digits")
+
+
+def leaves(found: Reproduction) -> Leaves:
+    """What a reproduction leaves: the report with its pictures, and its tables."""
+    tables = {"claims": claims_table(found), "accuracies": comparison_table(found)}
+    return page.files(as_report(found)) | tables
 
 
 def as_report(found: Reproduction) -> page.Report:
@@ -54,16 +62,16 @@ def as_report(found: Reproduction) -> page.Report:
     """
     decisions = decide(found.runs)
     counts = {v: sum(d.verdict == v for d in decisions) for v in _VERDICTS}
-    scale, seeds = found.settings["scale"], found.settings["seeds"]
-    each = "one seed" if seeds == 1 else f"{seeds} seeds"
+    asked = found.asked
+    each = "one seed" if asked.seeds == 1 else f"{asked.seeds} seeds"
     paragraphs = [
         "After Di Wu and Samuel Huberman, “ResNets: Easy to train, easy to fool?”. "
         f"The paper's {len(decisions)} claims: {counts['seen']} seen, {counts['not seen']} not "
         f"seen, {counts['not run']} not run.",
         f"{sum(map(len, found.runs.values()))} runs, {each} each, trained in "
-        f"{found.settings['precision']}, scale {scale}.",
+        f"{asked.precision}, scale {asked.scale}.",
     ]
-    if scale == "quick":
+    if asked.scale == "quick":
         paragraphs.append(
             "This is the quick scale: narrow networks and few steps on embedded digits, to try the "
             "machinery and to see shapes. Its numbers stand beside the paper's, not against them."
@@ -73,7 +81,7 @@ def as_report(found: Reproduction) -> page.Report:
         paragraphs.append(f"{len(found.missing)} of {needed} runs are missing; the end lists them.")
     paragraphs += [f"Failed: {name}: {reason}." for name, reason in found.failed.items()]
     sections = [_claims(decisions, found.failed)]
-    sections += [_SECTIONS[name](found, name) for name in found.targets]
+    sections += [_SECTIONS[name](found, name) for name in asked.targets]
     sections.append(_surroundings(found))
     if found.missing:
         sections.append(_missing(found))
@@ -156,13 +164,14 @@ def _accuracies(found: Reproduction, name: str) -> Section:
         *("test, paper", "ours, the paper's way", "difference"),
         *("ours, all test images", "time", "runs"),
     )
-    s = found.scale
-    steps = s.long_steps if kind == "long" else s.steps
+    scale = SCALES[found.asked.scale]
+    steps = scale.long_steps if kind == "long" else scale.steps
     notes = [
         f"{steps:,} steps. Train: the last point of the curve, an average of 100 steps. Test in "
-        f"the paper's way: the best of {s.chunks} evaluations of the finished model on {s.chunk} "
-        "random test images each, normalised by their own statistics; the paper's printed figures "
-        "were probably found so. All test images: the finished model, with its moving averages."
+        f"the paper's way: the best of {scale.chunks} evaluations of the finished model on "
+        f"{scale.chunk} random test images each, normalised by their own statistics; the paper's "
+        "printed figures were probably found so. All test images: the finished model, with its "
+        "moving averages."
     ]
     if _at_papers_scale(found):
         notes += _misses(found, kind, printed)
@@ -264,7 +273,7 @@ def _universal_rates(found: Reproduction, name: str) -> Section:
 def _universal_pictures(found: Reproduction, name: str) -> Section:
     if _UNIVERSAL not in found.runs:
         return _not_run(name)
-    if name != "figure8" and "figure8" in found.targets:
+    if name != "figure8" and "figure8" in found.asked.targets:
         column = {"figure9": "+ universal", "figure10": "+ random"}[name]
         return _section(name, [f"See Figure 8: its column “{column}”."])
     return _section(
@@ -374,7 +383,7 @@ def _surroundings(found: Reproduction) -> Section:
     """Versions, code and settings of all runs, where they agree and where they don't."""
     rows: list[list[Cell]] = []
     # An attack's batch_size is another thing than a training's.
-    trained = {label: runs for label, runs in found.runs.items() if label[0] not in _DONE_TO_MODELS}
+    trained = {label: runs for label, runs in found.runs.items() if not _is_about_a_model(label)}
     for names, where in (
         (("dataset", "dataset_digest", "batch_size", "learning_rate", "optimizer"), trained),
         (("augment", "precision", "width"), trained),
@@ -385,8 +394,8 @@ def _surroundings(found: Reproduction) -> Section:
             values = {run.facts[name] for run in runs if name in run.facts}
             if values:
                 rows.append([name, ", ".join(sorted(values))])
-    if found.settings["data_dir"] is not None:
-        rows.append(["data_dir", str(found.settings["data_dir"])])
+    if found.asked.data_dir is not None:
+        rows.append(["data_dir", found.asked.data_dir])
     return Section("Settings", tables=[Table(("parameter", "value or values"), rows)])
 
 
@@ -428,7 +437,7 @@ def _difference(found: Reproduction, ours: Sequence[float], of_paper: float) -> 
 
 def _at_papers_scale(found: Reproduction) -> bool:
     """Whether numbers can be held against the paper's."""
-    return found.settings["scale"] == "paper"
+    return found.asked.scale == "paper"
 
 
 def _time(found: Reproduction, label: Label) -> str:
@@ -449,8 +458,12 @@ def _runs_table(found: Reproduction, labels: Sequence[Label]) -> Table:
     return Table(("", *(_label_text(label) for label in labels)), rows)
 
 
+def _is_about_a_model(label: Label) -> bool:
+    return label[0] in EXPERIMENTS
+
+
 def _label_text(label: Label) -> str:
-    if label[0] in _DONE_TO_MODELS:
+    if _is_about_a_model(label):
         return f"{label[0]} on {_label_text(label[1:])}"
     return "the 5-layer network" if label == _DIGITS else f"{label[1]}-{label[2]}"
 

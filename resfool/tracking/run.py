@@ -1,11 +1,6 @@
 """All that our own runs tell MLflow: curves, figures, data sets and models."""
 
 import contextlib
-import dataclasses
-import functools
-import importlib
-import json
-import logging
 import os
 import re
 import subprocess
@@ -25,45 +20,29 @@ from mlflow import MlflowClient
 from mlflow.data.numpy_dataset import from_numpy
 from mlflow.entities import DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
-from resfool import checkpoints, interrupts
+from resfool import interrupts
 from resfool.datasets.sets import Dataset
 from resfool.errors import InputError
-from resfool.monitor import (
-    FinishedRun,
-    InterruptedRun,
-    ModelSource,
-    Monitor,
-    PerturbationSource,
-    Use,
-)
-from resfool.parameters import Part, Row, show
-from resfool.tracking import stores
+from resfool.monitor import Leaves, Monitor, Use
+from resfool.tracking import leaves, stores
 from resfool.tracking.killed import start_keeping_killed
-from resfool.tracking.stores import link, unusable
+from resfool.values import Part, Row, show
 
 if TYPE_CHECKING:
     import keras
-    from matplotlib.figure import Figure
-    from numpy import ndarray
-    from pandas import DataFrame
 
 
 _FLUSH_SECONDS = 5.0
 TAG = "resfool."
-CHECKPOINT_TAG = f"{TAG}checkpoint"
-# By which a training of ours is known, and its data found again.
-_TRAINING_FACTS = {"dataset", "dataset_digest", "data_dir", "data_seed", "per_class"}
 _RECORDED_VERSIONS = ("resfool", "tensorflow", "keras", "mlflow", "numpy")
 # MLflow's own names for runs that were given none: "adjective-noun-123".
-_MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
 _GENERATED_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
 Progress = Callable[[int, int, str], None]
 
 
 def no_progress(done: int, total: int, text: str) -> None:
-    pass
+    """Progress that nobody watches."""
 
 
 class Run(Monitor):
@@ -87,8 +66,7 @@ class Run(Monitor):
     ) -> None:
         nested = nested or beside
         if not nested:
-            _quieten_mlflow()
-            stores.check(mlflow.get_tracking_uri())
+            stores.prepare()
         self.seconds = 0.0
         self._progress = progress
         self._nested = nested
@@ -159,18 +137,6 @@ class Run(Monitor):
 
     # What an experiment tells
 
-    def has_run(self, run_id: str) -> bool:
-        """Whether an earlier run is in this store, and not deleted."""
-        uri = mlflow.get_tracking_uri()
-        if not stores.exists(uri):
-            return False
-        try:
-            return bool(self._client.get_run(run_id).info.lifecycle_stage == "active")
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return False
-            raise unusable(uri, error) from error
-
     def reopen(self, run_id: str) -> None:
         """What is about to begin goes on in an earlier run."""
         self._run_id, self._resumes = run_id, True
@@ -184,7 +150,7 @@ class Run(Monitor):
                 run = self._start(name)
             except MlflowException as error:
                 uri = mlflow.get_tracking_uri()
-                raise unusable(uri, error) from error
+                raise stores.unusable(uri, error) from error
         self._log_params(run, {**facts, **_origin()})
         for dataset, part, context in () if self._resumes else uses:
             self._client.set_tag(self.run_id, "dataset", dataset.name)
@@ -192,8 +158,12 @@ class Run(Monitor):
         self.seconds += time.monotonic() - started
         return None
 
-    def warn(self, text: str) -> None:
+    def say(self, text: str) -> None:
         """Say it in the terminal."""
+        print(text, flush=True)
+
+    def warn(self, text: str) -> None:
+        """Say it in the terminal, beside the results."""
         print(f"resfool: {text}", file=sys.stderr, flush=True)
 
     def fact(self, name: str, value: Any) -> None:
@@ -228,144 +198,16 @@ class Run(Monitor):
         """A run of its own under this one, open at the same time as others."""
         return Run(beside=True)
 
-    def find_finished(self, facts: Mapping[str, str], metric: str) -> FinishedRun | None:
-        """A finished run by its parameters, the latest if there are several."""
-        found = self._search(facts, "attributes.status = 'FINISHED'")
-        return next((self._read(run) for run in found if metric in run.data.metrics), None)
-
-    def find_interrupted(self, facts: Mapping[str, str]) -> InterruptedRun | None:
-        """A training that didn't finish and whose checkpoint is here."""
-        for run in self._search(facts, "attributes.status != 'FINISHED'"):
-            path = run.data.tags.get(CHECKPOINT_TAG)
-            if path is not None and stores.present(Path(path)):
-                curve = self._client.get_metric_history(run.info.run_id, "train_loss")
-                step = max((metric.step for metric in curve), default=0)
-                return InterruptedRun(str(run.info.run_id), step)
-        return None
-
-    def _search(self, facts: Mapping[str, str], status: str) -> list[Any]:
-        """Runs with some parameters in any experiment of the store, the latest first."""
-        if not stores.exists(mlflow.get_tracking_uri()):
-            return []
-        conditions = [f"params.{name} = '{value}'" for name, value in facts.items()]
-        return list(
-            self._client.search_runs(
-                [experiment.experiment_id for experiment in self._client.search_experiments()],
-                " and ".join([*conditions, status]),
-                order_by=["attributes.start_time DESC"],
-            )
-        )
-
-    def read(self, run_id: str) -> FinishedRun:
-        """A run with its figures and files, read back."""
-        return self._read(self._client.get_run(run_id))
-
-    def _read(self, run: Any) -> FinishedRun:
-        run_id = run.info.run_id
-        points: dict[int, dict[str, float]] = {}
-        for name in run.data.metrics:
-            if not name.startswith("system/"):
-                for metric in self._client.get_metric_history(run_id, name):
-                    points.setdefault(metric.step, {"step": metric.step})[name] = metric.value
-        names = {item.path for item in self._client.list_artifacts(run_id)}
-
-        def find_file(name: str) -> Path | None:
-            if name not in names:
-                return None
-            return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name))
-
-        return FinishedRun(
-            run_id,
-            link(run.info.experiment_id, run_id),
-            run.data.params,
-            run.data.metrics,
-            [points[step] for step in sorted(points)],
-            find_file,
-        )
-
-    def find_model(self, uri: str) -> ModelSource:
-        """Find a model in MLflow or among the files, without loading it."""
-        if not uri.startswith(("runs:/", "models:/")):
-            return super().find_model(uri)
-        store = mlflow.get_tracking_uri()
-        try:
-            if not stores.exists(store):
-                raise MlflowException("a new store has no models, and the question would make it")
-            return _find_logged_model(self._client, uri)
-        except MlflowException as error:
-            reason, shown = error.message.splitlines()[0], stores.shown(store)
-            raise InputError(f"model={uri}: there is no such model in {shown} ({reason})") from None
-
-    def find_artifact(self, uri: str, name: str) -> Path:
-        """Find a file that an earlier run left."""
-        if not uri.startswith("runs:/"):
-            return super().find_artifact(uri, name)
-        run_id, _, inside = uri.removeprefix("runs:/").partition("/")
-        store = mlflow.get_tracking_uri()
-        try:
-            if not stores.exists(store):
-                raise MlflowException("a new store has no runs, and the question would make it")
-            whole = f"runs:/{run_id}/{inside or name}"
-            return Path(mlflow.artifacts.download_artifacts(whole))
-        except (MlflowException, OSError) as error:
-            reason, shown = str(error).splitlines()[0], stores.shown(store)
-            raise InputError(f"{uri}: {shown} has no run with {name} by it ({reason})") from None
-
-    def find_perturbation(self, uri: str) -> PerturbationSource:
-        """Find a universal perturbation that an earlier run left, or a file."""
-        found = super().find_perturbation(uri)
-        if not uri.startswith("runs:/"):
-            return found
-        run = self._client.get_run(uri.removeprefix("runs:/").partition("/")[0])
-        return dataclasses.replace(found, name=_fitted_label(run))
-
     # What an entry point logs at the end
 
     def note(self, text: str) -> None:
         """Describe the run, in Markdown."""
         self._client.set_tag(self.run_id, "mlflow.note.content", text)
 
-    def add_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
-        """Log more figures of a run that has finished."""
-        now = int(time.time() * 1000)
-        found = [Metric(name, value, now, 0) for name, value in metrics.items()]
-        self._client.log_batch(run_id, metrics=found)
-
-    def log_array(self, name: str, array: "ndarray") -> None:
-        """Log an array as an `.npy` artifact."""
-        import numpy as np
-
+    def log(self, left: Leaves) -> None:
+        """Log what a result leaves: figures, tables, arrays and bytes, by their names."""
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / name
-            np.save(path, array, allow_pickle=False)
-            self._client.log_artifact(self.run_id, str(path))
-
-    def log_arrays(
-        self, name: str, arrays: Mapping[str, "ndarray"], facts: Mapping[str, Any]
-    ) -> None:
-        """Log arrays as an `.npz` artifact, which `checkpoints.load` reads."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / name
-            checkpoints.save(path, arrays, facts)
-            self._client.log_artifact(self.run_id, str(path))
-
-    def log_files(self, files: Mapping[str, bytes]) -> None:
-        """Log bytes as artifacts by their names, which may have folders in them."""
-        with tempfile.TemporaryDirectory() as folder:
-            for name, content in files.items():
-                path = Path(folder) / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content)
-            self._client.log_artifacts(self.run_id, folder)
-
-    def log_figure(self, figure: "Figure", name: str) -> None:
-        """Log a figure as a PNG artifact."""
-        self._client.log_figure(self.run_id, figure, name, save_kwargs={"dpi": 120})
-
-    def log_table(self, table: "DataFrame", name: str) -> None:
-        """Log a table as JSON, which the UI shows, and as CSV, in place of an earlier one."""
-        log_table(self._client, self.run_id, table, name)
-        self._client.log_text(self.run_id, table.to_csv(index=False), f"{name}.csv")
+            leaves.log(self._client, self.run_id, Path(folder), left)
 
     def tag(self, name: str, value: Any) -> None:
         """Set a tag of ours, which a later sitting may set anew; parameters can't be."""
@@ -524,115 +366,10 @@ class Run(Monitor):
         self._client.log_batch(self.run_id, params=new)
 
 
-def log_table(client: MlflowClient, run_id: str, table: "DataFrame", name: str) -> None:
-    """Log a table as JSON where the UI shows it. MLflow's own way adds rows to an earlier table.
-
-    Args:
-        client: of the store.
-        run_id: of the run.
-        table: plain values.
-        name: of the artifact, without its ending.
-    """
-    file = f"{name}.json"
-    client.log_text(run_id, table.to_json(orient="split", index=False, date_format="iso"), file)
-    known = json.loads(client.get_run(run_id).data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
-    entry = {"path": file, "type": "table"}
-    if entry not in known:
-        client.set_tag(run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([*known, entry]))
-
-
-def _quieten_mlflow() -> None:
-    """Keep MLflow's notes on tables and threads out of our output, unless they are asked for."""
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    if "MLFLOW_LOGGING_LEVEL" not in os.environ:
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
-
-
 def _status(kind: type[BaseException] | None) -> str:
     if kind is None:
         return "FINISHED"
     return "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
-
-
-def _find_logged_model(client: MlflowClient, uri: str) -> ModelSource:
-    """What the store knows of a model; nothing that the model itself says is believed."""
-    scheme, _, rest = uri.partition(":/")
-    name, version = "", ""
-    run_id: str | None
-    if scheme == "runs":
-        run_id, _, folder = rest.partition("/")
-        outputs = client.get_run(run_id).outputs
-        logged = (
-            [client.get_logged_model(o.model_id) for o in outputs.model_outputs] if outputs else []
-        )
-        model_id = next((model.model_id for model in logged if model.name == folder), None)
-    elif _MODEL_ID.fullmatch(rest):
-        model_id, run_id = rest, client.get_logged_model(rest).source_run_id
-    else:
-        name, version, found = _registered(client, rest)
-        model_id, run_id = found.model_id, found.run_id
-    # The version that an alias means now.
-    exact = f"models:/{name}/{version}" if name else uri
-    path = Path(mlflow.artifacts.download_artifacts(exact))
-    source = functools.partial(
-        ModelSource,
-        uri=uri,
-        path=path,
-        load_trusted=lambda: _load_with_mlflow(path),
-        model_id=model_id,
-    )
-    if run_id is None:
-        return source(name=f"{name} {version}" if name else rest)
-    run = client.get_run(run_id)
-    training = run.data.params
-    # Runs from before it was a parameter have it as a tag.
-    network = run.data.tags.get("network") or training.get("network")
-    if network is not None and training.keys() >= _TRAINING_FACTS:
-        return source(name=_network_label(training, network), training=training)
-    return source(name=f"{name} {version}" if name else run.info.run_name)
-
-
-def _registered(client: MlflowClient, rest: str) -> tuple[str, str, Any]:
-    """Name, version and entry of NAME/VERSION, NAME/latest, NAME/ALIAS or NAME@ALIAS."""
-    name, separator, which = rest.rpartition("@" if "@" in rest else "/")
-    if not separator or not name or not which:
-        raise MlflowException("it must be models:/NAME/VERSION, models:/NAME@ALIAS or models:/m-ID")
-    if which == "latest" and "@" not in rest:
-        versions = client.search_model_versions(f"name='{name}'")
-        if not versions:
-            raise MlflowException(f"no model {name} is registered")
-        found = max(versions, key=lambda version: int(version.version))
-    elif which.isdecimal() and "@" not in rest:
-        found = client.get_model_version(name, which)
-    else:
-        found = client.get_model_version_by_alias(name, which)
-    return name, str(found.version), found
-
-
-def _network_label(training: Mapping[str, str], network: str) -> str:
-    if training.get("adversarial", "none") == "none":
-        return network
-    return f"{network} {training['adversarial']} {training['adversarial_epsilon']}"
-
-
-def _fitted_label(run: Any) -> str:
-    """What a universal perturbation was fitted on, and by which algorithm."""
-    facts = run.data.params
-    if "model_name" in facts and "algorithm" in facts:
-        return f"{facts['model_name']} algorithm {facts['algorithm']}"
-    return str(run.info.run_name)
-
-
-def _load_with_mlflow(path: Path) -> Any:
-    """A model by MLflow's own loader of its flavour, which may run what the model brings."""
-    flavors = mlflow.models.get_model_info(str(path)).flavors
-    # Without its loss and optimizer, which may be code that isn't here and aren't needed.
-    options = {"compile": False, "safe_mode": False}
-    for flavor, keyword in ("keras", "load_model_kwargs"), ("tensorflow", "keras_model_kwargs"):
-        if flavor in flavors:
-            module = importlib.import_module(f"mlflow.{flavor}")
-            return module.load_model(str(path), **{keyword: options})
-    raise InputError(f"{path} has the flavours {', '.join(flavors)}, neither keras nor tensorflow")
 
 
 def _as_input(dataset: Dataset, part: Part) -> Any:

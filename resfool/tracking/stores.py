@@ -3,6 +3,7 @@
 MLflow itself would spend minutes on retries, or make a database by the question.
 """
 
+import logging
 import os
 import sqlite3
 import sys
@@ -30,21 +31,30 @@ def exists(uri: str) -> bool:
     return not uri.startswith("sqlite:///") or present(Path(uri.removeprefix("sqlite:///")))
 
 
+def check_has(uri: str, what: str) -> None:
+    """Refuse, as MLflow does what it can't find, what the question would make a store for."""
+    if not exists(uri):
+        raise MlflowException(f"a new store has no {what}, and the question would make it")
+
+
 def shown(uri: str) -> str:
     """A store's address without user and password."""
     place = urlsplit(uri).netloc
     return uri.replace(place, place.rpartition("@")[2], 1) if "@" in place else uri
 
 
-def check(uri: str) -> None:
-    """Refuse a tracking store that can't be used.
+def prepare() -> None:
+    """Make ready for what a command tells MLflow, or asks of it.
 
-    Args:
-        uri: as MLflow takes it: sqlite:///..., http(s)://..., a folder or file:...
+    MLflow's notes on tables and threads are kept out of our output, unless they are asked for.
 
     Raises:
-        InputError: it can't be reached or written.
+        InputError: the tracking store can't be reached or written.
     """
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    if "MLFLOW_LOGGING_LEVEL" not in os.environ:
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+    uri = mlflow.get_tracking_uri()
     if uri.startswith(("http://", "https://")):
         _check_server(uri)
     elif uri.startswith("sqlite:///"):

@@ -12,8 +12,12 @@ from mlflow.exceptions import MlflowException
 from resfool import checkpoints
 from resfool.errors import InputError, expanded
 from resfool.monitor import Use
+from resfool.parameters import Resumable
 from resfool.tracking import stores
-from resfool.tracking.run import CHECKPOINT_TAG, TAG, Progress, Run, no_progress
+from resfool.tracking.run import TAG, Progress, Run
+
+CHECKPOINT_TAG = f"{TAG}checkpoint"
+_HOST_TAG = f"{TAG}host"
 
 
 class TrainingRun(Run):
@@ -21,31 +25,26 @@ class TrainingRun(Run):
 
     Args:
         progress: is told the steps done, their total and a short text.
-        resume: id of the run to go on with, or None for a new one.
-        checkpoint_dir: folder for the checkpoints, one folder a run.
+        asked: the run to go on with, if any, and where checkpoints are, one folder a run.
         nested: whether it is a part of the run that is open.
 
     Attributes:
         checkpoint: the checkpoint of the run that is resumed, else None until it begins.
+
+    Raises:
+        InputError: the tracking store or the folder can't be used, or there is no such run to
+            resume.
     """
 
-    def __init__(
-        self,
-        progress: Progress,
-        *,
-        resume: str | None,
-        checkpoint_dir: Path,
-        nested: bool = False,
-    ) -> None:
+    def __init__(self, progress: Progress, asked: Resumable, *, nested: bool = False) -> None:
         super().__init__(progress, nested=nested)
-        checkpoint_dir = expanded(checkpoint_dir)
-        stores.check_folder("checkpoint folder", checkpoint_dir)
+        self._folder = expanded(asked.checkpoint_dir)
+        stores.check_folder("checkpoint folder", self._folder)
         self.checkpoint: Path | None = None
-        self._checkpoint_dir = checkpoint_dir
         self._lock: IO[str] | None = None
-        if resume is not None:
-            self.reopen(resume)
-            self.checkpoint = self._find_checkpoint(resume)
+        if asked.resume is not None:
+            self.reopen(asked.resume)
+            self.checkpoint = self._find_checkpoint(asked.resume)
 
     def __exit__(
         self,
@@ -63,7 +62,7 @@ class TrainingRun(Run):
         """Open the run, or open again the one to resume, and log what is known."""
         super().begin(name, facts, uses)
         assert self.checkpoint is not None
-        tags = {CHECKPOINT_TAG: str(self.checkpoint), f"{TAG}host": platform.node()}
+        tags = {CHECKPOINT_TAG: str(self.checkpoint), _HOST_TAG: platform.node()}
         mlflow.set_tags(tags | {"network": facts["network"]})
         return self.checkpoint
 
@@ -73,7 +72,7 @@ class TrainingRun(Run):
         if self._resumes:
             return self._reopened()
         run = super()._start(name)
-        self.checkpoint = (self._checkpoint_dir / self.run_id / "checkpoint.npz").resolve()
+        self.checkpoint = (self._folder / self.run_id / "checkpoint.npz").resolve()
         self._lock = checkpoints.hold(self.checkpoint)
         return run
 
@@ -86,8 +85,7 @@ class TrainingRun(Run):
     def _find_checkpoint(self, run_id: str) -> Path:
         uri = mlflow.get_tracking_uri()
         try:
-            if not stores.exists(uri):
-                raise MlflowException("a new store has no runs, and would be made by the question")
+            stores.check_has(uri, "runs")
             run = self._client.get_run(run_id)
         except MlflowException:
             raise InputError(
@@ -99,29 +97,6 @@ class TrainingRun(Run):
         if path is None:
             raise InputError(f"resume={run_id}: this run is no training of resfool's")
         if not stores.present(Path(path)):
-            host = run.data.tags.get(f"{TAG}host", "unknown")
+            host = run.data.tags.get(_HOST_TAG, "unknown")
             raise InputError(f"resume={run_id}: its checkpoint {path} (host {host}) isn't here")
         return Path(path)
-
-
-def open_run(
-    progress: Progress = no_progress,
-    /,
-    *,
-    resume: str | None = None,
-    checkpoint_dir: str = "checkpoints",
-) -> TrainingRun:
-    """Prepare a training's run, new or resumed; `begin` opens it.
-
-    Args:
-        progress: is told the steps done, their total and a short text.
-        resume: id of a training that was stopped, to go on with in its own run.
-        checkpoint_dir: folder for the checkpoints, one folder a run.
-
-    Returns:
-        The run, to be used as a context manager.
-
-    Raises:
-        InputError: the tracking store can't be used, or there is no such run to resume.
-    """
-    return TrainingRun(progress, resume=resume, checkpoint_dir=Path(checkpoint_dir))

@@ -8,7 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter
 
+from resfool.monitor import Leaves
 from resfool.report.drawing import colour_of
+from resfool.values import Row
 
 _LINES: dict[str, dict[str, Any]] = {
     "train": {"color": "tab:blue", "label": "training (average of 100 steps)"},
@@ -18,7 +20,18 @@ _LINES: dict[str, dict[str, Any]] = {
 }
 
 
-def accuracy_curves(history: Sequence[Mapping[str, float]], title: str) -> Figure:
+def leaves(network: str, data: str, history: Sequence[Row]) -> Leaves:
+    """What a training leaves beside its model.
+
+    Args:
+        network: its name.
+        data: the data set's name.
+        history: its curve.
+    """
+    return {"accuracy_curves.png": accuracy_curves(history, f"{network} on {data}")}
+
+
+def accuracy_curves(history: Sequence[Row], title: str) -> Figure:
     """Accuracy and loss against the step, for training and test, as in the paper's Figure 3.
 
     Args:
@@ -44,7 +57,7 @@ def accuracy_curves(history: Sequence[Mapping[str, float]], title: str) -> Figur
 
 
 def trainings(
-    curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]],
+    curves: Mapping[str, Sequence[Sequence[Row]]],
     title: str,
     printed: Mapping[str, tuple[float, float]] | None = None,
 ) -> Figure:
@@ -101,7 +114,7 @@ def trainings(
     return figure
 
 
-def _draw(axes: Axes, history: Sequence[Mapping[str, float]], quantity: str) -> None:
+def _draw(axes: Axes, history: Sequence[Row], quantity: str) -> None:
     for split, style in _LINES.items():
         key = f"{split}_{quantity}"
         points = [(row["step"], row[key]) for row in history if key in row]

@@ -12,7 +12,9 @@ import tensorflow as tf
 from resfool import interrupts, paper
 from resfool.classifiers.scores import Score
 from resfool.errors import NonFiniteLossError
-from resfool.parameters import Adversarial, Augment, Optimizer, Row
+from resfool.monitor import Advance, quiet
+from resfool.training.recipe import Steps
+from resfool.values import Row
 
 _CALL_SECONDS = 0.5  # steps are run in calls of about this length, so that Ctrl-C acts soon
 _GENERATOR = "philox"  # named, since the default depends on the device
@@ -29,15 +31,7 @@ class Trainer:
         model: from images to logits; its weights are changed in place.
         images: float32 (N, H, W, C) in [0, 1], the training set.
         labels: int (N,).
-        batch_size: images per step, drawn at random with replacement ("random sampling").
-        optimizer: "adam", "momentum" (0.9) or "sgd".
-        learning_rate: of the first steps.
-        lr_drop: numbers of steps after which the rate is divided by 10.
-        weight_decay: decoupled, for the kernels of convolutions and dense layers only.
-        augment: "crop_flip" shifts each image by up to 4 pixels and mirrors half of them.
-        adversarial: "fgsm" minimises the loss on each batch's fast-gradient examples too.
-        adversarial_epsilon: the most that they change a pixel by, in [0, 1].
-        adversarial_weight: share of their loss in the one that is minimised, in [0, 1].
+        asked: how to train.
         seed: of the batches and their augmentation.
     """
 
@@ -46,34 +40,22 @@ class Trainer:
         model: keras.Model,
         images: np.ndarray,
         labels: np.ndarray,
+        asked: Steps,
         *,
-        batch_size: int = paper.BATCH_SIZE,
-        optimizer: Optimizer = "adam",
-        learning_rate: float = paper.LEARNING_RATE,
-        lr_drop: Sequence[int] = (),
-        weight_decay: float = 0.0,
-        augment: Augment = "none",
-        adversarial: Adversarial = "none",
-        adversarial_epsilon: float = 8 / 255,
-        adversarial_weight: float = 0.5,
         seed: int = 0,
     ) -> None:
         self.model = model
         self.step = 0
         self.history: list[Row] = []
         self._figures = ["train_loss", "train_accuracy"]  # what is measured in each step
-        if adversarial == "fgsm":
+        if asked.adversarial == "fgsm":
             self._figures += ["train_adversarial_loss", "train_adversarial_accuracy"]
         self._window: list[tuple[float, ...]] = []  # those of the steps since the last point
         self._images = tf.constant(images)
         self._labels = tf.constant(labels, tf.int32)
-        self._batch_size = batch_size
-        self._augment = augment
-        self._adversarial = adversarial
-        self._epsilon = adversarial_epsilon
-        self._adversarial_weight = adversarial_weight
+        self._asked = asked
         self._seed = seed
-        self._optimizer = _optimizer(optimizer, learning_rate, lr_drop, weight_decay)
+        self._optimizer = _optimizer(asked)
         self._optimizer.exclude_from_weight_decay(
             var_list=[v for v in model.trainable_variables if not v.path.endswith("/kernel")]
         )
@@ -150,9 +132,9 @@ class Trainer:
         section 6 (whose alpha is 1 - a).
         """
         figures, gradients, image_gradient = self._gradients(images, labels)
-        if self._adversarial == "fgsm":
-            share = self._adversarial_weight
-            moved = images + self._epsilon * tf.sign(image_gradient)
+        if self._asked.adversarial == "fgsm":
+            share = self._asked.adversarial_weight
+            moved = images + self._asked.adversarial_epsilon * tf.sign(image_gradient)
             # Each pass normalises by its own batch and moves the averages: the finished model,
             # which normalises by them, is to meet images of both kinds.
             more_figures, more_gradients, _ = self._gradients(
@@ -183,10 +165,15 @@ class Trainer:
     def _batch(self, step: Any) -> tuple[Any, Any]:
         """Batch number `step`: a function of the seed and the step alone."""
         rows = tf.random.stateless_uniform(
-            (self._batch_size,), (self._seed, step), 0, len(self._labels), tf.int32, alg=_GENERATOR
+            (self._asked.batch_size,),
+            (self._seed, step),
+            0,
+            len(self._labels),
+            tf.int32,
+            alg=_GENERATOR,
         )
         images, labels = tf.gather(self._images, rows), tf.gather(self._labels, rows)
-        if self._augment == "crop_flip":
+        if self._asked.augment == "crop_flip":
             images = crop_flip(images, (self._seed, step))
         return images, labels
 
@@ -215,23 +202,21 @@ def crop_flip(images: Any, seed: Any) -> Any:
     return tf.gather(tf.gather(padded, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
 
 
-def _optimizer(
-    name: Optimizer, learning_rate: float, lr_drop: Sequence[int], weight_decay: float
-) -> keras.optimizers.Optimizer:
-    rate: Any = learning_rate
-    if lr_drop:
+def _optimizer(asked: Steps) -> keras.optimizers.Optimizer:
+    rate: Any = asked.learning_rate
+    if asked.lr_drop:
         # Keras changes the rate after its boundary, and counts steps from 0.
-        boundaries = [step - 1 for step in sorted(lr_drop)]
-        rates = [learning_rate / 10**i for i in range(len(boundaries) + 1)]
+        boundaries = [step - 1 for step in sorted(asked.lr_drop)]
+        rates = [asked.learning_rate / 10**i for i in range(len(boundaries) + 1)]
         rate = keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, rates)
-    decay = weight_decay or None
-    if name == "adam":
+    decay = asked.weight_decay or None
+    if asked.optimizer == "adam":
         return keras.optimizers.Adam(rate, weight_decay=decay)
-    momentum = 0.9 if name == "momentum" else 0.0
+    momentum = 0.9 if asked.optimizer == "momentum" else 0.0
     return keras.optimizers.SGD(rate, momentum=momentum, weight_decay=decay)
 
 
-def train(
+def train_to(
     trainer: Trainer,
     steps: int,
     *,
@@ -239,7 +224,7 @@ def train(
     evaluate: Callable[[], Score],
     evaluated: str = "test",
     report: Callable[[Row], None] = lambda row: None,
-    progress: Callable[[int, int, str], None] = lambda done, total, text: None,
+    progress: Advance = quiet,
     save: Callable[[], None] = lambda: None,
     save_seconds: float = 30.0,
 ) -> list[Row]:
@@ -252,7 +237,7 @@ def train(
         evaluate: judges the model as it stands.
         evaluated: what its figures are called after: the part of the data set that it looks at.
         report: is given each point of the curve, from the first on, those restored included.
-        progress: is told the steps done, their total and a short text.
+        progress: is told how many more steps are done, and the latest accuracies.
         save: keeps the trainer's state; called at the start, every `save_seconds`, when
             interrupted and at the end.
         save_seconds: seconds between two saves.
@@ -264,14 +249,15 @@ def train(
         NonFiniteLossError: the loss of a step isn't finite.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the state was saved.
     """
-    reported = 0
+    reported = advanced = 0
 
     def tell() -> None:
-        nonlocal reported
+        nonlocal reported, advanced
         while reported < len(trainer.history):
             reported += 1  # before, or what `report` raises would have it told twice
             report(trainer.history[reported - 1])
-        progress(trainer.step, steps, _summary(trainer.history))
+        progress(trainer.step - advanced, _summary(trainer.history))
+        advanced = trainer.step
 
     save()
     saved = time.monotonic()

@@ -11,19 +11,34 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from resfool.parameters import show
-from resfool.training import presentation
+from resfool.monitor import Leaves
+from resfool.training.presentation import trainings
+from resfool.values import show
 
 if TYPE_CHECKING:
-    from resfool.experiments import SweptTraining, Tuning
+    from resfool.trials.sweep import SweptTraining
+    from resfool.trials.tune import Tuning
+
+
+def sweep_leaves(swept: Sequence["SweptTraining"]) -> Leaves:
+    """What a sweep leaves: its trainings, its networks and their curves."""
+    return {
+        "trainings": trainings_table(swept),
+        "networks": networks_table(swept),
+        "trainings.png": trainings_figure(swept, swept[0].asked.dataset),
+    }
+
+
+def tuning_leaves(found: "Tuning", title: str) -> Leaves:
+    """What a tuning leaves: its trials, and what they say of the settings."""
+    return {"trials": trials_table(found), "tuning.png": tuning_figure(found, title)}
 
 
 def trainings_table(swept: Sequence["SweptTraining"]) -> pd.DataFrame:
     """A sweep's trainings, a row for each."""
-    settings = ("arch", "depth", "seed")
     return pd.DataFrame(
         {"network": each.network}
-        | {name: each.settings[name] for name in settings}
+        | {name: getattr(each.asked, name) for name in ("arch", "depth", "seed")}
         | dict(each.metrics)
         | {"reused": each.reused, "error": each.error}
         for each in swept
@@ -49,7 +64,7 @@ def trainings_figure(swept: Sequence["SweptTraining"], where: str) -> Figure:
         network: [each.curve for each in trainings]
         for network, trainings in _by_network(swept).items()
     }
-    return presentation.trainings(curves, where)
+    return trainings(curves, where)
 
 
 def sweep_summary(swept: Sequence["SweptTraining"]) -> str:

@@ -5,15 +5,15 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from resfool.classifiers import files
 from resfool.datasets.sets import Dataset
 from resfool.errors import TrialError
 from resfool.monitor import Monitor, Use
-from resfool.parameters import Part, Row
-from resfool.training.recipe import Judged, Settings
+from resfool.training.recipe import Judged, TrainParameters
 from resfool.training.train import train
+from resfool.values import Part, Row
 
 if TYPE_CHECKING:
     import keras
@@ -51,7 +51,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Trainer:
+class Trial:
     """Trains in a worker, and tells the driver what a monitor would be told.
 
     Attributes:
@@ -60,18 +60,18 @@ class Trainer:
 
     data: Dataset | None = None
 
-    def __call__(self, settings: Settings, report: Callable[[Message], bool]) -> Trained | None:
+    def __call__(self, asked: TrainParameters, report: Callable[[Message], bool]) -> Trained | None:
         """Train once.
 
         Args:
-            settings: arguments of `train`.
+            asked: how to train.
             report: sends a message; returns whether to stop.
 
         Returns:
             The finished training, or None if it was stopped.
         """
         try:
-            result = train(_Telling(report), self.data, **settings)
+            result = train(asked, _Telling(report), self.data)
         except _Stopped:
             return None
         model = files.saved(result.model)
@@ -97,16 +97,6 @@ class _Telling(Monitor):
     def point(self, row: Row) -> None:
         if self._report(("point", (dict(row),))):
             raise _Stopped
-
-
-class Pool(Protocol):
-    """What runs trials, such as `parallel.Pool`."""
-
-    def submit(self, place: Any, item: Settings) -> None:
-        """Add a trial."""
-
-    def finished(self) -> Any:
-        """Places and outcomes of trials as they end."""
 
 
 class Recorder:

@@ -1,12 +1,14 @@
 """What a search may vary."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from resfool.errors import InputError, unknown
-from resfool.parameters import Arch, show
-from resfool.training.recipe import Settings, check, default
+from resfool.networks.shape import ARCHITECTURES
+from resfool.training.recipe import TrainParameters
+from resfool.trials.options import TuneParameters
+from resfool.values import show
 
 
 @dataclass(frozen=True)
@@ -26,46 +28,55 @@ class Choice:
 
 
 Span = Between | Choice
-_SPACE: dict[str, Span] = {
-    "learning_rate": Between(1e-4, 1e-1, log=True),
-    "weight_decay": Between(1e-5, 1e-1, log=True),
-    "dropout": Between(0.0, 0.5),
-    "gate_bias": Between(-4.0, 0.0),
-    "width": Choice((16, 32, 64)),
-    "depth": Choice((10, 15, 20, 25)),
-    "optimizer": Choice(("adam", "momentum", "sgd")),
-    "batch_size": Choice((32, 64, 128, 256)),
-}
-_MLP_SPACE: dict[str, Span] = {"width": Choice((50, 100, 200)), "depth": Choice((2, 3, 5, 7))}
 
 
-def space_of(arch: Arch, search: Sequence[str] | None, training: Settings) -> dict[str, Span]:
-    """What is searched: what was named, or all that the architecture has and wasn't given."""
-    known = {
-        name: span for name, span in _SPACE.items() if arch == "highway" or name != "gate_bias"
-    }
-    if arch == "mlp":
-        known |= _MLP_SPACE
-    for name in search or ():
+def space_of(asked: TuneParameters) -> dict[str, Span]:
+    """What is searched: what was named, or all that the architecture has and wasn't given.
+
+    Args:
+        asked: the search.
+
+    Returns:
+        Spans by the settings' names, without values that `train` refuses beside what was given.
+
+    Raises:
+        InputError: a setting isn't known, was given, or none of its values goes.
+    """
+    known, given = _known(asked.arch), asked.given()
+    for name in asked.search or ():
         if name not in known:
-            raise unknown(f"setting to search of {arch}", name, known)
-        if training[name] != default(name):
+            raise unknown(f"setting to search of {asked.arch}", name, known)
+        if name in given:
             raise InputError(
-                f"{name}={show(training[name])} was given, so it can't be searched; "
+                f"{name}={show(given[name])} was given, so it can't be searched; "
                 "leave one of the two out"
             )
-    names = search or [name for name in known if training[name] == default(name)]
-    return {name: known[name] for name in names}
+    names = asked.search or [name for name in known if name not in given]
+    return {name: _fitting(name, known[name], asked.training) for name in names}
 
 
-def fitting(name: str, span: Span, base: Settings) -> Span:
-    """A setting's span, without the values that `train` refuses beside what was given."""
+def _known(arch: str) -> dict[str, Span]:
+    kind = ARCHITECTURES[arch]
+    known: dict[str, Span] = {
+        "learning_rate": Between(1e-4, 1e-1, log=True),
+        "weight_decay": Between(1e-5, 1e-1, log=True),
+        "dropout": Between(0.0, 0.5),
+        "gate_bias": Between(-4.0, 0.0),
+        "width": Choice(kind.tried_widths),
+        "depth": Choice(kind.tried_depths),
+        "optimizer": Choice(("adam", "momentum", "sgd")),
+        "batch_size": Choice((32, 64, 128, 256)),
+    }
+    return {name: span for name, span in known.items() if kind.gated or name != "gate_bias"}
+
+
+def _fitting(name: str, span: Span, training: TrainParameters) -> Span:
     if not isinstance(span, Choice):
         return span
     refusals: dict[Any, InputError] = {}
     for value in span.values:
         try:
-            check(base | as_given({name: value}))
+            replace(training, **as_given({name: value}))
         except InputError as error:
             refusals[value] = error
     values = tuple(value for value in span.values if value not in refusals)

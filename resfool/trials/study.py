@@ -19,7 +19,7 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial, TrialState
 
 from resfool.errors import InputError
-from resfool.parameters import Pruner, Sampler
+from resfool.trials.options import Pruner, Sampler
 from resfool.trials.space import Choice, Span
 
 _ENDED = TrialState.COMPLETE, TrialState.PRUNED

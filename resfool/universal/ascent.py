@@ -11,9 +11,9 @@ import tensorflow as tf
 
 from resfool.attacks import lowrank
 from resfool.classifiers import inference
-from resfool.parameters import Norm
-from resfool.universal.fitting import Best, Fit, Report, quiet
+from resfool.universal.fitting import Best, Fit, Report, no_report
 from resfool.universal.vectors import perturbed_by, projected
+from resfool.values import Norm
 
 _FIRST_STEP = 0.04  # of gradient ascent, as a share of the norm; momentum multiplies it by up to 5
 _MOMENTUM = 0.8
@@ -28,7 +28,7 @@ def gradient_trained(
     seed: int = 0,
     clip: bool = False,
     batch_size: int = 100,
-    report: Report = quiet,
+    report: Report = no_report,
 ) -> Fit:
     """A universal perturbation in all pixels, trained by stochastic gradients and projected.
 

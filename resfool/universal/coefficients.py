@@ -2,16 +2,18 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import get_args
 
 import keras
 import numpy as np
 
 from resfool.attacks import lowrank
-from resfool.attacks.lowrank import Decomposition
+from resfool.attacks.lowrank import Decomposition, RandomCoefficients
 from resfool.classifiers.inference import BATCH_SIZE
-from resfool.parameters import Coefficients, Norm
 from resfool.universal.ascent import SmoothRate, ascend
-from resfool.universal.vectors import judged
+from resfool.universal.options import Coefficients
+from resfool.universal.vectors import applied
+from resfool.values import Norm
 
 
 def coefficients(
@@ -50,8 +52,13 @@ def coefficients(
         return _scaled(chosen, decomposition, _definite(norm, 1))
     if rule == "optimised":
         return optimised(model, images, decomposition, rank, norm=norm, seed=seed, clip=clip)
-    drawn = lowrank.random_coefficients(rule, decomposition, rank, seed=seed, draws=draws)
-    return _scaled(drawn, decomposition, norm)
+    random = lowrank.random_coefficients(rule, decomposition, rank, seed=seed, draws=draws)
+    return _scaled(random, decomposition, norm)
+
+
+def drawn(rule: Coefficients, draws: int) -> int:
+    """How many perturbations a rule gives: the random ones one for each draw, the others one."""
+    return draws if rule in get_args(RandomCoefficients) else 1
 
 
 def first_vector_sign(
@@ -75,7 +82,7 @@ def first_vector_sign(
         1 or -1.
     """
     both = _scaled(np.array([[1.0], [-1.0]]), decomposition, _definite(norm, 1))
-    rates = judged(model, images, _vectors(both, decomposition, images), clip=clip).rates
+    rates = applied(model, images, _vectors(both, decomposition, images), clip=clip).rates
     return 1 if rates[0] >= rates[1] else -1
 
 
@@ -122,7 +129,7 @@ def optimised(
     signed = _scaled(np.concatenate([np.eye(rank), -np.eye(rank)]), decomposition, norm)
 
     def ordered(rows: np.ndarray, on: np.ndarray) -> np.ndarray:
-        rates = judged(model, on, _vectors(rows, decomposition, images), clip=clip).rates
+        rates = applied(model, on, _vectors(rows, decomposition, images), clip=clip).rates
         return np.argsort(-rates, kind="stable")
 
     if rank == 1:

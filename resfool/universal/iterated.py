@@ -7,17 +7,12 @@ import numpy as np
 import tensorflow as tf
 
 from resfool.attacks import minimal
+from resfool.attacks.solvers import Solver
 from resfool.classifiers import inference
 from resfool.classifiers.inference import BATCH_SIZE
-from resfool.parameters import Norm
-from resfool.parameters import Solver as SolverName
-from resfool.universal.fitting import Best, Fit, Report, quiet
-from resfool.universal.vectors import (
-    classes_under,
-    clean_classes_of,
-    projected,
-    with_vector,
-)
+from resfool.universal.fitting import Best, Fit, Report, no_report
+from resfool.universal.vectors import classes_under, projected
+from resfool.values import Norm
 
 # From a model and images (N, H, W, C) to a small perturbation (N, H, W, C) of each that changes
 # its predicted class, or zeros where none was found.
@@ -30,14 +25,14 @@ def algorithm1(
     images: np.ndarray,
     *,
     norm: Norm,
-    solver: SolverName | Solve = "closest",
+    solver: Solver | Solve = "closest",
     desired_rate: float = 0.8,
     passes: int = 6,
     group: int = 5,
     seed: int = 0,
     clip: bool = False,
     batch_size: int = BATCH_SIZE,
-    report: Report = quiet,
+    report: Report = no_report,
 ) -> Fit:
     """Algorithm 1: add up smallest perturbations of images that the sum so far doesn't fool.
 
@@ -67,7 +62,7 @@ def algorithm1(
     """
     solve = _named(solver, group) if isinstance(solver, str) else solver
     random = np.random.default_rng(seed)
-    clean = clean_classes_of(model, images, batch_size)
+    clean = inference.predicted(inference.logits(model, images, batch_size))
     best = Best(model, images, clip)
     vector = np.zeros(images.shape[1:], np.float32)
     rates: list[float] = []
@@ -83,7 +78,7 @@ def algorithm1(
                     model, images, clean, vector, waiting, group, clip, batch_size
                 )
                 if len(unfooled):
-                    steps = solve(model, with_vector(images[unfooled], vector, clip))
+                    steps = solve(model, _perturbed(images[unfooled], vector, clip))
                     vector = projected(vector + steps.sum(axis=0), norm)
             yield vector
 
@@ -100,13 +95,17 @@ def algorithm1(
     return Fit(best.vector, rates)
 
 
-def _named(solver: SolverName, group: int) -> Solve:
+def _named(solver: Solver, group: int) -> Solve:
     def solve(model: keras.Model, images: np.ndarray) -> np.ndarray:
         found = minimal.smallest_perturbations(model, images, solver=solver, batch_size=group)
         flipped = found.flipped.reshape(-1, 1, 1, 1)
         return np.where(flipped, found.perturbations, np.float32(0))
 
     return solve
+
+
+def _perturbed(images: np.ndarray, vector: np.ndarray, clip: bool) -> np.ndarray:
+    return np.clip(images + vector, 0.0, 1.0) if clip else images + vector
 
 
 def _next_unfooled(

@@ -1,6 +1,6 @@
 """How well universal perturbations fool a model on held-out images (Figures 7 to 10)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,15 @@ from resfool.attacks import lowrank
 from resfool.attacks.lowrank import Decomposition
 from resfool.classifiers import scores
 from resfool.classifiers.inference import BATCH_SIZE
-from resfool.parameters import Coefficients, Norm, NormKind, Row
+from resfool.monitor import Advance, quiet
 from resfool.universal import coefficients
-from resfool.universal.vectors import judged, random_vectors
+from resfool.universal.options import Coefficients
+from resfool.universal.vectors import applied, random_vectors
+from resfool.values import Norm, NormKind, Row
 
+RANKS = 1, 2, 3, 5, 10, 20, 30, 50, 100  # numbers of singular vectors that Figure 7 is drawn for
+
+_VECTORS = 4  # that are judged for each draw: it, the same clipped, and noise of two kinds
 _KINDS: tuple[NormKind, NormKind] = ("l2", "linf")
 
 
@@ -35,10 +40,6 @@ class Ranked:
     vector: np.ndarray
 
 
-VECTORS = 4  # that are judged for each draw: it, the same clipped, and noise of two kinds
-RANKS = 1, 2, 3, 5, 10, 20, 30, 50, 100  # numbers of singular vectors that Figure 7 is drawn for
-
-
 def over_ranks(
     model: keras.Model,
     fitting: np.ndarray,
@@ -52,7 +53,7 @@ def over_ranks(
     equal_norm: Norm,
     draws: int,
     seed: int,
-    progress: Callable[[int], None] = lambda judged: None,
+    progress: Advance = quiet,
 ) -> Ranked:
     """Judge low-rank perturbations (equation 8) of several ranks, as drawn and at equal norm.
 
@@ -68,7 +69,7 @@ def over_ranks(
         equal_norm: that all of them are scaled to for the fair comparison.
         draws: perturbations of each rank, and random vectors to compare with.
         seed: of the draws.
-        progress: is told the perturbations judged, each on all held-out images.
+        progress: is told of the perturbations, each on all held-out images; see `vectors_over`.
 
     Returns:
         Rates of every rank, measured on the held-out images, and the perturbation.
@@ -85,24 +86,32 @@ def over_ranks(
                 rule, model, fitting, decomposition, number, norm=size, seed=seed, draws=draws
             )
             vectors = lowrank.combined(f, decomposition).reshape(-1, *held_out.shape[1:])
-            row |= _judged(model, held_out, vectors, prefix, seed)
-            progress(VECTORS * len(vectors))
+            row |= _rates(model, held_out, vectors, prefix, seed)
+            progress(_VECTORS * len(vectors))
             if prefix == "" and number == rank:
                 vector = _best(model, fitting, vectors)
         rows.append(row)
     return Ranked(rows, vector)
 
 
-def _judged(
+def vectors_over(
+    ranks: Sequence[int], *, rule: Coefficients, norm: Norm, equal_norm: Norm, draws: int
+) -> int:
+    """How many perturbations `over_ranks` judges, its arguments being these."""
+    sides = 1 if norm == equal_norm else 2
+    return len(ranks) * sides * _VECTORS * coefficients.drawn(rule, draws)
+
+
+def _rates(
     model: keras.Model, held_out: np.ndarray, vectors: np.ndarray, prefix: str, seed: int
 ) -> Row:
     lengths, largest = (lowrank.sizes(vectors, kind) for kind in _KINDS)
     noise = random_vectors(vectors.shape[1:], lengths, "l2", seed)
     signs = random_vectors(vectors.shape[1:], largest, "linf", seed)
-    rates = judged(model, held_out, vectors).rates
-    clipped = judged(model, held_out, vectors, clip=True).rates
-    random = judged(model, held_out, noise).rates
-    sign_noise = judged(model, held_out, signs).rates
+    rates = applied(model, held_out, vectors).rates
+    clipped = applied(model, held_out, vectors, clip=True).rates
+    random = applied(model, held_out, noise).rates
+    sign_noise = applied(model, held_out, signs).rates
     return {
         f"{prefix}l2_norm": float(lengths.mean()),
         f"{prefix}fooling_rate": float(rates.mean()),
@@ -119,7 +128,7 @@ def _best(model: keras.Model, fitting: np.ndarray, vectors: np.ndarray) -> np.nd
     """The perturbation that fools most of the fitting images; held-out ones have no say."""
     if len(vectors) == 1:
         return vectors[0]
-    return vectors[judged(model, fitting, vectors).rates.argmax()]
+    return vectors[applied(model, fitting, vectors).rates.argmax()]
 
 
 @dataclass(frozen=True)
@@ -184,8 +193,8 @@ def verdict(
     (l2,), (linf,) = (lowrank.sizes(vector[np.newaxis], kind) for kind in _KINDS)
     noise = random_vectors(vector.shape, np.array([l2]), "l2", seed)[0]
     signs = random_vectors(vector.shape, np.full(20, linf), "linf", seed)
-    both = judged(model, held_out, np.stack([vector, noise]))
-    clipped = judged(model, held_out, vector[np.newaxis], clip=True).classes[0]
+    both = applied(model, held_out, np.stack([vector, noise]))
+    clipped = applied(model, held_out, vector[np.newaxis], clip=True).classes[0]
     fooled = np.flatnonzero(both.classes[0] != both.clean_classes)[:pictures]
     images = held_out[fooled]
     return Verdict(
@@ -195,7 +204,7 @@ def verdict(
         fooled=both.classes[0],
         clipped=clipped,
         random=both.classes[1],
-        sign_noise_rate=float(judged(model, held_out, signs).rates.mean()),
+        sign_noise_rate=float(applied(model, held_out, signs).rates.mean()),
         shown=fooled,
         pictures=np.stack([images, images + vector, images + noise], axis=1),
     )
@@ -209,7 +218,7 @@ def transferred(
     *,
     seed: int,
     batch_size: int = BATCH_SIZE,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Advance = quiet,
 ) -> list[Row]:
     """Judge universal perturbations on a model that they needn't have been fitted on.
 
@@ -220,26 +229,18 @@ def transferred(
         vectors: float32 (P, H, W, C).
         seed: of the noise, of which one draw is scaled to the l2 norm of each perturbation.
         batch_size: images per pass.
-        progress: is told the passes done, one image each, and their total.
+        progress: is told of the passes, one image each; see `passes_of_transferred`.
 
     Returns:
         For each perturbation: fooling_rate and error_rate, the same with clipping (clipped_...)
         and under the noise (random_...), all with the ends _low and _high of Wilson's 95%
         interval, and clean_accuracy, without any of them.
     """
-    total = len(images) * (3 * len(vectors) + 2)
-    done = 0
-
-    def advance(passes: int) -> None:
-        nonlocal done
-        done += passes
-        progress(done, total)
-
-    options: Any = {"batch_size": batch_size, "progress": advance}
+    options: Any = {"batch_size": batch_size, "progress": progress}
     shape, lengths = vectors.shape[1:], lowrank.sizes(vectors, "l2")
     noise = [random_vectors(shape, np.array([l2]), "l2", seed)[0] for l2 in lengths]
-    unclipped = judged(model, images, np.stack([*vectors, *noise]), **options)
-    clipped = judged(model, images, vectors, clip=True, **options)
+    unclipped = applied(model, images, np.stack([*vectors, *noise]), **options)
+    clipped = applied(model, images, vectors, clip=True, **options)
     fooled, random = np.split(unclipped.classes, 2)
     clean = unclipped.clean_classes
     rows = []
@@ -250,3 +251,13 @@ def transferred(
             row |= scores.rate(f"{prefix}error_rate", classes != labels)
         rows.append(row)
     return rows
+
+
+def passes_of_transferred(images: int, vectors: int) -> int:
+    """How many passes `transferred` takes, one image each.
+
+    Args:
+        images: how many.
+        vectors: how many perturbations.
+    """
+    return images * (3 * vectors + 2)

@@ -1,22 +1,19 @@
 """The matrices of Algorithms 2, 3 and 4 (section VI.B): a row for each fitting image."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
 import numpy as np
 
 from resfool.attacks import gradient, minimal
+from resfool.attacks.methods.smallest_epsilon import smallest_epsilons
+from resfool.attacks.minimal import Minimal
+from resfool.attacks.solvers import Solver
+from resfool.checkpoints import Arrays
 from resfool.classifiers.inference import BATCH_SIZE
-from resfool.parameters import Solver as SolverName
-
-# Judging
-
-
-# Algorithm 1
-
-
-# Matrices of Algorithms 2, 3 and 4
+from resfool.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -27,11 +24,59 @@ class Matrix:
         rows: float32 (M, D).
         images: int64 (M,), which of the N images each row is of.
         dropped: N - M, the images that nothing was found for.
+        solved: what Algorithm 2 made it of, unless an earlier run did.
     """
 
     rows: np.ndarray
     images: np.ndarray
     dropped: int
+    solved: Minimal | None = None
+
+    def stored(self, identity: Mapping[str, Any]) -> Arrays:
+        """What is kept of it.
+
+        Args:
+            identity: of its model, and what it was made by.
+        """
+        arrays = {"rows": self.rows, "images": self.images}
+        return Arrays(arrays, {**identity, "dropped": self.dropped})
+
+
+def matrix_in(
+    stored: Arrays, uri: str, identity: Mapping[str, Any], made_by: Mapping[str, str]
+) -> Matrix:
+    """An earlier run's matrix, if it is one of this model and was made as this run says.
+
+    Args:
+        stored: what was kept of it.
+        uri: by which a user named it.
+        identity: of this run's model.
+        made_by: what this run would make a matrix by.
+
+    Returns:
+        The matrix.
+
+    Raises:
+        InputError: it is another model's, was made otherwise, or is damaged.
+    """
+    # Matrices from before the range, or what made them, was recorded are taken as they are.
+    facts = {"input_range": identity["input_range"], **made_by, **stored.facts}
+    for name, what in (
+        ("image_shape", "images of the shape"),
+        ("model", "a model with digest"),
+        ("input_range", "pixel values in the range"),
+    ):
+        if facts.get(name) != identity[name]:
+            raise InputError(
+                f"matrix={uri} was made for {what} {facts.get(name)}, not {identity[name]}"
+            )
+    for name, ours in made_by.items():
+        if facts[name] != ours:
+            raise InputError(f"matrix={uri} was made with {name}={facts[name]}; say so")
+    rows, images = (stored.arrays.get(name, np.empty(0)) for name in ("rows", "images"))
+    if rows.shape != (len(images), int(np.prod(identity["image_shape"]))) or not len(rows):
+        raise InputError(f"matrix={uri} is damaged: its rows have the shape {rows.shape}")
+    return Matrix(rows, images, int(facts.get("dropped", 0)))
 
 
 def matrix_of(perturbations: np.ndarray, found: np.ndarray) -> Matrix:
@@ -49,7 +94,7 @@ def matrix_of(perturbations: np.ndarray, found: np.ndarray) -> Matrix:
 
 
 def minimal_matrix(
-    model: keras.Model, images: np.ndarray, *, solver: SolverName = "closest", **options: Any
+    model: keras.Model, images: np.ndarray, *, solver: Solver = "closest", **options: Any
 ) -> Matrix:
     """Algorithm 2: the smallest perturbation of each image.
 
@@ -62,8 +107,12 @@ def minimal_matrix(
     Returns:
         A row for each image whose class the solver could change.
     """
-    found = minimal.smallest_perturbations(model, images, solver=solver, **options)
-    return matrix_of(found.perturbations, found.flipped)
+    return matrix_of_solved(minimal.smallest_perturbations(model, images, solver=solver, **options))
+
+
+def matrix_of_solved(solved: Minimal) -> Matrix:
+    """The matrix of smallest perturbations; a row for each image whose class changes."""
+    return replace(matrix_of(solved.perturbations, solved.flipped), solved=solved)
 
 
 def sign_matrix(
@@ -122,21 +171,9 @@ def smallest_sign_matrix(
     grid = np.geomspace(largest / 256, largest, 17).tolist()
     clean = first.logits.argmax(axis=1)
     on_grid = gradient.along(model, images, first.signs, grid, **options).classes
-    epsilons = gradient.smallest_epsilons(
+    epsilons = smallest_epsilons(
         model, images, first.signs, clean, on_grid, grid, tolerance=tolerance, **options
     )
     found = np.isfinite(epsilons)
     lengths = np.where(found, epsilons, 0.0).astype(np.float32).reshape(-1, 1, 1, 1)
     return matrix_of(lengths * first.signs, found)
-
-
-# Coefficients of equation 8
-
-
-# For comparison
-
-
-# Parts
-
-
-# What is compiled: a model and tensors in, tensors out. `clip` is settled when it is traced.

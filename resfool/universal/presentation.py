@@ -9,90 +9,55 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from resfool.parameters import show
+from resfool.monitor import Leaves
 from resfool.report.drawing import ExampleView, draw_image, draw_view
+from resfool.values import show
 
 if TYPE_CHECKING:
     from resfool.attacks.minimal import Minimal
-    from resfool.experiments import Transfer, Universal
+    from resfool.universal.experiment import Fooling
+    from resfool.universal.transfer import Transfer
+
+_MOST_CLASSES = 40  # that a confusion matrix can show
 
 
-def solved_table(solved: "Minimal") -> pd.DataFrame:
-    """How each fitting image's smallest perturbation was found, in the order of the matrix."""
-    return pd.DataFrame(
-        {
-            "image": range(len(solved.norms)),
-            "flipped": solved.flipped,
-            "l2_norm": solved.norms,
-            "evaluations": solved.evaluations,
-            "seconds": solved.seconds,
-        }
-    )
+# What experiments leave.
 
 
-def solved_metrics(solved: "Minimal") -> dict[str, float]:
-    """The smallest perturbations in a few figures; norms are those of the images that flipped."""
-    norms = solved.norms[solved.flipped]
-    found = {
-        "flipped_share": float(solved.flipped.mean()),
-        "evaluations_per_image": float(solved.evaluations.mean()),
-        "seconds_per_image": float(solved.seconds.mean()),
-    }
-    if len(norms):
-        found |= {"mean_l2_norm": float(norms.mean()), "median_l2_norm": float(np.median(norms))}
-    return found
+def leaves(result: "Fooling") -> Leaves:
+    """The perturbation, its matrix, and what figures and tables show of them."""
+    found: dict[str, Any] = {"perturbation.npy": result.verdict.vector}
+    if result.matrix is not None:
+        found["matrix.npz"] = result.matrix.stored(result.identity)
+    if result.solved is not None:
+        found["smallest_perturbations"] = _solved_table(result.solved)
+    if result.ranked is not None:
+        found["fooling_rate_over_rank.png"] = _over_rank(result)
+        found["ranks"] = pd.DataFrame(result.ranked.rows)
+    return found | {"perturbation.png": _pictures(result), "confusion.png": _confusion(result)}
 
 
-def universal_title(result: "Universal") -> str:
-    """What a universal perturbation's figures are called."""
-    s = result.settings
-    by_matrix = f", coefficients {s['coefficients']}" if result.ranked is not None else ""
-    solver = f" ({s['solver']})" if s["algorithm"] in ("1", "2") else ""
-    return f"algorithm {s['algorithm']}{solver}{by_matrix}, {result.name}, {result.where}"
+def mnist_leaves(result: "Fooling") -> Leaves:
+    """The figures of the case study, by their numbers in the paper."""
+    return {"figure7.png": _over_rank(result), "figures8to10.png": _pictures(result)}
 
 
-def universal_rates(result: "Universal") -> Figure | None:
-    """The figure of fooling rates over the rank, and of the spectrum (Figure 7)."""
-    if result.ranked is None or result.singular_values is None:
-        return None
-    values, random = (v.tolist() for v in result.singular_values)
-    norm, equal_norm = (show(result.settings[name]) for name in ("norm", "equal_norm"))
-    return draw_universal_rates(
-        result.ranked.rows, norm, equal_norm, (values, random), universal_title(result)
-    )
+def transfer_leaves(result: "Transfer") -> Leaves:
+    """All rates of perturbations on models, as a figure and as a table."""
+    return {"transfer.png": _transfer_figure(result), "transfer": _transfer_table(result)}
 
 
-def universal_pictures(result: "Universal") -> Figure:
-    """The figure of the perturbation and of images under it (Figures 8 to 10)."""
-    v, names = result.verdict, result.class_names
-    rows = []
-    for number, pictures in zip(v.shown, v.pictures, strict=True):
-        predicted = [v.clean[number], v.fooled[number], v.random[number]]
-        views = [
-            ExampleView(picture, names[one], one == predicted[0])
-            for picture, one in zip(pictures, predicted, strict=True)
-        ]
-        rows.append(UniversalRow(names[predicted[0]], (views[0], views[1], views[2])))
-    rates = v.rates
-    title = (
-        f"{universal_title(result)}\nl2 norm {rates['final_l2_norm']:.3g}, fools "
-        f"{rates['final_fooling_rate']:.1%}, the random one "
-        f"{rates['final_random_fooling_rate']:.1%}"
-    )
-    return draw_universal_pictures(v.vector, v.noise, rows, title)
+def scalars(result: "Fooling") -> dict[str, float]:
+    """The final figures by their names in MLflow."""
+    solved = {} if result.solved is None else _solved_scalars(result.solved)
+    return result.verdict.rates | solved
 
 
-def universal_confusion(result: "Universal") -> Figure:
-    """The figure of the classes that everything falls into."""
-    counts = result.verdict.confusion(len(result.class_names))
-    return draw_confusion(counts, result.class_names, universal_title(result))
-
-
-def universal_summary(result: "Universal") -> str:
+def summary(result: "Fooling") -> str:
     """A universal perturbation for the terminal."""
     lines = []
     if result.solved is not None:
-        of = solved_metrics(result.solved)
+        of = _solved_scalars(result.solved)
         lines.append(
             f"solved          {of['flipped_share']:.1%} flipped, mean l2 norm "
             f"{of.get('mean_l2_norm', np.nan):.3f}, {of['seconds_per_image']:.4f} s and "
@@ -116,28 +81,6 @@ def universal_summary(result: "Universal") -> str:
     return "\n".join(lines)
 
 
-def transfer_table(result: "Transfer") -> pd.DataFrame:
-    """All rates of perturbations on models, a row for each pair."""
-    rows = []
-    for p, perturbation in enumerate(result.perturbations):
-        norms = {"l2_norm": result.l2_norms[p], "linf_norm": result.linf_norms[p]}
-        for m, model in enumerate(result.models):
-            rates = {key: values[p, m] for key, values in result.rates.items()}
-            rows.append({"perturbation": perturbation, "model": model} | norms | rates)
-    return pd.DataFrame(rows)
-
-
-def transfer_figure(result: "Transfer") -> Figure:
-    """The figure of fooling rates, perturbations by models."""
-    rows = [
-        f"{name}\nl2 norm {l2:.3g}"
-        for name, l2 in zip(result.perturbations, result.l2_norms, strict=True)
-    ]
-    fooling, noise = (result.rates[f"{kind}fooling_rate"] for kind in ("", "random_"))
-    title = f"fooling rates of universal perturbations\n{result.images} images, {result.where}"
-    return draw_transfer(fooling, noise, rows, result.models, title)
-
-
 def transfer_summary(result: "Transfer") -> str:
     """The fooling rates of perturbations on models, for the terminal."""
     kinds = ("", ""), ("clipped_", "  clipped"), ("random_", "  Gaussian of the same l2 norm")
@@ -154,10 +97,106 @@ def transfer_summary(result: "Transfer") -> str:
     return "\n".join(lines)
 
 
-_MOST_CLASSES = 40  # that a confusion matrix can show
+# Tables.
 
 
-def draw_universal_rates(
+def _solved_table(solved: "Minimal") -> pd.DataFrame:
+    """How each fitting image's smallest perturbation was found, in the order of the matrix."""
+    return pd.DataFrame(
+        {
+            "image": range(len(solved.norms)),
+            "flipped": solved.flipped,
+            "l2_norm": solved.norms,
+            "evaluations": solved.evaluations,
+            "seconds": solved.seconds,
+        }
+    )
+
+
+def _solved_scalars(solved: "Minimal") -> dict[str, float]:
+    """The smallest perturbations in a few figures; norms are those of the images that flipped."""
+    norms = solved.norms[solved.flipped]
+    found = {
+        "flipped_share": float(solved.flipped.mean()),
+        "evaluations_per_image": float(solved.evaluations.mean()),
+        "seconds_per_image": float(solved.seconds.mean()),
+    }
+    if len(norms):
+        found |= {"mean_l2_norm": float(norms.mean()), "median_l2_norm": float(np.median(norms))}
+    return found
+
+
+def _transfer_table(result: "Transfer") -> pd.DataFrame:
+    """All rates of perturbations on models, a row for each pair."""
+    rows = []
+    for p, perturbation in enumerate(result.perturbations):
+        norms = {"l2_norm": result.l2_norms[p], "linf_norm": result.linf_norms[p]}
+        for m, model in enumerate(result.models):
+            rates = {key: values[p, m] for key, values in result.rates.items()}
+            rows.append({"perturbation": perturbation, "model": model} | norms | rates)
+    return pd.DataFrame(rows)
+
+
+# Figures of results.
+
+
+def _title(result: "Fooling") -> str:
+    """What a universal perturbation's figures are called."""
+    asked = result.asked
+    by_matrix = f", coefficients {asked.coefficients}" if result.ranked is not None else ""
+    solver = f" ({asked.solver})" if "solver" in asked.procedure.takes else ""
+    return f"algorithm {asked.algorithm}{solver}{by_matrix}, {result.name}, {result.where}"
+
+
+def _over_rank(result: "Fooling") -> Figure:
+    """The figure of fooling rates over the rank, and of the spectrum (Figure 7)."""
+    assert result.ranked is not None and result.singular_values is not None, "there is a matrix"
+    values, random = (v.tolist() for v in result.singular_values)
+    norm, equal_norm = show(result.asked.norm), show(result.asked.equal_norm)
+    return draw_over_rank(result.ranked.rows, norm, equal_norm, (values, random), _title(result))
+
+
+def _pictures(result: "Fooling") -> Figure:
+    """The figure of the perturbation and of images under it (Figures 8 to 10)."""
+    v, names = result.verdict, result.class_names
+    rows = []
+    for number, pictures in zip(v.shown, v.pictures, strict=True):
+        predicted = [v.clean[number], v.fooled[number], v.random[number]]
+        views = [
+            ExampleView(picture, names[one], one == predicted[0])
+            for picture, one in zip(pictures, predicted, strict=True)
+        ]
+        rows.append(PictureRow(names[predicted[0]], (views[0], views[1], views[2])))
+    rates = v.rates
+    title = (
+        f"{_title(result)}\nl2 norm {rates['final_l2_norm']:.3g}, fools "
+        f"{rates['final_fooling_rate']:.1%}, the random one "
+        f"{rates['final_random_fooling_rate']:.1%}"
+    )
+    return draw_pictures(v.vector, v.noise, rows, title)
+
+
+def _confusion(result: "Fooling") -> Figure:
+    """The figure of the classes that everything falls into."""
+    counts = result.verdict.confusion(len(result.class_names))
+    return draw_confusion(counts, result.class_names, _title(result))
+
+
+def _transfer_figure(result: "Transfer") -> Figure:
+    """The figure of fooling rates, perturbations by models."""
+    rows = [
+        f"{name}\nl2 norm {l2:.3g}"
+        for name, l2 in zip(result.perturbations, result.l2_norms, strict=True)
+    ]
+    fooling, noise = (result.rates[f"{kind}fooling_rate"] for kind in ("", "random_"))
+    title = f"fooling rates of universal perturbations\n{result.images} images, {result.where}"
+    return draw_transfer(fooling, noise, rows, result.models, title)
+
+
+# How they are drawn.
+
+
+def draw_over_rank(
     rows: Sequence[Mapping[str, float]],
     norm: str,
     equal_norm: str,
@@ -179,7 +218,7 @@ def draw_universal_rates(
     figure = Figure(figsize=(15, 4.6), layout="constrained")
     figure.suptitle(title)
     drawn, equal, spectrum = figure.subplots(1, 3)
-    _draw_over_rank(drawn, rows, "")
+    _draw_rates(drawn, rows, "")
     free = "as it comes: the norm grows with the rank"
     drawn.set_title(free if norm == "none" else f"all scaled to the norm {norm}", fontsize="medium")
     if norm == "none":
@@ -188,7 +227,7 @@ def draw_universal_rates(
         norms.plot(ranks, [row["l2_norm"] for row in rows], color="grey", lw=1, ls="--")
         norms.set_ylabel("l2 norm (dashed)", color="grey")
         norms.set_ylim(bottom=0)
-    _draw_over_rank(equal, rows, "equal_")
+    _draw_rates(equal, rows, "equal_")
     equal.set_title(f"all scaled to the norm {equal_norm}", fontsize="medium")
     for values, label, style in zip(
         spectra, ("perturbations", "random matrix, same row norms"), ("-", ":"), strict=True
@@ -203,7 +242,7 @@ def draw_universal_rates(
     return figure
 
 
-def _draw_over_rank(axes: Axes, rows: Sequence[Mapping[str, float]], prefix: str) -> None:
+def _draw_rates(axes: Axes, rows: Sequence[Mapping[str, float]], prefix: str) -> None:
     ranks = [row["rank"] for row in rows]
     for name, label, colour in (
         ("fooling_rate", "universal", "tab:blue"),
@@ -223,15 +262,15 @@ def _draw_over_rank(axes: Axes, rows: Sequence[Mapping[str, float]], prefix: str
 
 
 @dataclass(frozen=True)
-class UniversalRow:
+class PictureRow:
     """An image as it is, under the universal perturbation, and under noise of the same norm."""
 
     label: str
     views: tuple[ExampleView, ExampleView, ExampleView]
 
 
-def draw_universal_pictures(
-    vector: np.ndarray, noise: np.ndarray, rows: Sequence[UniversalRow], title: str
+def draw_pictures(
+    vector: np.ndarray, noise: np.ndarray, rows: Sequence[PictureRow], title: str
 ) -> Figure:
     """The perturbation as an image, and images under it, as in Figures 8 to 10.
 

@@ -5,86 +5,70 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from resfool import checkpoints
-from resfool.datasets import sets
+from resfool.attacks import minimal
+from resfool.attacks.minimal import Minimal
+from resfool.attacks.solvers import SOLVERS
+from resfool.attacks.solvers.problem import one_by_one
 from resfool.errors import expanded
-from resfool.monitor import Monitor
 
 if TYPE_CHECKING:
-    import keras
-
-    from resfool.attacks.minimal import Minimal
-
+    from resfool.universal.fitting import Work
 
 _CHUNK = 100  # images solved at a time, or as many as a pass takes if those are more
 _SAVING = 0.05  # share of the time that may go into keeping what was solved
 
 
-@dataclass(frozen=True)
-class Work:
-    """What every part of the experiment needs."""
-
-    model: "keras.Model"
-    fitting: sets.Split
-    held_out: np.ndarray
-    monitor: Monitor
-    map: Callable[..., list[Any]] | None
-    say: Callable[[str], None]
-    settings: dict[str, Any]
-    identity: dict[str, Any]
-
-
-def solved_perturbations(work: Work) -> "Minimal":
+def solved_perturbations(work: "Work") -> Minimal:
     """Algorithm 2's perturbations; those that are done are kept until all are."""
-    s = work.settings
-    options: Any = {name: s[name] for name in ("solver", "subspace", "batch_size")}
+    asked = work.asked
+    options = {
+        "solver": asked.solver,
+        "subspace": asked.subspace,
+        "batch_size": asked.batch_size,
+    }
     problem = work.identity | options | {"images": digest(work.fitting.images)}
     solve = _solved_in_chunks
-    if s["solver"] == "cobyla":
+    if SOLVERS[asked.solver].spreads:
         solve, problem = _solved_one_by_one, problem | {"kept": "each image"}
-    path = expanded(s["solve_dir"]) / f"solve-{digest(json.dumps(problem, sort_keys=True))}.npz"
+    path = expanded(asked.solve_dir) / f"solve-{digest(json.dumps(problem, sort_keys=True))}.npz"
     found = solve(work, path, options)
     checkpoints.discard(path)
     return found
 
 
-def _solved_in_chunks(work: Work, path: Path, options: dict[str, Any]) -> "Minimal":
-    """Solvers that work in batches here."""
-    from resfool.attacks import minimal
-
+def _solved_in_chunks(work: "Work", path: Path, options: dict[str, Any]) -> Minimal:
+    """By a solver that works in batches, here."""
     images, found, done = work.fitting.images, None, 0
     chunk = max(1, _CHUNK // options["batch_size"]) * options["batch_size"]
     if path.exists():
-        found = minimal.Minimal(**checkpoints.load(path)[0])
+        found = Minimal(**checkpoints.load(path)[0])
         done = len(found.norms)
         _say_going_on(work, done)
 
     def save() -> None:
         checkpoints.save(path, vars(found), {})
 
+    advance = work.monitor.counter(len(images), "images solved", done)
+    advance(0)
     with _Keeper(save) as keeper:
         while found is None or done < len(images):
-            work.monitor.progress(done, len(images), "images solved")
             more = images[done : done + chunk]
             solved = minimal.smallest_perturbations(work.model, more, **options)
             found = solved if found is None else found.followed_by(solved)
             done += len(more)
             keeper.more_is_done()
-    work.monitor.progress(done, len(images), "images solved")
+            advance(len(more))
     return found
 
 
-def _solved_one_by_one(work: Work, path: Path, options: dict[str, Any]) -> "Minimal":
-    """COBYLA, whose images are spread over workers, each by itself."""
-    from resfool.attacks import minimal
-    from resfool.attacks.solvers.problem import one_by_one
-
+def _solved_one_by_one(work: "Work", path: Path, options: dict[str, Any]) -> Minimal:
+    """By a solver whose images are spread over workers, each by itself."""
     images = work.fitting.images
     kept: dict[int, tuple[np.ndarray, int, float]] = {}
     if path.exists():
@@ -93,12 +77,6 @@ def _solved_one_by_one(work: Work, path: Path, options: dict[str, Any]) -> "Mini
         for place, passes, seconds, solution in zip(*parts, stored["perturbations"], strict=True):
             kept[place] = solution, passes, seconds
         _say_going_on(work, len(kept))
-    done = len(kept)
-
-    def progress(more: int) -> None:
-        nonlocal done
-        done += more
-        work.monitor.progress(done, len(images), "images solved")
 
     def save() -> None:
         perturbations, passes, seconds = map(np.array, zip(*kept.values(), strict=True))
@@ -109,17 +87,17 @@ def _solved_one_by_one(work: Work, path: Path, options: dict[str, Any]) -> "Mini
         kept[place] = result
         keeper.more_is_done()
 
-    progress(0)
-    spread = work.map or one_by_one
-    keeping = functools.partial(spread, finished=dict(kept), keep=keep)
+    advance = work.monitor.counter(len(images), "images solved", len(kept))
+    advance(0)
+    keeping = functools.partial(work.map or one_by_one, finished=dict(kept), keep=keep)
     with _Keeper(save) as keeper:
         return minimal.smallest_perturbations(
-            work.model, images, map=keeping, progress=progress, **options
+            work.model, images, map=keeping, progress=advance, **options
         )
 
 
-def _say_going_on(work: Work, done: int) -> None:
-    work.say(f"going on with an interrupted solve, of which {done} images are done")
+def _say_going_on(work: "Work", done: int) -> None:
+    work.monitor.say(f"going on with an interrupted solve, of which {done} images are done")
 
 
 class _Keeper:

@@ -3,21 +3,19 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from resfool import comparing, devices
+from resfool import devices
+from resfool.archive import Archive, PerturbationSource
 from resfool.attacks import lowrank
 from resfool.classifiers.finding import distinct_names, find_models, load_classifiers, load_data
 from resfool.datasets import sets
 from resfool.datasets.sets import choose
 from resfool.errors import InputError, reading
-from resfool.monitor import Monitor, PerturbationSource
-from resfool.parameters import Counts, Names, Norm, Part, PixelRange, PositiveCount, Seed, SizedNorm
-
-if TYPE_CHECKING:
-    from resfool.parameters import Row
+from resfool.monitor import Monitor
+from resfool.universal.options import TransferParameters
+from resfool.values import Norm, Row
 
 
 @dataclass(frozen=True)
@@ -46,22 +44,7 @@ class Transfer:
 
 
 def transfer(
-    monitor: Monitor | None = None,
-    /,
-    *,
-    model: Names,
-    perturbation: Names | None = None,
-    norm: SizedNorm = Norm("none"),  # noqa: B008
-    dataset: str | None = None,
-    data_dir: str | None = None,
-    per_class: Counts | None = None,
-    data_seed: Seed = 0,
-    split: Part = "test",
-    samples: PositiveCount | None = None,
-    input_range: PixelRange = (0.0, 1.0),
-    seed: Seed = 0,
-    batch_size: PositiveCount = 250,
-    trust: bool = False,
+    asked: TransferParameters, monitor: Monitor | None = None, archive: Archive | None = None
 ) -> Transfer:
     """Measure how well universal perturbations fool models that they may not be fitted on.
 
@@ -69,25 +52,9 @@ def transfer(
     noise of its l2 norm: one draw, scaled.
 
     Args:
-        monitor: is told how it goes, and finds models and perturbations.
-        model: runs:/RUN_ID/model, models:/NAME/VERSION, models:/NAME@ALIAS, models:/m-ID or the
-            path of a .keras file; several, comma separated, are compared.
-        perturbation: runs:/RUN_ID of universal runs or .npy files, comma separated, to apply
-            instead of the method, whose parameters then mean nothing; none attacks by the method.
-        norm: that each perturbation is rescaled to, such as l2:3 or linf:10/255; none leaves it as
-            it is.
-        dataset: cifar10, mnist, mnist5k, digits or npz:PATH; none is what the model was trained on.
-        data_dir: folder with the official files; none looks where the training did.
-        per_class: images per class for training, validation and test, such as 500,50,50; none is as
-            in the training.
-        data_seed: seed of such subsets.
-        split: part of the data set to take images from: test, validation or train.
-        samples: number of images, drawn at random; none is 1000, or all if there are fewer.
-        input_range: pixel values that the model takes for black and white, such as 0,255; models
-            trained here know their own.
-        seed: seed of the choice of images and of the noise.
-        batch_size: images per pass.
-        trust: yes also loads models that bring code of their own, which may do anything.
+        asked: the parameters.
+        monitor: is told how it goes.
+        archive: finds models and perturbations.
 
     Returns:
         Rates of each pair.
@@ -96,46 +63,47 @@ def transfer(
         InputError: an argument can't be used, or a model can't be loaded; nothing was run.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the models that were done are recorded.
     """
-    settings = {n: v for n, v in locals().items() if n != "monitor"}
-    monitor = monitor or Monitor()
-    if perturbation is None:
+    monitor, archive = monitor or Monitor(), archive or Archive()
+    # Not in `check`: the command `attack` makes these parameters where it transfers nothing, too.
+    if asked.perturbation is None:
         raise InputError(
-            f"perturbation is missing, and norm={norm} would be its size; "
+            f"perturbation is missing, and norm={asked.norm} would be its size; "
             "give perturbation=runs:/RUN_ID of a universal run, or a .npy file"
         )
-    sources = find_models(monitor, model, trust)
-    found = [monitor.find_perturbation(uri) for uri in dict.fromkeys(perturbation)]
-    data = load_data(sources, dataset, data_dir, per_class, data_seed)
-    vectors = np.stack([_load(source, data, norm) for source in found])
-    chosen = choose(data, split, samples, seed)
+    sources = find_models(archive, asked.model, asked.trust)
+    found = [archive.find_perturbation(uri) for uri in dict.fromkeys(asked.perturbation)]
+    data = load_data(sources, asked)
+    vectors = np.stack([_load(source, data, asked.norm) for source in found])
+    chosen = choose(data, asked.split, asked.samples, asked.seed)
 
     devices.start_tensorflow()
     from resfool.universal import judging
 
     names = distinct_names([source.name for source in sources])
     perturbations = distinct_names([source.name for source in found])
-    loaded = load_classifiers(sources, names, data, input_range, trust)
-    facts = settings | {
+    loaded = load_classifiers(sources, names, data, asked)
+    facts = asked.settings() | {
         "perturbation_name": tuple(perturbations),
         "dataset": data.name,
         "dataset_digest": data.digest,
         "attacked_images": len(chosen),
     }
-    where = f"{data.name} {split}"
+    where = f"{data.name} {asked.split}"
     title = f"{', '.join(perturbations)} applied to {', '.join(names)}, {where}"
-    monitor.begin(title, facts, [(data, split, "attacked")])
+    monitor.begin(title, facts, [(data, asked.split, "attacked")])
     sizes = {f"{kind}_norm": lowrank.sizes(vectors, kind) for kind in ("l2", "linf")}
+    passes = judging.passes_of_transferred(len(chosen), len(vectors))
     by_model = []
     for number, (source, name, classifier) in enumerate(zip(sources, names, loaded, strict=True)):
-        with comparing.part(monitor, names, number, facts | {"model": source.uri}) as part:
+        with monitor.part_of(names, number, facts | {"model": source.uri}) as part:
             rows = judging.transferred(
                 classifier,
                 chosen.images,
                 chosen.labels,
                 vectors,
-                seed=seed,
-                batch_size=batch_size,
-                progress=comparing.progress(monitor, names, number),
+                seed=asked.seed,
+                batch_size=asked.batch_size,
+                progress=monitor.counter(len(names) * passes, name, number * passes),
             )
             part.fact("model_name", name)
             part.fact("parameter_count", classifier.count_params())
@@ -179,8 +147,8 @@ def _load(source: PerturbationSource, data: sets.Dataset, norm: Norm) -> np.ndar
 
 
 def _metrics(
-    perturbations: Sequence[str], rows: Sequence["Row"], sizes: Mapping[str, np.ndarray]
-) -> "Row":
+    perturbations: Sequence[str], rows: Sequence[Row], sizes: Mapping[str, np.ndarray]
+) -> Row:
     """A model's figures by name; of several perturbations, as fooling_rate/NAME.
 
     MLflow's charts have a section for all metrics before the same slash.

@@ -1,6 +1,5 @@
-"""Universal perturbations: judged on images, projected on a ball, drawn at random."""
+"""Universal perturbations: applied to images, projected on a ball, drawn at random."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +10,12 @@ import tensorflow as tf
 from resfool.attacks import lowrank
 from resfool.classifiers import inference
 from resfool.classifiers.inference import BATCH_SIZE
-from resfool.parameters import Norm, NormKind
+from resfool.monitor import Advance, quiet
+from resfool.values import Norm, NormKind
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Applied:
     """What a model makes of images under each of K universal perturbations.
 
     Attributes:
@@ -32,24 +32,24 @@ class Judgement:
         return (self.classes != self.clean_classes).mean(axis=1)
 
 
-def judged(
+def applied(
     model: keras.Model,
     images: np.ndarray,
     vectors: np.ndarray,
     *,
     clip: bool = False,
     batch_size: int = BATCH_SIZE,
-    progress: Callable[[int], None] = lambda passes: None,
-) -> Judgement:
-    """Judge universal perturbations, many at a time.
+    progress: Advance = quiet,
+) -> Applied:
+    """Apply universal perturbations to images, many at a time.
 
     Args:
         model: from images to logits.
-        images: float32 (N, H, W, C) in [0, 1], held out.
+        images: float32 (N, H, W, C) in [0, 1].
         vectors: float32 (K, H, W, C).
         clip: keep perturbed images in [0, 1].
         batch_size: images per pass.
-        progress: is told the passes done, one image each: N(K + 1) in all.
+        progress: is told of the passes, one image each: N(K + 1) in all.
 
     Returns:
         Predictions with and without each perturbation.
@@ -62,7 +62,7 @@ def judged(
         for of_move, move in zip(classes, moves, strict=True):
             of_move[rows] = classify(batch, move, clip).numpy()[: rows.stop - rows.start]
         progress(len(moves) * (rows.stop - rows.start))
-    return Judgement(classes[1:], classes[0])
+    return Applied(classes[1:], classes[0])
 
 
 def projected(vector: np.ndarray, norm: Norm) -> np.ndarray:
@@ -108,12 +108,7 @@ def random_vectors(
     return (drawn * np.asarray(sizes).reshape(-1, 1, 1, 1)).astype(np.float32)
 
 
-def clean_classes_of(model: keras.Model, images: np.ndarray, batch_size: int) -> np.ndarray:
-    return inference.predicted(inference.logits(model, images, batch_size))
-
-
-def with_vector(images: np.ndarray, vector: np.ndarray, clip: bool) -> np.ndarray:
-    return np.clip(images + vector, 0.0, 1.0) if clip else images + vector
+# What is compiled: a model and tensors in, tensors out. `clip` is settled when it is traced.
 
 
 def perturbed_by(images: Any, vector: Any, clip: bool) -> Any:

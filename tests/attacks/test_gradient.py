@@ -8,6 +8,8 @@ import pytest
 import tensorflow as tf
 
 from resfool.attacks import gradient
+from resfool.attacks.methods.pgd import projected_gradient_descent
+from resfool.attacks.methods.smallest_epsilon import smallest_epsilons
 from resfool.networks import architectures, shape
 
 SHAPE = (4, 5, 3)
@@ -115,7 +117,7 @@ def test_the_batch_size_changes_nothing(batch_size: int) -> None:
     np.testing.assert_array_equal(a.classes, b.classes)
     np.testing.assert_allclose(a.norms, b.norms, rtol=1e-6)
     one, other = (
-        gradient.projected_gradient_descent(model, images, labels, 0.1, steps=3, batch_size=n)
+        projected_gradient_descent(model, images, labels, 0.1, steps=3, batch_size=n)
         for n in (20, batch_size)
     )
     np.testing.assert_allclose(one, other, atol=1e-6)
@@ -142,7 +144,7 @@ def test_the_smallest_epsilon_is_the_margin_over_the_l1_norm() -> None:
     directions = gradient.sign_gradients(model, images, classes).signs
     grid = [0.01, 0.05, 0.2]
     on_grid = gradient.along(model, images, directions, grid).classes
-    found = gradient.smallest_epsilons(
+    found = smallest_epsilons(
         model, images, directions, classes, on_grid, grid, tolerance=1e-5, batch_size=30
     )
     movable = exact < grid[-1]
@@ -161,8 +163,8 @@ def test_at_the_smallest_epsilon_the_class_differs_on_a_deep_model_too() -> None
     first = gradient.sign_gradients(model, images, None)
     grid = [0.02, 0.1, 0.5]
     on_grid = gradient.along(model, images, first.signs, grid).classes
-    found = gradient.smallest_epsilons(
-        model, images, first.signs, first.labels, on_grid, grid, tolerance=1e-3
+    found = smallest_epsilons(
+        model, images, first.signs, first.labels, on_grid, grid, tolerance=1e-3, batch_size=60
     )
     movable = np.isfinite(found)
     assert movable.sum() > 10
@@ -176,7 +178,9 @@ def test_images_that_nothing_moves_have_no_smallest_epsilon() -> None:
     classes, _ = margins(model, images)
     still = np.zeros(images.shape, np.int8)
     on_grid = gradient.along(model, images, still, [0.1]).classes
-    found = gradient.smallest_epsilons(model, images, still, classes, on_grid, [0.1])
+    found = smallest_epsilons(
+        model, images, still, classes, on_grid, [0.1], tolerance=1e-4, batch_size=4
+    )
     assert np.isinf(found).all()
 
 
@@ -184,22 +188,22 @@ def test_pgd_ends_in_the_corner_that_is_worst_for_a_linear_model() -> None:
     model, images = linear_model(2), mid_grey_images(12)
     labels, _ = margins(model, images)
     directions = gradient.sign_gradients(model, images, labels).signs
-    found = gradient.projected_gradient_descent(model, images, labels, 0.05, steps=10)
+    found = projected_gradient_descent(model, images, labels, 0.05, steps=10, batch_size=12)
     np.testing.assert_allclose(found, gradient.perturbed(images, directions, 0.05), atol=1e-6)
 
 
 def test_pgd_starts_at_random_and_stays_in_the_ball() -> None:
     model, images = linear_model(3), mid_grey_images(6)
     labels = np.zeros(6, int)
-    short: Any = {"steps": 1, "step_size": 1e-4}
-    one = gradient.projected_gradient_descent(model, images, labels, 0.05, seed=1, **short)
-    again = gradient.projected_gradient_descent(model, images, labels, 0.05, seed=1, **short)
-    other = gradient.projected_gradient_descent(model, images, labels, 0.05, seed=2, **short)
+    short: Any = {"steps": 1, "step_size": 1e-4, "batch_size": 6}
+    one = projected_gradient_descent(model, images, labels, 0.05, seed=1, **short)
+    again = projected_gradient_descent(model, images, labels, 0.05, seed=1, **short)
+    other = projected_gradient_descent(model, images, labels, 0.05, seed=2, **short)
     np.testing.assert_array_equal(one, again)
     assert np.abs(one - other).max() > 0.01
     assert np.abs(one - images).max() <= 0.05 + 1e-6
     assert np.abs(one - images).mean() == pytest.approx(0.025, rel=0.1)  # uniform in the ball
-    picked = gradient.projected_gradient_descent(
+    picked = projected_gradient_descent(
         model, images[4:], labels[4:], 0.05, seed=1, places=np.array([4, 5]), **short
     )
     np.testing.assert_allclose(picked, one[4:], atol=1e-6)
@@ -212,7 +216,9 @@ def test_pgd_is_what_a_plain_loop_does() -> None:
     )
     images = np.random.default_rng(5).random((5, 8, 8, 1), np.float32)
     labels = np.array([0, 1, 2, 3, 0])
-    found = gradient.projected_gradient_descent(model, images, labels, 0.1, steps=4, step_size=0.04)
+    found = projected_gradient_descent(
+        model, images, labels, 0.1, steps=4, step_size=0.04, batch_size=5
+    )
     starts = [2 * np.random.default_rng([0, i]).random((8, 8, 1), np.float32) - 1 for i in range(5)]
     x = np.clip(images + np.float32(0.1) * np.stack(starts), 0, 1)
     for _ in range(4):
@@ -240,5 +246,5 @@ def test_inputs_are_not_changed() -> None:
     before, labels = images.copy(), np.array([0, 1, 0])
     found = gradient.sign_gradients(model, images, labels)
     gradient.along(model, images, found.signs, [0.1])
-    gradient.projected_gradient_descent(model, images, labels, 0.1, steps=2)
+    projected_gradient_descent(model, images, labels, 0.1, steps=2, batch_size=3)
     np.testing.assert_array_equal(images, before)

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import ortho_group
 
 from resfool.attacks import lowrank
-from resfool.parameters import Norm
+from resfool.values import Norm
 
 
 @pytest.mark.parametrize("shape", [(30, 80), (80, 30), (40, 40)])

@@ -9,10 +9,11 @@ import pytest
 from resfool import experiments
 from resfool.attacks import lowrank
 from resfool.attacks.lowrank import Decomposition
-from resfool.parameters import Coefficients, Norm
 from resfool.universal import ascent, coefficients, iterated
 from resfool.universal.matrices import minimal_matrix, sign_matrix, smallest_sign_matrix
-from resfool.universal.vectors import judged, projected, random_vectors
+from resfool.universal.options import Coefficients
+from resfool.universal.vectors import applied, projected, random_vectors
+from resfool.values import Norm
 
 SHAPE = (4, 5, 1)
 PIXELS = 20
@@ -53,7 +54,7 @@ def _weights(model: keras.Model) -> np.ndarray:
 
 
 def _rate(model: keras.Model, images: np.ndarray, vector: np.ndarray) -> float:
-    return float(judged(model, images, vector[np.newaxis]).rates[0])
+    return float(applied(model, images, vector[np.newaxis]).rates[0])
 
 
 def test_of_few_images_each_weighs_as_much(five_classes: keras.Model, images: np.ndarray) -> None:
@@ -65,11 +66,11 @@ def test_of_few_images_each_weighs_as_much(five_classes: keras.Model, images: np
     np.testing.assert_array_equal(one, other)
 
 
-def test_the_judge_is_a_plain_loop(five_classes: keras.Model, images: np.ndarray) -> None:
+def test_what_is_applied_is_a_plain_loop(five_classes: keras.Model, images: np.ndarray) -> None:
     vectors = np.random.default_rng(3).normal(size=(4, *SHAPE)).astype(np.float32)
     kernel, bias = five_classes.get_layer("linear").get_weights()
     for clip in (False, True):
-        found = judged(five_classes, images, vectors, clip=clip, batch_size=50)
+        found = applied(five_classes, images, vectors, clip=clip, batch_size=50)
         for classes, rate, vector in zip(found.classes, found.rates, vectors, strict=True):
             moved = np.clip(images + vector, 0, 1) if clip else images + vector
             expected = (moved.reshape(-1, PIXELS) @ kernel + bias).argmax(axis=1)
@@ -215,7 +216,7 @@ def test_optimised_is_no_worse_than_first_and_than_gaussian_where_it_was_fitted(
             rule, five_classes, images, decomposition, 4, norm=norm, seed=0, draws=20
         )
         vectors = lowrank.combined(chosen, decomposition).reshape(-1, *SHAPE)
-        return judged(five_classes, images, vectors).rates
+        return applied(five_classes, images, vectors).rates
 
     best = rates("optimised")[0]
     assert best >= rates("first")[0]
@@ -253,7 +254,7 @@ def test_the_mnist_networks_figures(seed: int) -> None:
     assert lowrank.decompose(random).energy(10) <= 0.15
 
     def rates(vectors: np.ndarray) -> np.ndarray:
-        return judged(model, held_out, vectors).rates
+        return applied(model, held_out, vectors).rates
 
     def perturbations(rule: Coefficients, rank: int, norm: Norm) -> np.ndarray:
         chosen = coefficients.coefficients(

@@ -1,1 +1,70 @@
-"""Solvers of the smallest perturbation, one in a file."""
+"""Solvers of the smallest perturbation, one in a file; here is what the rest must know of them."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from resfool.parameters import Known, Parameters
+from resfool.values import listed
+
+if TYPE_CHECKING:
+    from resfool.attacks.solvers.problem import Attempt
+
+Subspace = Literal["gradients", "rows", "pixels"]  # that cobyla searches
+
+
+def late(module: str, name: str) -> Callable[..., Any]:
+    """A function that is imported when it is called, since solvers compute with TensorFlow."""
+
+    def function(*arguments: Any, **options: Any) -> Any:
+        return getattr(importlib.import_module(module), name)(*arguments, **options)
+
+    return function
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to find smallest perturbations.
+
+    Attributes:
+        solve: from a Problem, and options by their names, to an Attempt.
+        options: those that it takes, of candidates, subspace, evaluations and map; see
+            `smallest_perturbations`.
+    """
+
+    solve: "Callable[..., Attempt]"
+    options: tuple[str, ...] = ("candidates",)
+
+    @property
+    def spreads(self) -> bool:
+        """Whether it goes image by image, so that workers can share the images."""
+        return "map" in self.options
+
+
+SOLVERS: dict[str, Way] = {
+    "closest": Way(late("resfool.attacks.solvers.closest", "closest")),
+    "deepfool": Way(late("resfool.attacks.solvers.deepfool", "deepfool")),
+    "ddn": Way(late("resfool.attacks.solvers.ddn", "ddn"), options=()),
+    "cobyla": Way(
+        late("resfool.attacks.solvers.cobyla", "cobyla"),
+        options=("candidates", "subspace", "evaluations", "map"),
+    ),
+}
+
+Solver = Annotated[str, Known(SOLVERS)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solving(Parameters):
+    """How smallest perturbations are found."""
+
+    solver: Annotated[
+        Solver,
+        f"of the smallest perturbations (algorithms 1 and 2): {listed(SOLVERS)}; the paper's is "
+        "cobyla.",
+    ] = "closest"
+    subspace: Annotated[
+        Subspace,
+        "that cobyla searches: gradients, rows (of the first dense layer) or pixels (slow).",
+    ] = "gradients"

@@ -13,6 +13,18 @@ from resfool.classifiers import inference
 
 
 def in_batches(problem: Problem, function: Callable[..., Any], *settings: Any) -> Attempt:
+    """Solve a problem batch by batch with one compiled function.
+
+    Args:
+        problem: what is to be solved.
+        function: of the model, images, their classes, the settings and whether to clip; it gives
+            perturbations, flat (B, D), and evaluations, and Python's numbers are settled when it
+            is traced.
+        *settings: of the function.
+
+    Returns:
+        An answer for each image.
+    """
     solve = inference.compiled(problem.model, function)
     count = len(problem.images)
     perturbations = np.empty(problem.images.shape, np.float32)
@@ -30,8 +42,8 @@ def in_batches(problem: Problem, function: Callable[..., Any], *settings: Any) -
     return Attempt(perturbations, evaluations, seconds)
 
 
-_HALVINGS = 8  # on the way back to the boundary
-_WALK_HALVINGS = 4  # after a step along it
+HALVINGS = 8  # on the way back to the boundary
+WALK_HALVINGS = 4  # after a step along it
 _MISS = 0.97  # how far inside the boundary a step along it may have ended
 _GAIN = 0.9999  # what such a step must shorten the norm to
 
@@ -75,7 +87,7 @@ class Surroundings:
 
     def shortened(self, best: tuple[Any, Any]) -> tuple[Any, Any]:
         """Found perturbations scaled down to where they just flip."""
-        lengths = self._bisected(best[0], 0.0, tf.ones_like(best[1]), _HALVINGS)
+        lengths = self._bisected(best[0], 0.0, tf.ones_like(best[1]), HALVINGS)
         return best[0] * lengths[:, tf.newaxis], best[1] * lengths
 
     def walked(self, best: tuple[Any, Any], steps: int) -> tuple[Any, Any]:
@@ -90,7 +102,7 @@ class Surroundings:
             high = tf.math.divide_no_nan(_GAIN * norms, l2_norms(there))
             high = tf.where(tf.math.is_finite(high), high, 0.0)
             helps = self.flips(self.inside(high[:, tf.newaxis] * there))
-            high = self._bisected(there, _MISS * tf.minimum(high, 1.0), high, _WALK_HALVINGS)
+            high = self._bisected(there, _MISS * tf.minimum(high, 1.0), high, WALK_HALVINGS)
             there = self.inside(high[:, tf.newaxis] * there)
             best = self.shorter(best, (there, tf.where(helps, l2_norms(there), np.inf)))
             share = tf.where(helps, tf.minimum(1.0, 1.5 * share), share / 2)
@@ -141,10 +153,10 @@ class Surroundings:
 def top_gradients(model: keras.Model, images: Any, candidates: int) -> tuple[Any, Any, Any]:
     """The classes of the largest logits (B, K), the predicted one first; and their gradients."""
     top = tf.math.top_k(model(images, training=False), candidates).indices
-    return top, *_gradients(model, images, top)
+    return top, *logit_gradients(model, images, top)
 
 
-def _gradients(model: keras.Model, images: Any, top: Any) -> tuple[Any, Any]:
+def logit_gradients(model: keras.Model, images: Any, top: Any) -> tuple[Any, Any]:
     """Logits of the classes `top` (B, K), and their gradients, (B, K, D)."""
     with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
         tape.watch(images)

@@ -7,8 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 from resfool.attacks.solvers.batches import (
-    _HALVINGS,
-    _WALK_HALVINGS,
+    HALVINGS,
+    WALK_HALVINGS,
     Surroundings,
     gaps_and_slopes,
     in_batches,
@@ -90,7 +90,7 @@ def _closest(
     best = at.walked(best, walk)
     passes = (
         (2 + candidates)
-        + starts * (3 * rounds + len(_STRETCHES) + _HALVINGS)
-        + walk * (3 + _WALK_HALVINGS)
+        + starts * (3 * rounds + len(_STRETCHES) + HALVINGS)
+        + walk * (3 + WALK_HALVINGS)
     )
     return best[0], tf.constant(passes)

@@ -13,15 +13,15 @@ import numpy as np
 import tensorflow as tf
 from scipy import optimize
 
+from resfool.attacks.solvers import Subspace
 from resfool.attacks.solvers.batches import gaps_and_slopes, square_norms, top_gradients
 from resfool.attacks.solvers.problem import Attempt, Map, Problem, one_by_one
 from resfool.classifiers import files, inference
-from resfool.errors import InputError
-from resfool.parameters import Subspace
+from resfool.errors import InputError, unknown
 
 EVALUATIONS: dict[str, int] = {"gradients": 100, "rows": 300}
 _MARGIN = 1e-3  # by which another logit must lead, so that rounding doesn't decide
-OUTWARD = 1.02, 1.05, 1.1, 1.2, 1.4  # stretches of the last point, if none has flipped
+_OUTWARD = 1.02, 1.05, 1.1, 1.2, 1.4  # stretches of the last point, if none has flipped
 _RADIUS = 0.5  # of the first trust region, in distances of the start from the image
 
 
@@ -52,8 +52,12 @@ def cobyla(
 
     Returns:
         The shortest perturbation that was met and flips, or zero.
+
+    Raises:
+        InputError: the subspace isn't known, the model lacks it, or it takes more evaluations.
     """
     images = problem.images
+    _check(problem, candidates, subspace, evaluations)
     shared = _Shared(files.saved(problem.model), subspace, evaluations, problem.clip)
     tasks = []
     for rows in inference.batches(len(images), problem.batch_size):
@@ -70,6 +74,22 @@ def cobyla(
     results = map(functools.partial(_solved, shared), tasks, progress=problem.progress)
     perturbations, passes, seconds = zip(*results, strict=True)
     return Attempt(np.stack(perturbations), np.array(passes) + 2 + candidates, np.array(seconds))
+
+
+def _check(problem: Problem, candidates: int, subspace: str, evaluations: int | None) -> None:
+    if subspace not in SUBSPACES:
+        raise unknown("subspace", subspace, SUBSPACES)
+    dimensions = candidates - 1  # of gradients
+    if subspace == "rows":
+        dimensions = len(row_space(problem.model))
+    elif subspace == "pixels":
+        dimensions = problem.images[0].size
+    least = dimensions + 3 + len(_OUTWARD)
+    if evaluations is not None and evaluations < least:
+        raise InputError(
+            f"evaluations={evaluations} is too few: COBYLA needs {least} or more "
+            f"in the {dimensions} dimensions of subspace={subspace}"
+        )
 
 
 def _surroundings(problem: Problem, rows: slice, candidates: int) -> tuple[np.ndarray, np.ndarray]:
@@ -165,9 +185,9 @@ def _solved(shared: _Shared, task: _Task) -> tuple[np.ndarray, int, float]:
         start / unit,
         method="COBYLA",
         constraints={"type": "ineq", "fun": lead},
-        options={"rhobeg": _RADIUS, "tol": 1e-3 * _RADIUS, "maxiter": limit - len(OUTWARD)},
+        options={"rhobeg": _RADIUS, "tol": 1e-3 * _RADIUS, "maxiter": limit - len(_OUTWARD)},
     )
-    for stretch in OUTWARD:
+    for stretch in _OUTWARD:
         if np.isinf(shortest):  # it may have ended just short of the boundary
             lead(stretch * found.x)
     return best, passes, time.perf_counter() - began

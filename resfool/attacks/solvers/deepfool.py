@@ -7,9 +7,9 @@ import tensorflow as tf
 
 from resfool.attacks.solvers.batches import (
     Surroundings,
-    _gradients,
     gaps_and_slopes,
     in_batches,
+    logit_gradients,
     square_norms,
     top_gradients,
 )
@@ -52,7 +52,7 @@ def _deepfool(
     top = top_gradients(model, images, candidates)[0]
     for _ in tf.range(steps):
         if tf.reduce_any(going):
-            logits, gradients = _gradients(model, at.moved(way), top)
+            logits, gradients = logit_gradients(model, at.moved(way), top)
             gaps, differences = gaps_and_slopes(logits, gradients)
             squares = square_norms(differences)
             nearest = tf.argmin(tf.abs(gaps) * tf.math.rsqrt(squares), axis=1)

@@ -7,27 +7,23 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
-from resfool.attacks.gradient import Progress
+from resfool.monitor import Advance, quiet
 
 
 class Map(Protocol):
     """What runs independent tasks, such as `parallel.map` with a backend."""
 
     def __call__(
-        self, function: Callable[[Any], Any], items: Sequence[Any], *, progress: Progress
+        self, function: Callable[[Any], Any], items: Sequence[Any], *, progress: Advance
     ) -> list[Any]:
         """The function's results in the items' order; progress is told how many more are done."""
-
-
-def quiet(images: int) -> None:
-    pass
 
 
 def one_by_one(
     function: Callable[[Any], Any],
     items: Sequence[Any],
     *,
-    progress: Progress,
+    progress: Advance,
     finished: Mapping[int, Any] | None = None,
     keep: Callable[[int, Any], None] = lambda place, result: None,
 ) -> list[Any]:
@@ -59,7 +55,7 @@ class Problem:
     classes: np.ndarray
     clip: bool
     batch_size: int
-    progress: Progress
+    progress: Advance
 
     def only(self, chosen: np.ndarray) -> "Problem":
         """The same for some of the images, without a word on progress."""

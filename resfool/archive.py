@@ -1,0 +1,188 @@
+"""What an experiment asks of what earlier ones left: runs, models and files."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from resfool.errors import InputError, expanded
+from resfool.values import Row
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that somebody named, not loaded yet.
+
+    Attributes:
+        uri: as it was given.
+        name: short, for tables and legends.
+        path: its `.keras` file, or the folder with its MLmodel.
+        load_trusted: loads whatever is there without any check, and may run code of its own.
+        model_id: MLflow's id of it, if it has one.
+        training: the parameters of the run that trained it, if this project did.
+    """
+
+    uri: str
+    name: str
+    path: Path
+    load_trusted: Callable[[], Any]
+    model_id: str | None = None
+    training: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that has finished, read back.
+
+    Attributes:
+        run_id: of the run.
+        link: to its page in the tracking server's user interface.
+        facts: its parameters.
+        metrics: the last value of each.
+        curve: its points, each with "step", in order.
+        find_file: the local path of a file that it left, or None.
+    """
+
+    run_id: str
+    link: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    curve: Sequence[Row] = ()
+    find_file: Callable[[str], Path | None] = lambda name: None
+
+    @property
+    def model(self) -> str:
+        """The URI of its model, if it left one."""
+        return f"runs:/{self.run_id}/model"
+
+    def points(self, name: str) -> dict[int, float]:
+        """A curve's values by their steps."""
+        return {int(row["step"]): row[name] for row in self.curve if name in row}
+
+
+@dataclass(frozen=True)
+class InterruptedRun:
+    """A training that stopped and can be gone on with.
+
+    Attributes:
+        run_id: of its run.
+        step: that its curve has reached; 0 if it has no curve yet.
+    """
+
+    run_id: str
+    step: int
+
+
+@dataclass(frozen=True)
+class PerturbationSource:
+    """A universal perturbation that somebody named, not loaded yet.
+
+    Attributes:
+        uri: as it was given.
+        name: short, for tables and legends: what it was fitted on, if that is known.
+        path: its `.npy` file.
+    """
+
+    uri: str
+    name: str
+    path: Path
+
+
+class Archive:
+    """Where earlier results are found. This one knows files only; MLflow's knows runs as well."""
+
+    def has_run(self, run_id: str) -> bool:
+        """Whether an earlier run is there to go on with."""
+        return False
+
+    def read(self, run_id: str) -> FinishedRun:
+        """A run with its figures and files, read back.
+
+        Raises:
+            InputError: there is no such run.
+        """
+        raise InputError(f"there is no run {run_id}: nothing is recorded here")
+
+    def find_interrupted(self, facts: Mapping[str, str]) -> InterruptedRun | None:
+        """A training that can be gone on with.
+
+        Args:
+            facts: parameters that its run must have, such as `identity.facts` gives.
+
+        Returns:
+            The training, or None.
+        """
+        return None
+
+    def add_metrics(self, run: FinishedRun, metrics: Mapping[str, float]) -> FinishedRun:
+        """Add more figures to a run that has finished; the run as it is then."""
+        return replace(run, metrics={**run.metrics, **metrics})
+
+    def find_finished(self, facts: Mapping[str, str], metric: str) -> FinishedRun | None:
+        """A finished run by its parameters, the latest if there are several.
+
+        Args:
+            facts: parameters that it must have, such as `identity.facts` gives.
+            metric: that it must have.
+
+        Returns:
+            The run, or None.
+        """
+        return None
+
+    def find_model(self, uri: str) -> ModelSource:
+        """Find a model that a user named; here only files can be found.
+
+        Args:
+            uri: of the model.
+
+        Returns:
+            Where it is and what is known of it.
+
+        Raises:
+            InputError: there is no such model.
+        """
+        path = expanded(uri)
+        if not path.is_file():
+            raise InputError(f"model={uri}: there is no such file")
+
+        def load_trusted() -> Any:
+            import keras
+
+            return keras.saving.load_model(path, compile=False, safe_mode=False)
+
+        return ModelSource(uri, path.stem, path, load_trusted)
+
+    def find_artifact(self, uri: str, name: str) -> Path:
+        """Find a file that an earlier run left; here only files can be found.
+
+        Args:
+            uri: of the run or of the file.
+            name: of the file, where the uri is a run's.
+
+        Returns:
+            The file.
+
+        Raises:
+            InputError: there is no such file.
+        """
+        path = expanded(uri)
+        path = path / name if path.is_dir() else path
+        if not path.is_file():
+            raise InputError(f"{uri}: there is no file {path}")
+        return path
+
+    def find_perturbation(self, uri: str) -> PerturbationSource:
+        """Find a universal perturbation that an earlier run left, or a file.
+
+        Args:
+            uri: of the run or of the file.
+
+        Returns:
+            Where it is and what it is called.
+
+        Raises:
+            InputError: there is no such perturbation.
+        """
+        path = self.find_artifact(uri, "perturbation.npy")
+        return PerturbationSource(uri, expanded(uri).absolute().stem, path)

@@ -1,0 +1,1 @@
+"""Methods of attack along loss gradients, one in a file; `options.METHODS` lists them."""

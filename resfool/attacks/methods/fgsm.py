@@ -1,0 +1,42 @@
+"""The fast gradient sign (equation 5): one step along the sign of the gradient."""
+
+from typing import Any
+
+import numpy as np
+
+from resfool.attacks.methods.moving import Moved, Start
+
+
+def fgsm(start: Start, asked: Any) -> Moved:
+    """Move every image along the sign of its gradient, which is taken once for all epsilons.
+
+    Source: paper section VI; Goodfellow, Shlens, Szegedy, "Explaining and harnessing adversarial
+    examples", arXiv:1412.6572.
+
+    Args:
+        start: where the images stand.
+        asked: of the attack; there is nothing to choose.
+
+    Returns:
+        The images under attack.
+    """
+    from resfool.attacks import gradient
+
+    def move(chosen: np.ndarray, epsilon: float) -> np.ndarray:
+        signs = start.first.signs[chosen]
+        return gradient.perturbed(start.images[chosen], signs, epsilon, clip=start.clip)
+
+    outcome = gradient.along(
+        start.model,
+        start.images,
+        start.first.signs,
+        start.epsilons,
+        progress=start.passes(len(start.epsilons)),
+        **start.options,
+    )
+    return Moved(outcome, move)
+
+
+def passes(epsilons: int, asked: Any) -> int:
+    """Of an image: one for each epsilon."""
+    return epsilons

@@ -1,0 +1,103 @@
+"""The parameters of attacks, and the methods of which one is chosen."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from resfool.attacks.methods import fgsm, pgd, smallest_epsilon
+from resfool.attacks.methods.moving import Moved
+from resfool.attacks.methods.pgd import PgdOptions
+from resfool.attacks.methods.smallest_epsilon import SmallestEpsilonOptions
+from resfool.classifiers.finding import InputRange, Models
+from resfool.parameters import Drawn, Known
+from resfool.values import Epsilons, ImageShape, LabelSource, Names, Part, listed
+
+# In pixel units: from what nobody sees to what is mostly noise.
+EPSILONS = (0, *(n / 255 for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)))
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A method of attack.
+
+    Attributes:
+        words: what it is, for people.
+        hint: the same in very few words, for the help.
+        passes: of an image through the model, from the number of epsilons above 0 and what is
+            asked of the attack; a gradient counts as two, that at the image itself not at all.
+        move: from a Start and what is asked of the attack to what became of the images.
+    """
+
+    words: str
+    hint: str
+    passes: Callable[[int, Any], int]
+    move: Callable[..., Moved]
+
+
+METHODS: dict[str, Attack] = {
+    "fgsm": Attack("the fast gradient sign", "one step", fgsm.passes, fgsm.fgsm),
+    "smallest_epsilon": Attack(
+        "the fast gradient sign, and the smallest step along it",
+        "also finds each image's own",
+        smallest_epsilon.passes,
+        smallest_epsilon.smallest_epsilon,
+    ),
+    "pgd": Attack("projected gradient descent", "many small steps", pgd.passes, pgd.pgd),
+}
+
+Method = Annotated[str, Known(METHODS)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HowToAttack(SmallestEpsilonOptions, PgdOptions):
+    """How images are attacked; the bases are the methods' own options."""
+
+    method: Annotated[
+        Method, f"{listed(f'{name} ({attack.hint})' for name, attack in METHODS.items())}."
+    ] = "fgsm"
+    epsilons: Annotated[
+        Epsilons,
+        "largest changes of a pixel, where pixels go from 0 to 1, such as 0,8/255,0.1.",
+    ] = EPSILONS
+    label_source: Annotated[
+        LabelSource, "raise the loss of the true label, or of the model's own prediction."
+    ] = "true"
+    clip: Annotated[bool, "keep perturbed images within the range of pixels."] = True
+
+    @property
+    def positive_epsilons(self) -> list[float]:
+        """Those at which anything is moved."""
+        return [epsilon for epsilon in self.epsilons if epsilon > 0]
+
+    @property
+    def passes(self) -> int:
+        """Those of an image in all: its gradient, the method's, and those of random signs."""
+        count = len(self.positive_epsilons)
+        return 2 + METHODS[self.method].passes(count, self) + count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target(Models, Drawn):
+    """Which models are attacked, and on which images."""
+
+    split: Annotated[
+        Part, "part of the data set to take images from: test, validation or train."
+    ] = "test"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackParameters(HowToAttack, Target):
+    """Of an attack on models."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureParameters(HowToAttack, InputRange, Drawn):
+    """Of an attack in MLflow's evaluation, which hands over the model and the images."""
+
+    image_shape: Annotated[
+        ImageShape | None,
+        "height, width and channels of an image; none is what the model takes.",
+    ] = None
+    class_names: Annotated[
+        Names | None, "for tables and figures, comma separated; none is 0,1,..."
+    ] = None

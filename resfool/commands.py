@@ -1,0 +1,363 @@
+"""The commands: what `mlflow run . -e NAME` and `resfool NAME` do, with MLflow and its workers.
+
+MLflow, pandas and matplotlib are imported when a command runs: its words are checked before.
+"""
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from resfool import __version__, command_line, interrupts
+from resfool.attacks.attack import attack as run_attack
+from resfool.attacks.options import AttackParameters
+from resfool.datasets.sets import Dataset, draw, load
+from resfool.errors import UsageError, expanded, unknown
+from resfool.parameters import Checkpoints, Parameter, Parameters, Resumable, Workers
+from resfool.progress import ProgressReport
+from resfool.reproduction.plan import ReproduceParameters
+from resfool.reproduction.reproduce import reproduce as run_reproduction
+from resfool.training.recipe import TrainParameters, resumed
+from resfool.training.train import Training
+from resfool.training.train import train as run_training
+from resfool.trials.options import SweepParameters, TuneParameters
+from resfool.trials.recorder import Trained
+from resfool.trials.sweep import sweep as run_sweep
+from resfool.trials.tune import tune as run_tuning
+from resfool.universal.experiment import Fooling
+from resfool.universal.experiment import universal as run_universal
+from resfool.universal.options import MnistParameters, TransferParameters, UniversalParameters
+from resfool.universal.transfer import transfer as run_transfer
+from resfool.values import Part, Row
+
+if TYPE_CHECKING:
+    from resfool.archive import ModelSource
+    from resfool.attacks.examples import Attacked
+    from resfool.parallel import Pool
+    from resfool.tracking.run import Run
+    from resfool.tracking.training_run import TrainingRun
+
+
+# Training
+
+
+def train(asked: TrainParameters, where: Resumable) -> None:
+    """Train one architecture, or go on with a training."""
+    from resfool.tracking.training_run import TrainingRun
+
+    with (
+        ProgressReport(f"training {asked.arch}") as progress,
+        TrainingRun(progress, where) as run,
+    ):
+        if run.checkpoint is not None:
+            asked = resumed(asked, run.checkpoint)
+        result = run_training(asked, run)
+        model_uri = keep_training(run, result)
+    print(f"train accuracy  {result.train.accuracy:.4f}  (the curve's last point)")
+    count = len(result.dataset.split(result.part))
+    print(f"{f'{result.part} accuracy':<15} {result.test.accuracy:.4f}  (all {count} images)")
+    _say_where(run, f"model           {model_uri}")
+
+
+def keep_training(run: "TrainingRun", result: Training) -> str:
+    """Log a training's figure and model; the model's URI."""
+    from resfool.training import presentation
+
+    run.log(presentation.leaves(result.network.name, result.dataset.name, result.history))
+    return run.log_model(result.model, result.dataset, result.final_metrics, result.part)
+
+
+def sweep(asked: SweepParameters) -> None:
+    """Train a grid of networks in parallel, and compare them."""
+    from resfool.tracking.archive import MLflowArchive
+    from resfool.tracking.run import Run
+    from resfool.trials import presentation
+
+    with ProgressReport("sweep") as progress, Run(progress) as run:
+        swept = run_sweep(asked, _pool_of(asked), _keep_trial, run, MLflowArchive())
+        run.log(presentation.sweep_leaves(swept))
+    print(presentation.sweep_summary(swept))
+    _say_where(run)
+
+
+def tune(asked: TuneParameters) -> None:
+    """Search for the settings that the paper left untuned."""
+    from resfool.tracking.archive import MLflowArchive
+    from resfool.tracking.run import Run
+    from resfool.trials import presentation
+    from resfool.trials.study import Study
+
+    with ProgressReport("tune") as progress, Run(progress) as run:
+        found = run_tuning(asked, _pool_of(asked), Study, _keep_trial, run, MLflowArchive())
+        run.log(presentation.tuning_leaves(found, f"tuning of {asked.arch}, {asked.dataset}"))
+        run.point({"step": len(found.tried), "final_best_validation_accuracy": found.value})
+        for name, value in found.best.items():
+            run.tag(f"best_{name}", value)
+        run.note(f"Train the best with\n\n    {found.command}")
+    print(presentation.tuning_summary(found))
+    _say_where(run)
+
+
+def _pool_of(asked: SweepParameters | TuneParameters) -> "Callable[..., Pool]":
+    """What opens the workers that were asked for."""
+    from resfool.parallel import Pool
+
+    return functools.partial(
+        Pool, **asked.shared(Workers), cpus=asked.cpus_per_trial, gpus=asked.gpus_per_trial
+    )
+
+
+def _keep_trial(run: "Run", trained: Trained, curve: Sequence[Row], data: Dataset) -> None:
+    """Log what a trial sent home: its figure and its model."""
+    from resfool.training import presentation
+
+    run.log(presentation.leaves(trained.network, data.name, curve))
+    run.log_model(trained.load_model(), data, trained.metrics, trained.part)
+
+
+# Attacks
+
+
+def attack(asked: AttackParameters, applied: TransferParameters) -> None:
+    """Fool one or several classifiers, or apply perturbations of earlier runs to them."""
+    from resfool.tracking.archive import MLflowArchive
+    from resfool.tracking.run import Run
+
+    # A norm alone is a transfer too, to be told that there is nothing of this size.
+    if applied.perturbation is not None or applied.norm.kind != "none":
+        from resfool.universal import presentation as of_transfer
+
+        with ProgressReport("transfer, image passes") as progress, Run(progress) as run:
+            moved = run_transfer(applied, run, MLflowArchive())
+            run.log(of_transfer.transfer_leaves(moved))
+        print(of_transfer.transfer_summary(moved))
+    else:
+        from resfool.attacks import presentation
+
+        with ProgressReport(f"{asked.method}, image passes") as progress, Run(progress) as run:
+            results = run_attack(asked, run, MLflowArchive(), keep_attacked)
+            run.log(presentation.leaves(results, asked))
+        print(presentation.summary(results))
+    _say_where(run)
+
+
+def keep_attacked(
+    run: "Run", source: "ModelSource", attacked: "Attacked", data: Dataset, part: Part
+) -> None:
+    """Log one model's result as soon as it is there."""
+    from resfool.attacks import presentation
+
+    run.point({"step": 0} | presentation.scalars(attacked))
+    run.log(presentation.leaves_of(attacked))
+    if source.model_id is not None:
+        run.log_model_metrics(source.model_id, presentation.model_metrics(attacked), data, part)
+
+
+# Universal perturbations
+
+
+def universal(asked: UniversalParameters) -> None:
+    """Find one perturbation for all images, and judge it on held-out ones."""
+    from resfool.tracking import stores
+    from resfool.tracking.archive import MLflowArchive
+    from resfool.tracking.run import Run
+    from resfool.universal import presentation
+
+    stores.check_folder("solve folder", expanded(asked.solve_dir))
+    spread = _spread_of(asked, asked.spreads)
+    with ProgressReport(f"algorithm {asked.algorithm}") as progress, Run(progress) as run:
+        result = run_universal(asked, run, MLflowArchive(), spread)
+        keep_universal(run, result)
+    print(presentation.summary(result))
+    _say_where(run)
+
+
+def keep_universal(run: "Run", result: Fooling) -> None:
+    """Log a universal perturbation: rates, figures, tables, the vector and its matrix."""
+    from resfool.universal import presentation
+
+    run.point({"step": 0} | presentation.scalars(result))
+    run.log(presentation.leaves(result))
+
+
+def _spread_of(asked: Workers, used: bool) -> Callable[..., list[Any]]:
+    """What runs images in the workers that were asked for; a cluster must be there if it is used.
+
+    Raises:
+        InputError: the cluster can't be reached.
+    """
+    from resfool import parallel
+
+    if used:
+        parallel.check(asked.backend, asked.ray_address)
+    return functools.partial(parallel.map, **asked.shared(Workers))
+
+
+def mnist(asked: MnistParameters) -> None:
+    """Train the 5-layer network on MNIST digits, and fool it by Algorithm 2 (section VI.C)."""
+    from resfool.tracking.archive import MLflowArchive
+    from resfool.tracking.run import Run
+    from resfool.tracking.training_run import TrainingRun
+    from resfool.universal import presentation
+
+    with ProgressReport("mnist case study") as progress, Run(progress) as run:
+        data = load(asked.training.dataset)
+        # Refuses more than there are, before the training rather than after it.
+        draw(len(data.train), asked.samples, asked.seed, f"training images of {data.name}")
+        spread = _spread_of(asked, asked.spreads)
+        name = f"mnist case study, {asked.solver} seed {asked.seed}"
+        run.begin(name, {n: getattr(asked, n) for n in ("steps", "solver", "seed")}, [])
+        places = Resumable(checkpoint_dir=asked.checkpoint_dir)
+        with TrainingRun(progress, places, nested=True) as own:
+            trained = run_training(asked.training, own, data)
+            model = keep_training(own, trained)
+        print(f"train accuracy  {trained.train.accuracy:.4f}")
+        print(f"test accuracy   {trained.test.accuracy:.4f}")
+        with Run(progress, nested=True) as part:
+            result = run_universal(asked.universal(model), part, MLflowArchive(), spread)
+            keep_universal(part, result)
+        run.log(presentation.mnist_leaves(result))
+        run.point({"step": 0, "final_test_accuracy": trained.test.accuracy} | result.verdict.rates)
+    print(presentation.summary(result))
+    _say_where(run)
+
+
+# The whole paper
+
+
+def reproduce(asked: ReproduceParameters, where: Checkpoints) -> None:
+    """Make what the paper's tables and figures need, and compare."""
+    from resfool.reproduction import presentation
+    from resfool.tracking import stores
+    from resfool.tracking.archive import MLflowArchive
+    from resfool.tracking.run import Run
+
+    with ProgressReport("reproduce") as progress, Run(progress) as run:
+        stores.check_folder("checkpoint folder", expanded(where.checkpoint_dir))
+        found = run_reproduction(asked, _maker(progress, where), run, MLflowArchive())
+        if found is None:
+            return
+        run.log(presentation.leaves(found))
+    print(presentation.summary(found))
+    print(f"report          report.html, an artifact of run {run.run_id}")
+    print(f"look at it with {stores.viewer()}")
+
+
+def _maker(progress: ProgressReport, where: Checkpoints) -> Callable[..., str]:
+    """What makes a run under the reproduction's own, as the other commands do; gives its id."""
+    from resfool.attacks import presentation
+    from resfool.tracking.archive import MLflowArchive
+    from resfool.tracking.run import Run
+    from resfool.tracking.training_run import TrainingRun
+
+    folder = where.checkpoint_dir
+
+    def train_network(asked: TrainParameters, data: Dataset, resume: str | None) -> str:
+        places = Resumable(checkpoint_dir=folder, resume=resume)
+        with TrainingRun(progress, places, nested=True) as own:
+            keep_training(own, run_training(asked, own, data))
+        return own.run_id
+
+    def make(asked: Parameters, data: Dataset, resume: str | None) -> str:
+        if isinstance(asked, TrainParameters):
+            return train_network(asked, data, resume)
+        with Run(progress, nested=True) as own:
+            if isinstance(asked, AttackParameters):
+                results = run_attack(asked, own, MLflowArchive(), keep_attacked)
+                own.log(presentation.leaves(results, asked))
+            elif isinstance(asked, UniversalParameters):
+                asked = replace(asked, solve_dir=folder)
+                spread = _spread_of(asked, False)
+                keep_universal(own, run_universal(asked, own, MLflowArchive(), spread))
+        return own.run_id
+
+    return make
+
+
+# All of them
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: what does it, and the parameters that this takes."""
+
+    run: Callable[..., None]
+    takes: tuple[type[Parameters], ...]
+
+    @property
+    def text(self) -> str:
+        """What it does, in a sentence."""
+        return (self.run.__doc__ or "").strip()
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        """All that it takes, by name."""
+        return command_line.declared(*self.takes)
+
+
+COMMANDS = {
+    "train": Command(train, (TrainParameters, Resumable)),
+    "attack": Command(attack, (AttackParameters, TransferParameters)),
+    "universal": Command(universal, (UniversalParameters,)),
+    "mnist": Command(mnist, (MnistParameters,)),
+    "sweep": Command(sweep, (SweepParameters,)),
+    "tune": Command(tune, (TuneParameters,)),
+    "reproduce": Command(reproduce, (ReproduceParameters, Checkpoints)),
+}
+
+
+def run(name: str, argv: Sequence[str] | None = None, program: str | None = None) -> None:
+    """Read the words of a command, and do what it does.
+
+    Args:
+        name: of the command.
+        argv: its words; those of this process by default.
+        program: what it is called in its help.
+    """
+    command = COMMANDS[name]
+    with command_line.one_sentence_errors():
+        asked = command_line.parse(*command.takes, argv=argv, program=program, text=command.text)
+        interrupts.raise_once()
+        command.run(*asked)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`resfool NAME ...`: the commands without a checkout and without `mlflow run`."""
+    name, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    with command_line.one_sentence_errors():
+        if name in ("--help", "-h"):
+            print(_help())
+        elif name == "--version":
+            print(f"resfool {__version__}")
+        elif name == "--completion":
+            known = {each: command.parameters for each, command in COMMANDS.items()}
+            print(command_line.completion(" ".join(words), known))
+        elif name not in COMMANDS:
+            raise UsageError(str(unknown("command", name, COMMANDS)))
+        else:
+            run(name, words, program=f"resfool {name}")
+
+
+def _help() -> str:
+    lines = [f"  {name:<11}{command.text}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "resfool COMMAND --name=value ...",
+            "",
+            "Train image classifiers, and find out how easily any Keras classifier is fooled.",
+            "",
+            *lines,
+            "",
+            "`resfool COMMAND --help` lists a command's parameters.",
+            "`resfool --completion bash`, or zsh, prints what a shell needs to complete them.",
+        ]
+    )
+
+
+def _say_where(run: "Run", *before: str) -> None:
+    """Say in which run the results are, and what shows it."""
+    from resfool.tracking import stores
+
+    print(f"run             {run.run_id}", *before, sep="\n")
+    print(f"look at it with {stores.viewer()}")

@@ -1,0 +1,237 @@
+"""What earlier runs left in MLflow: figures, files, models and universal perturbations."""
+
+import dataclasses
+import functools
+import importlib
+import re
+import time
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
+
+from resfool.archive import Archive, FinishedRun, InterruptedRun, ModelSource, PerturbationSource
+from resfool.errors import InputError
+from resfool.tracking import stores
+from resfool.tracking.training_run import CHECKPOINT_TAG
+
+# By which a training of ours is known, and its data found again.
+_TRAINING_FACTS = {"dataset", "dataset_digest", "data_dir", "data_seed", "per_class"}
+_MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
+
+
+class MLflowArchive(Archive):
+    """The runs and models of MLflow's tracking store. Asking makes nothing in a new store.
+
+    Raises:
+        InputError: the store can't be used.
+    """
+
+    def __init__(self) -> None:
+        stores.prepare()
+
+    @cached_property
+    def _client(self) -> MlflowClient:
+        # Made late: the first client of a new store makes its tables, which takes seconds.
+        return MlflowClient()
+
+    def has_run(self, run_id: str) -> bool:
+        """Whether an earlier run is in this store, and not deleted."""
+        uri = mlflow.get_tracking_uri()
+        if not stores.exists(uri):
+            return False
+        try:
+            return bool(self._client.get_run(run_id).info.lifecycle_stage == "active")
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise stores.unusable(uri, error) from error
+
+    def find_finished(self, facts: Mapping[str, str], metric: str) -> FinishedRun | None:
+        """A finished run by its parameters, the latest if there are several."""
+        found = self._search(facts, "attributes.status = 'FINISHED'")
+        return next((self._read(run) for run in found if metric in run.data.metrics), None)
+
+    def find_interrupted(self, facts: Mapping[str, str]) -> InterruptedRun | None:
+        """A training that didn't finish and whose checkpoint is here."""
+        for run in self._search(facts, "attributes.status != 'FINISHED'"):
+            path = run.data.tags.get(CHECKPOINT_TAG)
+            if path is not None and stores.present(Path(path)):
+                curve = self._client.get_metric_history(run.info.run_id, "train_loss")
+                step = max((metric.step for metric in curve), default=0)
+                return InterruptedRun(str(run.info.run_id), step)
+        return None
+
+    def _search(self, facts: Mapping[str, str], status: str) -> list[Any]:
+        """Runs with some parameters in any experiment of the store, the latest first."""
+        if not stores.exists(mlflow.get_tracking_uri()):
+            return []
+        conditions = [f"params.{name} = '{value}'" for name, value in facts.items()]
+        return list(
+            self._client.search_runs(
+                [experiment.experiment_id for experiment in self._client.search_experiments()],
+                " and ".join([*conditions, status]),
+                order_by=["attributes.start_time DESC"],
+            )
+        )
+
+    def read(self, run_id: str) -> FinishedRun:
+        """A run with its figures and files, read back."""
+        store = mlflow.get_tracking_uri()
+        try:
+            stores.check_has(store, "runs")
+            run = self._client.get_run(run_id)
+        except MlflowException as error:
+            reason, shown = error.message.splitlines()[0], stores.shown(store)
+            raise InputError(f"there is no run {run_id} in {shown} ({reason})") from None
+        return self._read(run)
+
+    def _read(self, run: Any) -> FinishedRun:
+        run_id = run.info.run_id
+        points: dict[int, dict[str, float]] = {}
+        for name in run.data.metrics:
+            if not name.startswith("system/"):
+                for metric in self._client.get_metric_history(run_id, name):
+                    points.setdefault(metric.step, {"step": metric.step})[name] = metric.value
+        names = {item.path for item in self._client.list_artifacts(run_id)}
+
+        def find_file(name: str) -> Path | None:
+            if name not in names:
+                return None
+            return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name))
+
+        return FinishedRun(
+            run_id,
+            stores.link(run.info.experiment_id, run_id),
+            run.data.params,
+            run.data.metrics,
+            [points[step] for step in sorted(points)],
+            find_file,
+        )
+
+    def find_model(self, uri: str) -> ModelSource:
+        """Find a model in MLflow or among the files, without loading it."""
+        if not uri.startswith(("runs:/", "models:/")):
+            return super().find_model(uri)
+        store = mlflow.get_tracking_uri()
+        try:
+            stores.check_has(store, "models")
+            return _find_logged_model(self._client, uri)
+        except MlflowException as error:
+            reason, shown = error.message.splitlines()[0], stores.shown(store)
+            raise InputError(f"model={uri}: there is no such model in {shown} ({reason})") from None
+
+    def find_artifact(self, uri: str, name: str) -> Path:
+        """Find a file that an earlier run left."""
+        if not uri.startswith("runs:/"):
+            return super().find_artifact(uri, name)
+        run_id, _, inside = uri.removeprefix("runs:/").partition("/")
+        store = mlflow.get_tracking_uri()
+        try:
+            stores.check_has(store, "runs")
+            whole = f"runs:/{run_id}/{inside or name}"
+            return Path(mlflow.artifacts.download_artifacts(whole))
+        except (MlflowException, OSError) as error:
+            reason, shown = str(error).splitlines()[0], stores.shown(store)
+            raise InputError(f"{uri}: {shown} has no run with {name} by it ({reason})") from None
+
+    def find_perturbation(self, uri: str) -> PerturbationSource:
+        """Find a universal perturbation that an earlier run left, or a file."""
+        found = super().find_perturbation(uri)
+        if not uri.startswith("runs:/"):
+            return found
+        run = self._client.get_run(uri.removeprefix("runs:/").partition("/")[0])
+        return dataclasses.replace(found, name=_fitted_label(run))
+
+    def add_metrics(self, run: FinishedRun, metrics: Mapping[str, float]) -> FinishedRun:
+        """Log more figures of a run that has finished; the run as it is then."""
+        now = int(time.time() * 1000)
+        added = [Metric(name, value, now, 0) for name, value in metrics.items()]
+        self._client.log_batch(run.run_id, metrics=added)
+        return super().add_metrics(run, metrics)
+
+
+def _find_logged_model(client: MlflowClient, uri: str) -> ModelSource:
+    """What the store knows of a model; nothing that the model itself says is believed."""
+    scheme, _, rest = uri.partition(":/")
+    name, version = "", ""
+    run_id: str | None
+    if scheme == "runs":
+        run_id, _, folder = rest.partition("/")
+        outputs = client.get_run(run_id).outputs
+        logged = (
+            [client.get_logged_model(o.model_id) for o in outputs.model_outputs] if outputs else []
+        )
+        model_id = next((model.model_id for model in logged if model.name == folder), None)
+    elif _MODEL_ID.fullmatch(rest):
+        model_id, run_id = rest, client.get_logged_model(rest).source_run_id
+    else:
+        name, version, found = _registered(client, rest)
+        model_id, run_id = found.model_id, found.run_id
+    # The version that an alias means now.
+    exact = f"models:/{name}/{version}" if name else uri
+    path = Path(mlflow.artifacts.download_artifacts(exact))
+    source = functools.partial(
+        ModelSource,
+        uri=uri,
+        path=path,
+        load_trusted=lambda: _load_with_mlflow(path),
+        model_id=model_id,
+    )
+    if run_id is None:
+        return source(name=f"{name} {version}" if name else rest)
+    run = client.get_run(run_id)
+    training = run.data.params
+    # Runs from before it was a parameter have it as a tag.
+    network = run.data.tags.get("network") or training.get("network")
+    if network is not None and training.keys() >= _TRAINING_FACTS:
+        return source(name=_network_label(training, network), training=training)
+    return source(name=f"{name} {version}" if name else run.info.run_name)
+
+
+def _registered(client: MlflowClient, rest: str) -> tuple[str, str, Any]:
+    """Name, version and entry of NAME/VERSION, NAME/latest, NAME/ALIAS or NAME@ALIAS."""
+    name, separator, which = rest.rpartition("@" if "@" in rest else "/")
+    if not separator or not name or not which:
+        raise MlflowException("it must be models:/NAME/VERSION, models:/NAME@ALIAS or models:/m-ID")
+    if which == "latest" and "@" not in rest:
+        versions = client.search_model_versions(f"name='{name}'")
+        if not versions:
+            raise MlflowException(f"no model {name} is registered")
+        found = max(versions, key=lambda version: int(version.version))
+    elif which.isdecimal() and "@" not in rest:
+        found = client.get_model_version(name, which)
+    else:
+        found = client.get_model_version_by_alias(name, which)
+    return name, str(found.version), found
+
+
+def _network_label(training: Mapping[str, str], network: str) -> str:
+    if training.get("adversarial", "none") == "none":
+        return network
+    return f"{network} {training['adversarial']} {training['adversarial_epsilon']}"
+
+
+def _fitted_label(run: Any) -> str:
+    """What a universal perturbation was fitted on, and by which algorithm."""
+    facts = run.data.params
+    if "model_name" in facts and "algorithm" in facts:
+        return f"{facts['model_name']} algorithm {facts['algorithm']}"
+    return str(run.info.run_name)
+
+
+def _load_with_mlflow(path: Path) -> Any:
+    """A model by MLflow's own loader of its flavour, which may run what the model brings."""
+    flavors = mlflow.models.get_model_info(str(path)).flavors
+    # Without its loss and optimizer, which may be code that isn't here and aren't needed.
+    options = {"compile": False, "safe_mode": False}
+    for flavor, keyword in ("keras", "load_model_kwargs"), ("tensorflow", "keras_model_kwargs"):
+        if flavor in flavors:
+            module = importlib.import_module(f"mlflow.{flavor}")
+            return module.load_model(str(path), **{keyword: options})
+    raise InputError(f"{path} has the flavours {', '.join(flavors)}, neither keras nor tensorflow")

@@ -1,0 +1,204 @@
+"""The algorithms of universal perturbations, and what experiments with them may be asked for."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from resfool.attacks.options import Target
+from resfool.attacks.solvers import SOLVERS, Solving, late
+from resfool.classifiers.finding import OneModel
+from resfool.errors import InputError
+from resfool.parameters import Checkpoints, Drawn, Known, Parameters, Seeded, Workers
+from resfool.training.recipe import TrainParameters
+from resfool.values import (
+    Counts,
+    Epsilon,
+    LabelSource,
+    Names,
+    Norm,
+    PositiveCount,
+    Share,
+    SizedNorm,
+    listed,
+)
+
+Coefficients = Literal["gaussian", "singular", "first", "optimised"]  # f_i of equation 8
+
+
+@dataclass(frozen=True)
+class Procedure:
+    """An algorithm that finds a universal perturbation.
+
+    Attributes:
+        fit: from the experiment's `Work` to a `Matrix`, if it makes one, or else to a `Fit`.
+        takes: the parameters that it reads and others don't.
+        makes_matrix: of perturbations, which equation 8 adds up to any norm; without one, the norm
+            must be given.
+        passes: over the fitting images, where nothing else is asked for.
+    """
+
+    fit: Callable[..., Any]
+    takes: tuple[str, ...] = ()
+    makes_matrix: bool = False
+    passes: int = 0
+
+
+def _late(name: str) -> Callable[..., Any]:
+    return late("resfool.universal.algorithms", name)
+
+
+ALGORITHMS: dict[str, Procedure] = {
+    "1": Procedure(_late("fit_algorithm1"), ("solver", "desired_rate", "passes"), passes=6),
+    "2": Procedure(_late("fit_algorithm2"), ("solver", "subspace"), makes_matrix=True),
+    "3": Procedure(_late("fit_algorithm3"), ("epsilon", "label_source"), makes_matrix=True),
+    "4": Procedure(_late("fit_algorithm4"), ("label_source",), makes_matrix=True),
+    "random": Procedure(_late("fit_random")),
+    "gradient": Procedure(_late("fit_gradient"), ("passes",), passes=20),
+}
+
+Algorithm = Annotated[str, Known(ALGORITHMS)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sized(Parameters):
+    """How large a perturbation is."""
+
+    norm: Annotated[
+        SizedNorm, "of the perturbation, such as l2:3 or linf:10/255; none leaves it as it is."
+    ] = Norm("none")  # noqa: RUF009
+
+
+@dataclass(frozen=True, kw_only=True)
+class Approximation(Sized):
+    """How a matrix of perturbations becomes one of low rank (equation 8)."""
+
+    rank: Annotated[
+        PositiveCount, "number of singular vectors of the perturbation that is kept."
+    ] = 10
+    coefficients: Annotated[
+        Coefficients, "f_i of equation 8: gaussian (variance 25), singular, first or optimised."
+    ] = "gaussian"
+    equal_norm: Annotated[
+        SizedNorm,
+        "at which all ranks are compared too.",
+    ] = Norm("l2", 3.0)  # noqa: RUF009
+    draws: Annotated[PositiveCount, "random perturbations of each rank."] = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniversalParameters(OneModel, Solving, Approximation, Drawn, Workers):
+    """Fit one perturbation for all images and judge it on held-out ones (section VI.B)."""
+
+    algorithm: Annotated[
+        Algorithm, "1 to 4 as in the paper, or gradient or random, to compare with."
+    ] = "2"
+    matrix: Annotated[
+        str | None,
+        "runs:/RUN_ID of an earlier run, whose matrix of perturbations is used again.",
+    ] = None
+    epsilon: Annotated[
+        Epsilon, "length of the step of algorithm 3, where pixels go from 0 to 1."
+    ] = 8 / 255
+    label_source: Annotated[
+        LabelSource,
+        "raise the loss of the true label, or of the model's own prediction (algorithms 3 and 4).",
+    ] = "true"
+    ranks: Annotated[
+        Counts | None,
+        "others to judge beside it, such as 1,3; none is 1, 2, 3, 5, 10, 20, 30, 50 and 100.",
+    ] = None
+    desired_rate: Annotated[
+        Share, "fooling rate on the fitting images at which algorithm 1 stops."
+    ] = 0.8
+    passes: Annotated[
+        PositiveCount | None,
+        "over the fitting images, at most; none is "
+        f"{ALGORITHMS['1'].passes} (algorithm 1) or {ALGORITHMS['gradient'].passes} (gradient).",
+    ] = None
+    test_samples: Annotated[
+        PositiveCount | None,
+        "test images to judge on, where samples are training images to fit on; none is 1000, or "
+        "all if there are fewer.",
+    ] = None
+    solve_dir: Annotated[str, "folder where an interrupted solve keeps what it has."] = (
+        "checkpoints"
+    )
+
+    def check(self) -> None:
+        """Refuse what the algorithm can't do without, or has no use for."""
+        super().check()
+        if not self.procedure.makes_matrix and self.norm.kind == "none":
+            raise InputError(
+                f"norm is missing: algorithm={self.algorithm} needs the size that its perturbation"
+                " may have, such as norm=l2:3 or norm=linf:10/255"
+            )
+        if not self.procedure.makes_matrix and self.matrix is not None:
+            makers = listed(name for name, one in ALGORITHMS.items() if one.makes_matrix)
+            raise InputError(
+                f"matrix={self.matrix} is of no use to algorithm={self.algorithm}; algorithm "
+                f"{makers} makes its perturbation of one"
+            )
+        if "epsilon" in self.procedure.takes and self.epsilon == 0:
+            raise InputError(
+                f"epsilon=0 leaves nothing of algorithm {self.algorithm}'s steps; it must be above "
+                "0"
+            )
+
+    @property
+    def procedure(self) -> Procedure:
+        """What is known of the algorithm."""
+        return ALGORITHMS[self.algorithm]
+
+    @property
+    def most_passes(self) -> int:
+        """Over the fitting images."""
+        return self.passes or self.procedure.passes
+
+    @property
+    def made_by(self) -> dict[str, str]:
+        """What a matrix must be made by to be used again."""
+        solver = {"solver": self.solver} if "solver" in self.procedure.takes else {}
+        return {"algorithm": self.algorithm} | solver
+
+    @property
+    def spreads(self) -> bool:
+        """Whether workers share images: those of a matrix that is to be solved for."""
+        solves = self.procedure.makes_matrix and "solver" in self.procedure.takes
+        return solves and self.matrix is None and SOLVERS[self.solver].spreads
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferParameters(Sized, Target):
+    """Measure how well universal perturbations fool models that they may not be fitted on."""
+
+    perturbation: Annotated[
+        Names | None,
+        "runs:/RUN_ID of universal runs or .npy files, comma separated, to apply instead of the "
+        "method, whose parameters then mean nothing; none attacks by the method.",
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MnistParameters(Solving, Approximation, Seeded, Workers, Checkpoints):
+    """Train the 5-layer network on MNIST digits and fool it by Algorithm 2 (section VI.C)."""
+
+    steps: Annotated[
+        PositiveCount, "training steps; 200 of 64 images end near the paper's 93% and 91%."
+    ] = 200
+    samples: Annotated[PositiveCount, "training images to fit the perturbation on."] = 1000
+    draws: Annotated[PositiveCount, "random perturbations of each rank."] = 50
+
+    @property
+    def training(self) -> TrainParameters:
+        """The network's training."""
+        return TrainParameters(arch="mlp", dataset="mnist5k", steps=self.steps, seed=self.seed)
+
+    def universal(self, model: str) -> UniversalParameters:
+        """The perturbation of a model, which is the trained network."""
+        own = {"model": model, "solve_dir": self.checkpoint_dir}
+        return UniversalParameters(**self.shared(UniversalParameters) | own)
+
+    @property
+    def spreads(self) -> bool:
+        """Whether workers share the images that are to be solved for."""
+        return SOLVERS[self.solver].spreads

@@ -1,0 +1,215 @@
+"""The types of parameters' values, how they are read and how they are shown."""
+
+import itertools
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+Precision = Literal["float32", "bfloat16"]
+LabelSource = Literal["true", "prediction"]
+Backend = Literal["serial", "joblib", "ray"]  # of parallel work
+Part = Literal["train", "validation", "test"]  # of a data set
+NormKind = Literal["none", "l2", "linf"]
+
+# What was measured at one point: of a curve ("step" is among the names), or of a table.
+Row = dict[str, float]
+
+
+def split_commas(value: Any) -> Any:
+    """A list as the command line has it; what isn't text stays as it is."""
+    return value.split(",") if isinstance(value, str) else value
+
+
+def _single(value: Any) -> Any:
+    return (value,) if isinstance(value, int) else value
+
+
+def parse_epsilon(text: str) -> float:
+    """Read the size of a perturbation, where pixels go from 0 to 1.
+
+    Args:
+        text: a number or a quotient of two, such as 0.03 or 8/255.
+
+    Returns:
+        The number, in [0, 1].
+
+    Raises:
+        ValueError: it is none, or out of range; the message lacks its subject, as pydantic's do.
+    """
+    above, slash, below = text.partition("/")
+    try:
+        numerator, denominator = float(above), float(below) if slash else 1.0
+    except ValueError:
+        raise ValueError("must be a number such as 0.03 or 8/255") from None
+    if denominator == 0:
+        raise ValueError("divides by zero")
+    if not 0 <= numerator <= denominator < math.inf:
+        raise ValueError("must be from 0 to 1, the range of a pixel, such as 0.03 or 8/255")
+    return numerator / denominator
+
+
+def parse_epsilons(value: Any) -> tuple[float, ...]:
+    """Read the sizes of perturbations to try, where pixels go from 0 to 1.
+
+    Args:
+        value: comma separated text such as "0,1/255,0.1", a number, or a sequence of either.
+
+    Returns:
+        The numbers, rising.
+
+    Raises:
+        ValueError: one of them can't be used, or two can't be told apart; the message lacks its
+            subject, as pydantic's do.
+    """
+    if isinstance(value, str):
+        parts = [part.strip() for part in value.split(",")]
+    else:
+        parts = [str(part) for part in ([value] if isinstance(value, int | float) else value)]
+    if not any(parts):
+        raise ValueError("must not be empty; give numbers such as 0,4/255,8/255")
+    epsilons = sorted(map(parse_epsilon, parts))
+    if not epsilons[-1]:
+        raise ValueError("must have one above 0, such as 8/255")
+    for one, next_one in itertools.pairwise(epsilons):
+        if epsilon_step(one) == epsilon_step(next_one):
+            raise ValueError(
+                f"has {show(one)} and {show(next_one)}, which are the same to 1/25500; "
+                "each must be there once"
+            )
+    return tuple(epsilons)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """The size of a universal perturbation, such as l2:3 or linf:10/255.
+
+    Attributes:
+        kind: which norm; "none" leaves a perturbation at the size that it has.
+        size: above 0, in pixel units; 0 for "none".
+    """
+
+    kind: NormKind
+    size: float = 0.0
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == "none" else f"{self.kind}:{_show_size(self.size)}"
+
+
+_NORM_EXAMPLES = "such as none, l2:3 or linf:10/255"
+
+
+def parse_norm(value: Any) -> Norm:
+    """Read the size of a universal perturbation, where pixels go from 0 to 1.
+
+    Args:
+        value: "none", or a kind and a size such as "l2:3" or "linf:10/255"; a Norm stays itself.
+
+    Returns:
+        The norm.
+
+    Raises:
+        ValueError: it can't be used; the message lacks its subject, as pydantic's do.
+    """
+    if isinstance(value, Norm):
+        return value
+    text = "none" if value is None else str(value).strip()
+    if text == "none":
+        return Norm("none")
+    kind, _, size_text = (part.strip() for part in text.partition(":"))
+    above, slash, below = size_text.partition("/")
+    try:
+        size = float(above) / (float(below) if slash else 1.0)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"must be a norm and its size, {_NORM_EXAMPLES}") from None
+    if not 0 < size < math.inf:
+        raise ValueError(f"must have a size above 0, {_NORM_EXAMPLES}")
+    if kind == "linf" and size > 1:
+        raise ValueError("must be at most linf:1, the range of a pixel, such as linf:10/255")
+    if kind == "l2":
+        return Norm("l2", size)
+    if kind == "linf":
+        return Norm("linf", size)
+    raise ValueError(f"must be a norm and its size, {_NORM_EXAMPLES}")
+
+
+def _show_size(size: float) -> str:
+    return str(int(size)) if size == int(size) else show(size)
+
+
+def epsilon_step(epsilon: float) -> int:
+    """The step of an epsilon's metrics, the same in every run: in hundredths of 1/255."""
+    return round(epsilon * 25500)
+
+
+def epsilon_name(epsilon: float) -> str:
+    """An epsilon as a part of a metric's name: 8_255 for 8/255, else the number, such as 0.1."""
+    return show(epsilon).replace("/", "_")
+
+
+def _parse_range(value: Any) -> Any:
+    parts = value.split(",") if isinstance(value, str) else value
+    try:
+        low, high = map(float, parts)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not -math.inf < low < high < math.inf:
+        raise ValueError("must be two rising numbers, such as 0,255 or -1,1")
+    return low, high
+
+
+def _check_image_shape(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    if len(sizes) != 3:
+        raise ValueError("must be height, width and channels, such as 28,28,1")
+    return sizes
+
+
+PositiveCount = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Epsilon = Annotated[float, BeforeValidator(lambda value: parse_epsilon(str(value)))]
+Epsilons = Annotated[tuple[float, ...], BeforeValidator(parse_epsilons)]
+SizedNorm = Annotated[Norm, BeforeValidator(parse_norm)]
+PixelRange = Annotated[tuple[float, float], BeforeValidator(_parse_range)]
+Names = Annotated[tuple[str, ...], BeforeValidator(split_commas)]
+Counts = Annotated[
+    tuple[PositiveCount, ...], BeforeValidator(split_commas), BeforeValidator(_single)
+]
+ImageShape = Annotated[Counts, AfterValidator(_check_image_shape)]
+# Seeds go into TensorFlow's stateless generators as 32-bit integers.
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+def show(value: Any) -> str:
+    """A value as the command line and MLproject spell it: `none`, `true`, `1,2`, `8/255`."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(map(show, value))
+    if isinstance(value, float) and 0 < value < 1 and len(repr(value)) > 8:
+        levels = round(value * 255)
+        if value == levels / 255:
+            return f"{levels}/255"
+    return str(value)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit a person would say: 45 s, 12 min, 3.5 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def listed(words: Iterable[str]) -> str:
+    """Words as a sentence has them: a, b or c."""
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last
