@@ -26,7 +26,7 @@ test-slow: $(INSTALLED)
 test-docs: $(INSTALLED)
 	$(BIN)/python -m tests.documentation.run_commands
 
-# What the pages of docs/entry-points repeat from the code.
+# What MLproject and the pages repeat from the code.
 docs: $(INSTALLED)
 	$(BIN)/python -m docs.generate
 

@@ -142,7 +142,7 @@ import os, signal
 from tests import test_tuning
 
 class Dying(test_tuning.FakePool):
-    def trained(self, place, settings):
+    def trained(self, place, asked):
         if place == 4:
             self._receive(place, ("begin", (f"trial {place}", {}, [])))
             os.kill(os.getpid(), signal.SIGKILL)
@@ -203,7 +203,7 @@ import sys
 from tests import test_tuning
 
 class Waiting(test_tuning.FakePool):
-    def trained(self, place, settings):
+    def trained(self, place, asked):
         print("at work", flush=True)
         sys.stdin.read()
         return super().trained(place, asked)

@@ -25,7 +25,7 @@ CIFAR10_CLASSES = (
 
 
 @dataclass(frozen=True)
-class _Official:
+class Official:
     """An official file: where it is published, and what it or its unpacked form is called."""
 
     name: str
@@ -34,13 +34,13 @@ class _Official:
     places: tuple[str, ...]
 
 
-_MNIST = _Official(
+_MNIST = Official(
     "mnist",
     "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz",
     "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1",
     ("mnist.npz",),
 )
-_CIFAR10 = _Official(
+_CIFAR10 = Official(
     "cifar10",
     "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
     "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
@@ -57,7 +57,7 @@ _CIFAR10 = _Official(
 
 
 def read_mnist(data_dir: Path | None) -> Stored:
-    path = _locate(_MNIST, data_dir)
+    path = locate(_MNIST, data_dir)
     stored = read_npz(path)
     shape = stored.pools[0].images.shape[1:]
     if shape != (28, 28, 1) or len(stored.class_names) != 10:
@@ -69,7 +69,7 @@ def read_mnist(data_dir: Path | None) -> Stored:
 
 
 def read_cifar10(data_dir: Path | None) -> Stored:
-    path = _locate(_CIFAR10, data_dir)
+    path = locate(_CIFAR10, data_dir)
     source = path.parent if path.name == "data_batch_1" else path
     batches = _folder_batches(source) if source.is_dir() else _archive_batches(source)
     parts = dict(zip(_BATCHES, map(_read_batch, batches, batches.values()), strict=True))
@@ -82,7 +82,7 @@ def read_cifar10(data_dir: Path | None) -> Stored:
     return Stored((train, test), CIFAR10_CLASSES, str(source))
 
 
-def _locate(official: _Official, data_dir: Path | None) -> Path:
+def locate(official: Official, data_dir: Path | None) -> Path:
     """The first of an official file's places that exists, else the freshly downloaded file."""
     folder = _keras_cache() if data_dir is None else data_dir
     for place in official.places:
@@ -109,7 +109,7 @@ def _keras_cache() -> Path:
     return Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / "datasets"
 
 
-def _download(official: _Official, folder: Path) -> Path:
+def _download(official: Official, folder: Path) -> Path:
     """Fetch an official file whole or not at all, so that no other process sees a part of it.
 
     Raises:

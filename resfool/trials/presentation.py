@@ -48,21 +48,18 @@ def trainings_table(swept: Sequence["SweptTraining"]) -> pd.DataFrame:
 def networks_table(swept: Sequence["SweptTraining"]) -> pd.DataFrame:
     """A sweep's networks, a row for each: means and standard deviations over the seeds."""
     rows = []
-    for network, trainings in _by_network(swept).items():
-        metrics = pd.DataFrame([dict(each.metrics) for each in trainings])
+    for network, ended in _by_network(swept).items():
+        metrics = pd.DataFrame([dict(each.metrics) for each in ended])
         final = metrics[sorted(n for n in metrics if n.startswith("final_"))]
         spread = final.std().add_suffix("_std")
-        rows.append(
-            {"network": network, "seeds": len(trainings)} | dict(final.mean()) | dict(spread)
-        )
+        rows.append({"network": network, "seeds": len(ended)} | dict(final.mean()) | dict(spread))
     return pd.DataFrame(rows)
 
 
 def trainings_figure(swept: Sequence["SweptTraining"], where: str) -> Figure:
     """The figure of a sweep's accuracies (Figures 3 to 6)."""
     curves = {
-        network: [each.curve for each in trainings]
-        for network, trainings in _by_network(swept).items()
+        network: [each.curve for each in ended] for network, ended in _by_network(swept).items()
     }
     return trainings(curves, where)
 

@@ -72,6 +72,7 @@ NOT_RUN = (
     NotRun(r"export RAY_AUTH_MODE", "for several hosts", CLUSTER),
     NotRun(r"ray job", "needs a cluster with a job server", CLUSTER),
     NotRun(r"mlflow run .*ray_address=auto", "needs a cluster that is there", CLUSTER),
+    NotRun(r"resfool attack", "needs an installed package", "tests/test_installed.py"),
     NotRun(r"mlflow server|export MLFLOW_TRACKING_URI", "needs a host of that name", CLUSTER),
 )
 
