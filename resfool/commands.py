@@ -3,40 +3,57 @@
 MLflow, pandas and matplotlib are imported when a command runs: its words are checked before.
 """
 
+import contextlib
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from resfool import __version__, command_line, interrupts
-from resfool.attacks.attack import attack as run_attack
+from resfool.attacks import attack as attacks
 from resfool.attacks.options import AttackParameters
 from resfool.datasets.sets import Dataset, draw, load
 from resfool.errors import UsageError, expanded, unknown
 from resfool.parameters import Checkpoints, Parameter, Parameters, Resumable, Workers
 from resfool.progress import ProgressReport
+from resfool.reproduction import reproduce as reproduction
 from resfool.reproduction.plan import ReproduceParameters
-from resfool.reproduction.reproduce import reproduce as run_reproduction
+from resfool.training import train as training
 from resfool.training.recipe import TrainParameters, resumed
-from resfool.training.train import Training
-from resfool.training.train import train as run_training
+from resfool.trials import sweep as sweeps
+from resfool.trials import tune as tuning
 from resfool.trials.options import SweepParameters, TuneParameters
 from resfool.trials.recorder import Trained
-from resfool.trials.sweep import sweep as run_sweep
-from resfool.trials.tune import tune as run_tuning
-from resfool.universal.experiment import Fooling
-from resfool.universal.experiment import universal as run_universal
+from resfool.universal import experiment
+from resfool.universal import transfer as transfers
 from resfool.universal.options import MnistParameters, TransferParameters, UniversalParameters
-from resfool.universal.transfer import transfer as run_transfer
 from resfool.values import Part, Row
 
 if TYPE_CHECKING:
-    from resfool.archive import ModelSource
+    from resfool.archive import Archive, ModelSource
     from resfool.attacks.examples import Attacked
     from resfool.parallel import Pool
     from resfool.tracking.run import Run
     from resfool.tracking.training_run import TrainingRun
+
+
+@contextlib.contextmanager
+def _recording(title: str) -> "Iterator[tuple[Run, Archive, ProgressReport]]":
+    """A run, what earlier ones left, and a bar that shows how it goes."""
+    from resfool.tracking.archive import MLflowArchive
+    from resfool.tracking.run import Run
+
+    with ProgressReport(title) as progress, Run(progress) as run:
+        yield run, MLflowArchive(), progress
+
+
+def _say_where(run: "Run", *before: str) -> None:
+    """Say in which run the results are, and what shows it."""
+    from resfool.tracking import stores
+
+    print(f"run             {run.run_id}", *before, sep="\n")
+    print(f"look at it with {stores.viewer()}")
 
 
 # Training
@@ -52,7 +69,7 @@ def train(asked: TrainParameters, where: Resumable) -> None:
     ):
         if run.checkpoint is not None:
             asked = resumed(asked, run.checkpoint)
-        result = run_training(asked, run)
+        result = training.train(asked, run)
         model_uri = keep_training(run, result)
     print(f"train accuracy  {result.train.accuracy:.4f}  (the curve's last point)")
     count = len(result.dataset.split(result.part))
@@ -60,7 +77,7 @@ def train(asked: TrainParameters, where: Resumable) -> None:
     _say_where(run, f"model           {model_uri}")
 
 
-def keep_training(run: "TrainingRun", result: Training) -> str:
+def keep_training(run: "TrainingRun", result: training.Training) -> str:
     """Log a training's figure and model; the model's URI."""
     from resfool.training import presentation
 
@@ -70,12 +87,10 @@ def keep_training(run: "TrainingRun", result: Training) -> str:
 
 def sweep(asked: SweepParameters) -> None:
     """Train a grid of networks in parallel, and compare them."""
-    from resfool.tracking.archive import MLflowArchive
-    from resfool.tracking.run import Run
     from resfool.trials import presentation
 
-    with ProgressReport("sweep") as progress, Run(progress) as run:
-        swept = run_sweep(asked, _pool_of(asked), _keep_trial, run, MLflowArchive())
+    with _recording("sweep") as (run, archive, _):
+        swept = sweeps.sweep(asked, _pool_of(asked), _keep_trial, run, archive)
         run.log(presentation.sweep_leaves(swept))
     print(presentation.sweep_summary(swept))
     _say_where(run)
@@ -83,13 +98,11 @@ def sweep(asked: SweepParameters) -> None:
 
 def tune(asked: TuneParameters) -> None:
     """Search for the settings that the paper left untuned."""
-    from resfool.tracking.archive import MLflowArchive
-    from resfool.tracking.run import Run
     from resfool.trials import presentation
     from resfool.trials.study import Study
 
-    with ProgressReport("tune") as progress, Run(progress) as run:
-        found = run_tuning(asked, _pool_of(asked), Study, _keep_trial, run, MLflowArchive())
+    with _recording("tune") as (run, archive, _):
+        found = tuning.tune(asked, _pool_of(asked), Study, _keep_trial, run, archive)
         run.log(presentation.tuning_leaves(found, f"tuning of {asked.arch}, {asked.dataset}"))
         run.point({"step": len(found.tried), "final_best_validation_accuracy": found.value})
         for name, value in found.best.items():
@@ -121,22 +134,19 @@ def _keep_trial(run: "Run", trained: Trained, curve: Sequence[Row], data: Datase
 
 def attack(asked: AttackParameters, applied: TransferParameters) -> None:
     """Fool one or several classifiers, or apply perturbations of earlier runs to them."""
-    from resfool.tracking.archive import MLflowArchive
-    from resfool.tracking.run import Run
-
     # A norm alone is a transfer too, to be told that there is nothing of this size.
     if applied.perturbation is not None or applied.norm.kind != "none":
         from resfool.universal import presentation as of_transfer
 
-        with ProgressReport("transfer, image passes") as progress, Run(progress) as run:
-            moved = run_transfer(applied, run, MLflowArchive())
+        with _recording("transfer, image passes") as (run, archive, _):
+            moved = transfers.transfer(applied, run, archive)
             run.log(of_transfer.transfer_leaves(moved))
         print(of_transfer.transfer_summary(moved))
     else:
         from resfool.attacks import presentation
 
-        with ProgressReport(f"{asked.method}, image passes") as progress, Run(progress) as run:
-            results = run_attack(asked, run, MLflowArchive(), keep_attacked)
+        with _recording(f"{asked.method}, image passes") as (run, archive, _):
+            results = attacks.attack(asked, run, archive, keep_attacked)
             run.log(presentation.leaves(results, asked))
         print(presentation.summary(results))
     _say_where(run)
@@ -160,20 +170,18 @@ def keep_attacked(
 def universal(asked: UniversalParameters) -> None:
     """Find one perturbation for all images, and judge it on held-out ones."""
     from resfool.tracking import stores
-    from resfool.tracking.archive import MLflowArchive
-    from resfool.tracking.run import Run
     from resfool.universal import presentation
 
     stores.check_folder("solve folder", expanded(asked.solve_dir))
     spread = _spread_of(asked, asked.spreads)
-    with ProgressReport(f"algorithm {asked.algorithm}") as progress, Run(progress) as run:
-        result = run_universal(asked, run, MLflowArchive(), spread)
+    with _recording(f"algorithm {asked.algorithm}") as (run, archive, _):
+        result = experiment.universal(asked, run, archive, spread)
         keep_universal(run, result)
     print(presentation.summary(result))
     _say_where(run)
 
 
-def keep_universal(run: "Run", result: Fooling) -> None:
+def keep_universal(run: "Run", result: experiment.Fooling) -> None:
     """Log a universal perturbation: rates, figures, tables, the vector and its matrix."""
     from resfool.universal import presentation
 
@@ -196,12 +204,11 @@ def _spread_of(asked: Workers, used: bool) -> Callable[..., list[Any]]:
 
 def mnist(asked: MnistParameters) -> None:
     """Train the 5-layer network on MNIST digits, and fool it by Algorithm 2 (section VI.C)."""
-    from resfool.tracking.archive import MLflowArchive
     from resfool.tracking.run import Run
     from resfool.tracking.training_run import TrainingRun
     from resfool.universal import presentation
 
-    with ProgressReport("mnist case study") as progress, Run(progress) as run:
+    with _recording("mnist case study") as (run, archive, progress):
         data = load(asked.training.dataset)
         # Refuses more than there are, before the training rather than after it.
         draw(len(data.train), asked.samples, asked.seed, f"training images of {data.name}")
@@ -210,12 +217,12 @@ def mnist(asked: MnistParameters) -> None:
         run.begin(name, {n: getattr(asked, n) for n in ("steps", "solver", "seed")}, [])
         places = Resumable(checkpoint_dir=asked.checkpoint_dir)
         with TrainingRun(progress, places, nested=True) as own:
-            trained = run_training(asked.training, own, data)
+            trained = training.train(asked.training, own, data)
             model = keep_training(own, trained)
         print(f"train accuracy  {trained.train.accuracy:.4f}")
         print(f"test accuracy   {trained.test.accuracy:.4f}")
         with Run(progress, nested=True) as part:
-            result = run_universal(asked.universal(model), part, MLflowArchive(), spread)
+            result = experiment.universal(asked.universal(model), part, archive, spread)
             keep_universal(part, result)
         run.log(presentation.mnist_leaves(result))
         run.point({"step": 0, "final_test_accuracy": trained.test.accuracy} | result.verdict.rates)
@@ -230,12 +237,11 @@ def reproduce(asked: ReproduceParameters, where: Checkpoints) -> None:
     """Make what the paper's tables and figures need, and compare."""
     from resfool.reproduction import presentation
     from resfool.tracking import stores
-    from resfool.tracking.archive import MLflowArchive
-    from resfool.tracking.run import Run
 
-    with ProgressReport("reproduce") as progress, Run(progress) as run:
+    with _recording("reproduce") as (run, archive, progress):
         stores.check_folder("checkpoint folder", expanded(where.checkpoint_dir))
-        found = run_reproduction(asked, _maker(progress, where), run, MLflowArchive())
+        make = _maker(archive, progress, where.checkpoint_dir)
+        found = reproduction.reproduce(asked, make, run, archive)
         if found is None:
             return
         run.log(presentation.leaves(found))
@@ -244,33 +250,26 @@ def reproduce(asked: ReproduceParameters, where: Checkpoints) -> None:
     print(f"look at it with {stores.viewer()}")
 
 
-def _maker(progress: ProgressReport, where: Checkpoints) -> Callable[..., str]:
+def _maker(archive: "Archive", progress: ProgressReport, folder: str) -> reproduction.Make:
     """What makes a run under the reproduction's own, as the other commands do; gives its id."""
     from resfool.attacks import presentation
-    from resfool.tracking.archive import MLflowArchive
     from resfool.tracking.run import Run
     from resfool.tracking.training_run import TrainingRun
 
-    folder = where.checkpoint_dir
-
-    def train_network(asked: TrainParameters, data: Dataset, resume: str | None) -> str:
-        places = Resumable(checkpoint_dir=folder, resume=resume)
-        with TrainingRun(progress, places, nested=True) as own:
-            keep_training(own, run_training(asked, own, data))
-        return own.run_id
-
     def make(asked: Parameters, data: Dataset, resume: str | None) -> str:
         if isinstance(asked, TrainParameters):
-            return train_network(asked, data, resume)
-        with Run(progress, nested=True) as own:
+            places = Resumable(checkpoint_dir=folder, resume=resume)
+            with TrainingRun(progress, places, nested=True) as own:
+                keep_training(own, training.train(asked, own, data))
+            return own.run_id
+        with Run(progress, nested=True) as part:
             if isinstance(asked, AttackParameters):
-                results = run_attack(asked, own, MLflowArchive(), keep_attacked)
-                own.log(presentation.leaves(results, asked))
+                results = attacks.attack(asked, part, archive, keep_attacked)
+                part.log(presentation.leaves(results, asked))
             elif isinstance(asked, UniversalParameters):
-                asked = replace(asked, solve_dir=folder)
-                spread = _spread_of(asked, False)
-                keep_universal(own, run_universal(asked, own, MLflowArchive(), spread))
-        return own.run_id
+                asked, spread = replace(asked, solve_dir=folder), _spread_of(asked, False)
+                keep_universal(part, experiment.universal(asked, part, archive, spread))
+        return part.run_id
 
     return make
 
@@ -353,11 +352,3 @@ def _help() -> str:
             "`resfool --completion bash`, or zsh, prints what a shell needs to complete them.",
         ]
     )
-
-
-def _say_where(run: "Run", *before: str) -> None:
-    """Say in which run the results are, and what shows it."""
-    from resfool.tracking import stores
-
-    print(f"run             {run.run_id}", *before, sep="\n")
-    print(f"look at it with {stores.viewer()}")

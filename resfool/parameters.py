@@ -8,18 +8,18 @@ calls from Python, MLproject, the pages on entry points and the evaluator's conf
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import (
     Annotated,
     Any,
-    ClassVar,
+    Concatenate,
     Literal,
-    ParamSpec,
     Self,
     TypeVar,
     Union,
+    dataclass_transform,
     get_args,
     get_origin,
     get_type_hints,
@@ -47,11 +47,9 @@ class Parameter:
     Attributes:
         name: of the field.
         hint: its type, with all that checks a value.
-        default: its default; MISSING if it must be given.
+        default: its default; dataclasses.MISSING if it must be given.
         text: what it means, and what is allowed.
     """
-
-    MISSING: ClassVar[Any] = dataclasses.MISSING
 
     name: str
     hint: Any
@@ -71,7 +69,14 @@ class Parameter:
     @property
     def required(self) -> bool:
         """Whether it must be given."""
-        return self.default is self.MISSING
+        return self.default is dataclasses.MISSING
+
+    @property
+    def argument(self) -> inspect.Parameter:
+        """As a keyword argument of a function."""
+        default = inspect.Parameter.empty if self.required else self.default
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        return inspect.Parameter(self.name, keyword, default=default, annotation=self.hint)
 
     def checked(self, given: Any) -> Any:
         """A value as its type wants it.
@@ -91,10 +96,9 @@ class Parameter:
                 return None
             # None is settled, and without it the messages name the one type that is left.
             hint = next(option for option in get_args(hint) if option is not NoneType)
-        words = self.choices
         several = any(get_origin(part) is tuple for part in get_args(hint))
-        if words and not several:
-            self._check_known(str(given), words)
+        if self.choices and not several:
+            self._check_known([str(given)])
         try:
             value = _adapter(hint).validate_python(given)
         except ValidationError as error:
@@ -103,14 +107,15 @@ class Parameter:
         except TypeError:  # of our own validators, which expect text or a sequence
             problem = f"can't be of type {type(given).__name__}"
         else:
-            for word in value if words and several else ():
-                self._check_known(word, words)
+            if self.choices and several:
+                self._check_known(value)
             return value
         raise UsageError(f"{self.name}={show(given)} isn't allowed: {self.name} {problem}")
 
-    def _check_known(self, word: str, words: tuple[str, ...]) -> None:
-        if word not in words:
-            raise UsageError(str(unknown(self.name, word, words)))
+    def _check_known(self, words: Iterable[str]) -> None:
+        for word in words:
+            if word not in self.choices:
+                raise UsageError(str(unknown(self.name, word, self.choices)))
 
 
 @functools.cache
@@ -118,18 +123,21 @@ def _adapter(hint: Any) -> TypeAdapter[Any]:
     return TypeAdapter(hint)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass_transform(kw_only_default=True, frozen_default=True)
 class Parameters:
     """The public parameters of an experiment, or a group of them that several share.
 
-    A field is declared as `name: Annotated[TYPE, "what it means"] = DEFAULT` in a frozen,
-    keyword-only dataclass. However it is made, its values are checked; those that don't go
-    together are refused by `check`.
+    A subclass is a frozen, keyword-only dataclass by itself. Its fields are declared as
+    `name: Annotated[TYPE, "what it means"] = DEFAULT`. However it is made, its values are checked;
+    those that don't go together are refused by `check`.
 
     Raises:
         UsageError: a value doesn't fit its type.
         InputError: values don't go together.
     """
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True, kw_only=True)(cls)
 
     def __post_init__(self) -> None:
         for name, parameter in self.declared().items():
@@ -195,51 +203,44 @@ def _parameter(field: "dataclasses.Field[Any]", hint: Any) -> Parameter:
     return Parameter(field.name, hint, field.default, text)
 
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
+Kind = TypeVar("Kind", bound=Parameters)
+Result = TypeVar("Result")
 
 
-def taking(kind: type[Parameters]) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """For a function of services and `**given`: its signature and its help name the parameters.
+def plainly(
+    function: Callable[Concatenate[Kind, ...], Result], kind: type[Kind]
+) -> Callable[..., Result]:
+    """A function of parameters and services, to be called with services and keyword arguments.
 
     Args:
-        kind: of the parameters that are given.
+        function: takes the parameters first.
+        kind: of the parameters, each of which becomes a keyword argument.
     """
 
-    def described(function: Callable[_P, _R]) -> Callable[_P, _R]:
-        signature = inspect.signature(function)
-        services = [p for p in signature.parameters.values() if p.kind is p.POSITIONAL_ONLY]
-        declared = kind.declared().values()
-        given = [
-            inspect.Parameter(
-                one.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=inspect.Parameter.empty if one.required else one.default,
-                annotation=one.hint,
-            )
-            for one in declared
-        ]
-        function.__signature__ = signature.replace(  # type: ignore[attr-defined]
-            parameters=[*services, *given]
-        )
-        lines = "\n".join(f"    {one.name}: {one.text}" for one in declared)
-        function.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\nParameters:\n{lines}"
-        return function
+    def called(*services: Any, **given: Any) -> Result:
+        return function(kind.of(given), *services)
 
-    return described
+    # What help() and editors show.
+    _, *services = inspect.signature(function).parameters.values()
+    called.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [p.replace(kind=inspect.Parameter.POSITIONAL_ONLY) for p in services]
+        + [one.argument for one in kind.declared().values()]
+    )
+    lines = "\n".join(f"    {one.name}: {one.text}" for one in kind.declared().values())
+    called.__doc__ = f"{inspect.getdoc(function)}\n\nKeyword arguments:\n{lines}"
+    called.__name__ = function.__name__
+    return called
 
 
 # Groups of parameters that several experiments share.
 
 
-@dataclass(frozen=True, kw_only=True)
 class Seeded(Parameters):
     """What is drawn at random."""
 
     seed: Annotated[Seed, "seed of everything that is drawn at random."] = 0
 
 
-@dataclass(frozen=True, kw_only=True)
 class Drawn(Seeded):
     """Which images of a data set are taken."""
 
@@ -250,14 +251,12 @@ class Drawn(Seeded):
     batch_size: Annotated[PositiveCount, "images per pass."] = 250
 
 
-@dataclass(frozen=True, kw_only=True)
 class Seeds(Parameters):
     """How much is chance."""
 
     seeds: Annotated[PositiveCount, "runs of each network, with the seeds 0, 1, ..."] = 1
 
 
-@dataclass(frozen=True, kw_only=True)
 class Precise(Parameters):
     """In which numbers a training computes."""
 
@@ -267,7 +266,6 @@ class Precise(Parameters):
     ] = "float32"
 
 
-@dataclass(frozen=True, kw_only=True)
 class DataPlace(Parameters):
     """Where official files are."""
 
@@ -278,7 +276,6 @@ class DataPlace(Parameters):
     ] = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class Subset(DataPlace):
     """How much of a data set is taken."""
 
@@ -290,7 +287,6 @@ class Subset(DataPlace):
     data_seed: Annotated[Seed, "seed of such subsets, and of what is set aside."] = 0
 
 
-@dataclass(frozen=True, kw_only=True)
 class Workers(Parameters):
     """How work is spread."""
 
@@ -311,7 +307,6 @@ class Workers(Parameters):
     ] = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
 class Checkpoints(Parameters):
     """Where work is kept that may be interrupted."""
 
@@ -320,7 +315,6 @@ class Checkpoints(Parameters):
     ] = "checkpoints"
 
 
-@dataclass(frozen=True, kw_only=True)
 class Resumable(Checkpoints):
     """Which training goes on."""
 

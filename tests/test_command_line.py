@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +18,6 @@ from resfool.values import Counts, PositiveCount, show
 from tests.conftest import ROOT
 
 
-@dataclass(frozen=True, kw_only=True)
 class Example(Parameters):
     """Do something."""
 
@@ -141,7 +139,6 @@ def test_what_is_missing_in_python_is_told() -> None:
         Example.of({})
 
 
-@dataclass(frozen=True, kw_only=True)
 class Other(Parameters):
     """Do something else."""
 

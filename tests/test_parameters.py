@@ -1,14 +1,18 @@
-"""Checks of the parameters that shape a network."""
+"""How parameters are declared and checked, their values, and those that shape a network."""
 
-from typing import Any
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Annotated, Any
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from resfool import values
-from resfool.errors import InputError
+from resfool import commands, evaluator, values
+from resfool.errors import InputError, UsageError
 from resfool.networks import shape
-from resfool.values import Epsilon, Norm, SizedNorm, show
+from resfool.parameters import Known, Parameters, plainly
+from resfool.values import Counts, Epsilon, Norm, PositiveCount, SizedNorm, show
 
 
 def test_defaults_are_the_papers() -> None:
@@ -28,7 +32,8 @@ def test_one_width_serves_all_stages_and_five_are_a_pyramid() -> None:
     ("arch", "arguments", "sentence"),
     [
         ("resnet", {"depth": 7}, "depth=7"),
-        ("convnet", {"depth": 0}, "multiple of 5"),
+        ("convnet", {"depth": 0}, "depth=0"),
+        ("convnet", {"depth": 3}, "multiple of 5"),
         ("convnet", {"width": (0,)}, "width=0"),
         ("convnet", {"width": (1, 2)}, "give one or 5"),
         ("resnet", {"width": (8, 8, 4, 4, 4)}, "may only grow"),
@@ -151,3 +156,100 @@ def test_norms_are_read_and_shown_again(text: str, norm: Norm) -> None:
 def test_what_is_no_norm_is_refused(text: str, sentence: str) -> None:
     with pytest.raises(ValidationError, match=sentence):
         TypeAdapter(SizedNorm).validate_python(text)
+
+
+# How parameters are declared
+
+SHAPES = {"round": 1, "square": 2}
+
+
+class Size(Parameters):
+    """How large."""
+
+    size: Annotated[PositiveCount | None, "how large."] = None
+
+
+class Thing(Size):
+    """A thing of some size."""
+
+    weight: Annotated[float, "how heavy."] = 1  # not a float, and kept as it stands
+    shape: Annotated[Annotated[str, Known(SHAPES)], "which one."]
+    sizes: Annotated[Annotated[Counts, Known({1: 0, 2: 0})], "of all."] = (1,)
+
+    def check(self) -> None:
+        if self.shape == "square" and self.size == 3:
+            raise InputError("a square of size=3 can't be")
+
+
+def test_what_must_be_given_comes_first_then_a_classs_own_then_its_bases() -> None:
+    assert list(Thing.declared()) == ["shape", "weight", "sizes", "size"]
+    assert Thing.declared()["size"].text == "how large."
+
+
+def test_values_are_checked_however_they_are_made() -> None:
+    thing = Thing(shape="round", size="4")  # type: ignore[arg-type]
+    assert thing.size == 4
+    assert replace(thing, size="none").size is None  # type: ignore[arg-type]
+    ways: list[Callable[[], Thing]] = [
+        lambda: Thing(shape="rond"),
+        lambda: replace(thing, shape="rond"),
+        lambda: Thing.of({"shape": "rond"}),
+    ]
+    for make in ways:
+        with pytest.raises(UsageError, match=r"unknown shape 'rond'; did you mean 'round'\?"):
+            make()
+    with pytest.raises(InputError, match="a square of size=3"):
+        replace(thing, shape="square", size=3)
+    with pytest.raises(AttributeError):
+        thing.size = 5  # type: ignore[misc]
+
+
+def test_a_default_stays_as_it_stands_and_what_is_like_it_is_checked() -> None:
+    assert type(Thing(shape="round").weight) is int
+    assert type(Thing(shape="round", weight="1").weight) is float  # type: ignore[arg-type]
+    assert Thing(shape="round", weight=1.0).given() == {"shape": "round"}
+
+
+def test_what_is_registered_later_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SHAPES, "oval", 3)
+    assert Thing(shape="oval").shape == "oval"
+    assert Thing.declared()["shape"].choices == ("round", "square", "oval")
+
+
+def test_two_classes_share_what_both_declare() -> None:
+    assert Thing(shape="round", size=2).shared(Size) == {"size": 2}
+
+
+def test_a_function_of_parameters_is_called_with_keyword_arguments() -> None:
+    def weigh(asked: Thing, factor: float = 1.0) -> float:
+        """Weigh it."""
+        return asked.weight * factor
+
+    plain = plainly(weigh, Thing)
+    assert plain(shape="round", weight=3) == 3 and plain(2.0, shape="round", weight=3) == 6
+    with pytest.raises(UsageError, match=r"unknown parameter 'wait'; did you mean 'weight'\?"):
+        plain(shape="round", wait=3)
+    names = inspect.signature(plain).parameters
+    assert list(names) == ["factor", "shape", "weight", "sizes", "size"]
+    assert names["shape"].default is inspect.Parameter.empty and names["size"].default is None
+    assert plain.__doc__ is not None and "weight: how heavy." in plain.__doc__
+
+
+# Both name all experiments, so that all their parameters are known.
+assert commands and evaluator
+
+
+def test_every_public_parameter_is_declared_once_or_with_another_type_or_default() -> None:
+    declared: dict[str, list[Any]] = {}
+    for kind in _all_below(Parameters):
+        if kind.__module__.startswith("resfool."):
+            for name in inspect.get_annotations(kind):
+                one = kind.declared()[name]
+                declared.setdefault(name, []).append((repr(one.hint), one.default))
+    for name, ways in declared.items():
+        assert len(set(map(str, ways))) == len(ways), f"{name} is declared twice in the same way"
+
+
+def _all_below(kind: type[Parameters]) -> set[type[Parameters]]:
+    below = kind.__subclasses__()
+    return {*below, *(each for sub in below for each in _all_below(sub))}

@@ -48,7 +48,6 @@ METHODS: dict[str, Attack] = {
 Method = Annotated[str, Known(METHODS)]
 
 
-@dataclass(frozen=True, kw_only=True)
 class HowToAttack(SmallestEpsilonOptions, PgdOptions):
     """How images are attacked; the bases are the methods' own options."""
 
@@ -76,7 +75,6 @@ class HowToAttack(SmallestEpsilonOptions, PgdOptions):
         return 2 + METHODS[self.method].passes(count, self) + count
 
 
-@dataclass(frozen=True, kw_only=True)
 class Target(Models, Drawn):
     """Which models are attacked, and on which images."""
 
@@ -85,12 +83,10 @@ class Target(Models, Drawn):
     ] = "test"
 
 
-@dataclass(frozen=True, kw_only=True)
 class AttackParameters(HowToAttack, Target):
     """Of an attack on models."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class MeasureParameters(HowToAttack, InputRange, Drawn):
     """Of an attack in MLflow's evaluation, which hands over the model and the images."""
 

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from resfool.archive import Archive, ModelSource
@@ -21,7 +20,6 @@ _MODEL = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
 class InputRange(Parameters):
     """What a stranger's model takes."""
 
@@ -32,7 +30,6 @@ class InputRange(Parameters):
     ] = (0.0, 1.0)
 
 
-@dataclass(frozen=True, kw_only=True)
 class AnyModel(InputRange, Subset):
     """How somebody's model is loaded, and with which images."""
 
@@ -51,14 +48,12 @@ class AnyModel(InputRange, Subset):
             sets.check_known(self.dataset)
 
 
-@dataclass(frozen=True, kw_only=True)
 class OneModel(AnyModel):
     """A model, and images for it."""
 
     model: Annotated[str, f"{_MODEL}."]
 
 
-@dataclass(frozen=True, kw_only=True)
 class Models(AnyModel):
     """Models, and images for them."""
 

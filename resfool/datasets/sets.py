@@ -313,7 +313,6 @@ DATASETS = {
 # As an experiment's parameters name them.
 
 
-@dataclass(frozen=True, kw_only=True)
 class TrainingData(Subset):
     """What is trained on."""
 

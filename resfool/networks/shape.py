@@ -1,13 +1,12 @@
 """The shapes of the networks: what their rules build is settled and checked here."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from resfool import paper
-from resfool.errors import InputError, UsageError, unknown
+from resfool.errors import InputError
 from resfool.parameters import Known, Parameters
-from resfool.values import Counts, FiniteFloat, Fraction, PositiveCount, listed
+from resfool.values import Counts, FiniteFloat, Fraction, PositiveCount, listed, show
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,6 @@ ARCHITECTURES: dict[str, Architecture] = {
 Arch = Annotated[str, Known(ARCHITECTURES)]
 
 
-@dataclass(frozen=True, kw_only=True)
 class Layers(Parameters):
     """What the layers of a network are like."""
 
@@ -77,7 +75,6 @@ class Layers(Parameters):
     ] = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
 class Shape(Layers):
     """What shapes a network."""
 
@@ -90,12 +87,47 @@ class Shape(Layers):
 
     @property
     def network(self) -> "Network":
-        """The network's shape, checked, defaults filled in.
+        """The network's shape, defaults filled in.
 
         Raises:
-            InputError: the values don't go together.
+            InputError: the values don't fit the architecture or each other.
         """
-        return network(self.arch, **{n: v for n, v in self.shared(Shape).items() if n != "arch"})
+        arch, kind = self.arch, ARCHITECTURES[self.arch]
+        layers = self.depth or kind.depth
+        if kind.stages and layers % kind.stages:
+            raise InputError(
+                f"depth={layers} doesn't divide into five stages; "
+                f"{arch} takes a multiple of 5, such as 10, 25 or 50"
+            )
+        if not self.batch_norm and not kind.may_lack_norm:
+            raise InputError(f"batch_norm=false is for the plain convnet only, not for {arch}")
+        parts, widths = kind.stages or layers, self.width or (kind.width,)
+        if len(widths) not in (1, parts):
+            raise InputError(f"width={show(widths)} has {len(widths)} numbers; give one or {parts}")
+        if kind.widens_only and list(widths) != sorted(widths):
+            raise InputError(
+                f"width={show(widths)} narrows from one stage to the next; "
+                f"{arch}'s shortcuts are padded with zeros, so its widths may only grow"
+            )
+        convs = self.convs_per_unit
+        if convs > 1:
+            _check_convs_per_unit(arch, layers, convs)
+        widths *= parts // len(widths)
+        options = self.dropout, self.gate_bias, self.batch_norm
+        return Network(arch, layers, widths, convs, *options)
+
+
+def _check_convs_per_unit(arch: str, depth: int, convs_per_unit: int) -> None:
+    if not ARCHITECTURES[arch].spans_two:
+        fit = " and ".join(name for name, kind in ARCHITECTURES.items() if kind.spans_two)
+        raise InputError(f"convs_per_unit={convs_per_unit} is for {fit}, not for {arch}")
+    if convs_per_unit != 2:
+        raise InputError(f"convs_per_unit={convs_per_unit} must be 1 or 2")
+    if (depth // paper.STAGES) % 2:
+        raise InputError(
+            f"convs_per_unit=2 needs an even number of convolutions in each of the five stages; "
+            f"depth={depth} gives {depth // paper.STAGES}"
+        )
 
 
 @dataclass(frozen=True)
@@ -115,10 +147,10 @@ class Network:
     arch: str
     depth: int
     widths: tuple[int, ...]
-    convs_per_unit: int = 1
-    dropout: float = 0.0
-    gate_bias: float = -1.0
-    batch_norm: bool = True
+    convs_per_unit: int
+    dropout: float
+    gate_bias: float
+    batch_norm: bool
 
     @property
     def architecture(self) -> Architecture:
@@ -131,78 +163,9 @@ class Network:
         return f"{self.arch}-{self.depth}"
 
 
-def network(
-    arch: str,
-    *,
-    depth: int | None = None,
-    width: Sequence[int] | None = None,
-    convs_per_unit: int = 1,
-    dropout: float = 0.0,
-    gate_bias: float = -1.0,
-    batch_norm: bool = True,
-) -> Network:
-    """Check the parameters that shape a network against each other.
-
-    Args:
-        arch: architecture name.
-        depth: a multiple of 5, or None for the default (10; `mlp` 5 layers, any number allowed).
-        width: one width for all stages or five; None for the paper's (64; `mlp` 100).
-        convs_per_unit: 1, or 2 where depth / 5 is even (`resnet` and `highway`).
-        dropout: in [0, 1).
-        gate_bias: initial transform-gate bias (`highway`).
-        batch_norm: False leaves the normalisation out of `convnet`.
-
-    Returns:
-        The network's shape.
-
-    Raises:
-        InputError: a value is out of range or doesn't fit the architecture.
-    """
-    if arch not in ARCHITECTURES:
-        raise UsageError(str(unknown("arch", arch, ARCHITECTURES)))
-    kind = ARCHITECTURES[arch]
-    layers = kind.depth if depth is None else depth
-    if kind.stages and (layers < 1 or layers % kind.stages):
-        raise InputError(
-            f"depth={layers} doesn't divide into five stages; "
-            f"{arch} takes a multiple of 5, such as 10, 25 or 50"
-        )
-    widths = _widths(width, kind.width, kind.stages or layers)
-    if not batch_norm and not kind.may_lack_norm:
-        raise InputError(f"batch_norm=false is for the plain convnet only, not for {arch}")
-    if convs_per_unit != 1:
-        _check_convs_per_unit(arch, layers, convs_per_unit)
-    if kind.widens_only and list(widths) != sorted(widths):
-        raise InputError(
-            f"width={','.join(map(str, widths))} narrows from one stage to the next; "
-            f"{arch}'s shortcuts are padded with zeros, so its widths may only grow"
-        )
-    return Network(arch, layers, widths, convs_per_unit, dropout, gate_bias, batch_norm)
-
-
-def _widths(width: Sequence[int] | None, default: int, parts: int) -> tuple[int, ...]:
-    widths = tuple(width) if width is not None else (default,)
-    if min(widths, default=0) < 1:
-        raise InputError(f"width={','.join(map(str, widths))} must be at least 1 everywhere")
-    if len(widths) == 1:
-        return widths * parts
-    if len(widths) != parts:
-        given = ",".join(map(str, widths))
-        raise InputError(f"width={given} has {len(widths)} numbers; give one or {parts}")
-    return widths
-
-
-def _check_convs_per_unit(arch: str, depth: int, convs_per_unit: int) -> None:
-    if not ARCHITECTURES[arch].spans_two:
-        fit = " and ".join(name for name, kind in ARCHITECTURES.items() if kind.spans_two)
-        raise InputError(f"convs_per_unit={convs_per_unit} is for {fit}, not for {arch}")
-    if convs_per_unit != 2:
-        raise InputError(f"convs_per_unit={convs_per_unit} must be 1 or 2")
-    if (depth // paper.STAGES) % 2:
-        raise InputError(
-            f"convs_per_unit=2 needs an even number of convolutions in each of the five stages; "
-            f"depth={depth} gives {depth // paper.STAGES}"
-        )
+def network(arch: str, **options: Any) -> Network:
+    """A network's shape; the options are those of `Shape`, and so are the refusals."""
+    return Shape(arch=arch, **options).network
 
 
 def multiplications(network: Network) -> float:

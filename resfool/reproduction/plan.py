@@ -139,7 +139,6 @@ SCALES: dict[str, Scale] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
 class ReproduceParameters(Seeds, Precise, DataPlace):
     """Make what the paper's results need, or find it among the finished runs."""
 

@@ -1,7 +1,6 @@
 """A training's parameters, and which of them a resumption may change."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,7 +27,6 @@ Judged = Literal["test", "validation"]  # the part of a data set that a training
 _MAY_CHANGE = ("data_dir", "checkpoint_seconds")  # between a training and its resumption
 
 
-@dataclass(frozen=True, kw_only=True)
 class Steps(Parameters):
     """How a network is trained, step by step."""
 
@@ -65,19 +63,16 @@ class Steps(Parameters):
                 raise InputError(f"{name}={show(getattr(self, name))} needs adversarial=fgsm")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Recipe(Layers, Steps, TrainingData, Precise):
     """What trainings that are made together have in common."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Saving(Parameters):
     """How often a training is saved."""
 
     checkpoint_seconds: Annotated[NonNegativeFloat, "seconds between two checkpoints."] = 30.0
 
 
-@dataclass(frozen=True, kw_only=True)
 class TrainParameters(Shape, Recipe, Seeded, Saving):
     """Train one of the paper's architectures (sections III to V)."""
 

@@ -1,6 +1,5 @@
 """What a sweep and a tuning may be asked for."""
 
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
@@ -24,7 +23,6 @@ Sampler = Literal["tpe", "random"]
 Pruner = Literal["median", "halving", "none"]
 
 
-@dataclass(frozen=True, kw_only=True)
 class Room(Parameters):
     """What each training may take."""
 
@@ -32,7 +30,6 @@ class Room(Parameters):
     gpus_per_trial: Annotated[NonNegativeFloat, "GPUs of each training, on ray."] = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
 class SweepParameters(Seeds, Workers, Room, Recipe):
     """Train every architecture at every depth with every seed, as parts of one run.
 
@@ -52,7 +49,6 @@ class SweepParameters(Seeds, Workers, Room, Recipe):
         return TrainParameters(**self.shared(TrainParameters) | own)
 
 
-@dataclass(frozen=True, kw_only=True)
 class TuneParameters(Shape, Seeded, Workers, Room, Recipe):
     """Search for the settings of an architecture that do best on validation images.
 

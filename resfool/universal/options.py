@@ -59,7 +59,6 @@ ALGORITHMS: dict[str, Procedure] = {
 Algorithm = Annotated[str, Known(ALGORITHMS)]
 
 
-@dataclass(frozen=True, kw_only=True)
 class Sized(Parameters):
     """How large a perturbation is."""
 
@@ -68,7 +67,6 @@ class Sized(Parameters):
     ] = Norm("none")  # noqa: RUF009
 
 
-@dataclass(frozen=True, kw_only=True)
 class Approximation(Sized):
     """How a matrix of perturbations becomes one of low rank (equation 8)."""
 
@@ -85,7 +83,6 @@ class Approximation(Sized):
     draws: Annotated[PositiveCount, "random perturbations of each rank."] = 20
 
 
-@dataclass(frozen=True, kw_only=True)
 class UniversalParameters(OneModel, Solving, Approximation, Drawn, Workers):
     """Fit one perturbation for all images and judge it on held-out ones (section VI.B)."""
 
@@ -167,7 +164,6 @@ class UniversalParameters(OneModel, Solving, Approximation, Drawn, Workers):
         return solves and self.matrix is None and SOLVERS[self.solver].spreads
 
 
-@dataclass(frozen=True, kw_only=True)
 class TransferParameters(Sized, Target):
     """Measure how well universal perturbations fool models that they may not be fitted on."""
 
@@ -178,7 +174,6 @@ class TransferParameters(Sized, Target):
     ] = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class MnistParameters(Solving, Approximation, Seeded, Workers, Checkpoints):
     """Train the 5-layer network on MNIST digits and fool it by Algorithm 2 (section VI.C)."""
 

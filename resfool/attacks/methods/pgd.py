@@ -1,7 +1,6 @@
 """Projected gradient descent: the fast gradient sign in many small steps, from a random start."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -15,14 +14,14 @@ if TYPE_CHECKING:
     import keras
 
 
-@dataclass(frozen=True, kw_only=True)
 class PgdOptions(Parameters):
     """How far projected gradient descent goes."""
 
     pgd_steps: Annotated[PositiveCount, "gradient steps of pgd."] = 20
-    pgd_step_size: Annotated[Epsilon | None, "length of one; none is 2.5 epsilon / pgd_steps."] = (
-        None
-    )
+    pgd_step_size: Annotated[
+        Epsilon | None,
+        "length of one; none is 2.5 epsilon / pgd_steps.",
+    ] = None
 
 
 def pgd(start: Start, asked: PgdOptions) -> Moved:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 _NARROWING = 8  # passes that an image's bisection takes, roughly: a guess for the progress bar
 
 
-@dataclass(frozen=True, kw_only=True)
 class SmallestEpsilonOptions(Parameters):
     """How close the smallest epsilon is looked for."""
 

@@ -55,7 +55,6 @@ SOLVERS: dict[str, Way] = {
 Solver = Annotated[str, Known(SOLVERS)]
 
 
-@dataclass(frozen=True, kw_only=True)
 class Solving(Parameters):
     """How smallest perturbations are found."""
 
