@@ -1,9 +1,11 @@
 """What the tests share: a tracking store of their own each, and quick settings."""
 
 import contextlib
+import gc
 import os
 import shutil
 import signal
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,31 @@ import pytest
 from mlflow import MlflowClient
 
 from resfool import devices
+from resfool.values import show
 
 # Tests import TensorFlow themselves, some before any code of ours starts it.
 os.environ.update(devices.VARIABLES | os.environ)
+# The nets are so small that several threads would spend most of their time waiting for work; what
+# must hold with as many as a user has is tested in a process of its own, with `as_a_user_has_it`.
+_THREADS = dict.fromkeys(("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS"), "1")
+_THREADS = {name: one for name, one in _THREADS.items() if name not in os.environ}
+os.environ.update(_THREADS)
 
 ROOT = Path(__file__).resolve().parent.parent
 # The smallest training there is: it takes a second and still learns.
 QUICK: dict[str, Any] = {"arch": "mlp", "dataset": "digits", "width": (8,), "depth": 2}
+
+
+def as_a_user_has_it() -> dict[str, str]:
+    """The environment of a process that is to find this project, with all the threads it wants."""
+    kept = {name: value for name, value in os.environ.items() if name not in _THREADS}
+    return kept | {"PYTHONPATH": str(ROOT)}
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from walking through all that was imported, again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -61,3 +81,47 @@ def store(
     for number, handler in handlers.items():
         signal.signal(number, handler)
     mlflow.end_run()
+
+
+TrainOnce = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def kept_stores(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], Path]:
+    """Stores with a training in them, by its words."""
+    return {}
+
+
+@pytest.fixture
+def train_once(
+    store: MlflowClient,
+    kept_stores: dict[tuple[str, ...], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> TrainOnce:
+    """Puts a training into the store, which must be empty, and returns its run's id.
+
+    Tests that want the same one get a copy of the store; its artifacts they share.
+    """
+
+    def train_once(**options: Any) -> str:
+        from entry_points import train
+
+        words = tuple(f"--{name}={show(value)}" for name, value in (QUICK | options).items())
+        if words in kept_stores:
+            copy_database(kept_stores[words], Path("mlflow.db"))
+        else:
+            train.main(words)
+            kept_stores[words] = tmp_path_factory.mktemp("trained") / "mlflow.db"
+            copy_database(Path("mlflow.db"), kept_stores[words])
+        return str(store.search_runs(["0"])[0].info.run_id)
+
+    return train_once
+
+
+def copy_database(source: Path, target: Path) -> None:
+    """One that may be open."""
+    with (
+        contextlib.closing(sqlite3.connect(source)) as one,
+        contextlib.closing(sqlite3.connect(target)) as other,
+    ):
+        one.backup(other)

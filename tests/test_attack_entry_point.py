@@ -24,7 +24,7 @@ from resfool.classifiers import finding
 from resfool.datasets import sets
 from resfool.values import show
 from tests import conftest
-from tests.conftest import QUICK, ROOT
+from tests.conftest import QUICK, ROOT, TrainOnce
 
 FEW: dict[str, Any] = {"epsilons": "0,0.05,0.2", "samples": 60}
 
@@ -34,10 +34,9 @@ def words(**options: Any) -> list[str]:
 
 
 @pytest.fixture
-def trained(store: MlflowClient) -> str:
+def trained(train_once: TrainOnce) -> str:
     """The id of a run that trained a network for a second."""
-    train.main([f"--{name}={show(value)}" for name, value in (QUICK | {"steps": 150}).items()])
-    return str(store.search_runs(["0"])[0].info.run_id)
+    return train_once(steps=150)
 
 
 def attacks(store: MlflowClient, *but: str) -> list[Run]:

@@ -120,12 +120,15 @@ def test_cut_into_pieces_and_restored_the_weights_are_the_same(
 ) -> None:
     options: dict[str, Any] = {"seed": 3} | choice
     whole = model(arch, dropout=0.2)
-    trainer(whole, **options).advance(12)
-
-    first = trainer(model(arch, dropout=0.2), **options)
+    first = trainer(whole, **options)
+    checkpoints.save(tmp_path / "0.npz", *first.state())
     first.advance(1)
     first.advance(4)
     checkpoints.save(tmp_path / "c.npz", *first.state())
+    # Back to the beginning, and on without a stop: a trainer made anew would compile anew.
+    first.restore(*checkpoints.load(tmp_path / "0.npz"))
+    first.advance(12)
+    assert first.step == 12
     rest = model(arch, dropout=0.2)
     second = trainer(rest, **options)
     second.restore(*checkpoints.load(tmp_path / "c.npz"))
@@ -423,6 +426,7 @@ def test_each_architecture_learns(arch: str, width: int, steps: int, precision: 
         width=(width,),
         dataset="digits",
         per_class=(60, 20),
+        batch_size=16,
         steps=steps,
         precision=precision,
         learning_rate=0.003,

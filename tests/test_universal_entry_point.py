@@ -13,14 +13,14 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from entry_points import mnist, train, universal
+from entry_points import mnist, universal
 from resfool import checkpoints, experiments
 from resfool.attacks.solvers import problem
 from resfool.monitor import Monitor
 from resfool.universal.solving import digest
 from resfool.values import show
 from tests import conftest
-from tests.conftest import QUICK
+from tests.conftest import TrainOnce
 
 FEW: dict[str, Any] = {"samples": 150, "test_samples": 80, "rank": 3, "draws": 4}
 
@@ -30,11 +30,9 @@ def words(**options: Any) -> list[str]:
 
 
 @pytest.fixture
-def trained(store: MlflowClient) -> str:
+def trained(train_once: TrainOnce) -> str:
     """The id of a run that trained a network for a second."""
-    options: dict[str, Any] = QUICK | {"steps": 600, "width": (32,)}
-    train.main([f"--{name}={show(value)}" for name, value in options.items()])
-    return str(store.search_runs(["0"])[0].info.run_id)
+    return train_once(steps=600, width=(32,))
 
 
 def runs_but(store: MlflowClient, *known: str) -> list[Run]:
@@ -124,7 +122,7 @@ def test_each_image_that_cobyla_has_solved_is_kept(
     uri = f"runs:/{trained}/model"
     path = Path(mlflow.artifacts.download_artifacts(uri)) / "data" / "model.keras"
     options: dict[str, Any] = {"model": str(path), "dataset": "digits", "draws": 1}
-    options |= {"solver": "cobyla", "samples": 12, "test_samples": 50}
+    options |= {"solver": "cobyla", "samples": 6, "test_samples": 50}
     solved: list[int] = []
 
     def serial(function: Any, items: Any, *, stop: int | None = None, **rest: Any) -> list[Any]:
@@ -137,11 +135,11 @@ def test_each_image_that_cobyla_has_solved_is_kept(
         return problem.one_by_one(counted, items, **rest)
 
     with pytest.raises(KeyboardInterrupt):
-        experiments.universal(None, None, functools.partial(serial, stop=7), **options)
+        experiments.universal(None, None, functools.partial(serial, stop=4), **options)
     resumed = experiments.universal(None, None, serial, **options)
-    assert len(solved) == 12
+    assert len(solved) == 6
     said = capsys.readouterr().out
-    assert "going on with an interrupted solve, of which 7 images are done" in said
+    assert "going on with an interrupted solve, of which 4 images are done" in said
     whole = experiments.universal(**options)
     assert resumed.solved is not None and whole.solved is not None
     for name in ("perturbations", "norms", "flipped", "evaluations"):

@@ -12,7 +12,7 @@ import pytest
 from resfool import parallel
 from resfool.attacks.minimal import Minimal, smallest_perturbations
 from resfool.attacks.solvers import SOLVERS, Subspace, batches, closest, cobyla
-from resfool.attacks.solvers.problem import Attempt
+from resfool.attacks.solvers.problem import Attempt, one_by_one
 from resfool.classifiers import inference
 from resfool.errors import InputError
 from resfool.networks import architectures
@@ -54,6 +54,7 @@ def exact_norms(model: keras.Model, images: np.ndarray) -> np.ndarray:
     return np.array(norms)
 
 
+@functools.cache  # what is compiled for it serves every test
 def small_network(seed: int = 3) -> keras.Model:
     return architectures.build(
         network("mlp", depth=2, width=(12,)),
@@ -167,7 +168,9 @@ def test_clipping_is_allowed_for_where_the_answer_is_found() -> None:
 
 def test_ours_is_no_longer_than_the_others_on_average() -> None:
     model, images = small_network(), random_images(60, (6, 6, 1))
-    ours, deepfool, ddn = (smallest_perturbations(model, images, solver=s) for s in OURS_AND_OTHERS)
+    ours, deepfool, ddn = (
+        smallest_perturbations(model, images, solver=s, batch_size=6) for s in OURS_AND_OTHERS
+    )
     assert ours.flipped.all()
     assert ours.norms.mean() <= 0.99 * deepfool.norms.mean()
     assert ours.norms.mean() <= 1.01 * ddn.norms.mean()
@@ -205,12 +208,12 @@ def test_what_closest_misses_falls_back_to_deepfool(monkeypatch: pytest.MonkeyPa
 def test_the_batch_size_hardly_matters(solver: str) -> None:
     model, images = small_network(), random_images(9, (6, 6, 1))
     one, other = (
-        smallest_perturbations(model, images, solver=solver, batch_size=n) for n in (4, 9)
+        smallest_perturbations(model, images, solver=solver, batch_size=n) for n in (6, 9)
     )
     np.testing.assert_allclose(one.norms, other.norms, rtol=0.02)
 
 
-def test_cobyla_gives_the_same_bits_in_other_processes() -> None:
+def test_cobyla_gives_the_same_bits_in_another_process() -> None:
     model, images = small_network(), random_images(4, (6, 6, 1))
     done: list[int] = []
     here, there = (
@@ -219,10 +222,10 @@ def test_cobyla_gives_the_same_bits_in_other_processes() -> None:
             images,
             solver="cobyla",
             evaluations=40,
-            map=functools.partial(parallel.map, backend=backend, workers=2),
+            map=map,
             progress=lambda more, text="", /: done.append(more),
         )
-        for backend in ("serial", "joblib")
+        for map in (one_by_one, functools.partial(parallel.map, workers=1))
     )
     np.testing.assert_array_equal(here.perturbations, there.perturbations)
     np.testing.assert_array_equal(here.evaluations, there.evaluations)
