@@ -21,9 +21,8 @@ from resfool.values import show
 os.environ.update(devices.VARIABLES | os.environ)
 # The nets are so small that several threads would spend most of their time waiting for work; what
 # must hold with as many as a user has is tested in a process of its own, with `as_a_user_has_it`.
-_THREADS = dict.fromkeys(("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS"), "1")
-_THREADS = {name: one for name, one in _THREADS.items() if name not in os.environ}
-os.environ.update(_THREADS)
+_THREADS = {"TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS"} - os.environ.keys()
+os.environ.update(dict.fromkeys(_THREADS, "1"))
 
 ROOT = Path(__file__).resolve().parent.parent
 # The smallest training there is: it takes a second and still learns.

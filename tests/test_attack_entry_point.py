@@ -163,7 +163,7 @@ def test_ctrl_c_leaves_nothing_running_and_keeps_what_is_done(
     # The second one is the same file under another name, and takes long.
     folder = Path(mlflow.artifacts.download_artifacts(model))
     models = f"{model},{folder / 'data' / 'model.keras'}"
-    options = words(model=models, dataset="digits", method="pgd", pgd_steps=4000, samples=300)
+    options = words(model=models, dataset="digits", method="pgd", pgd_steps=4000, samples=50)
     process = subprocess.Popen(
         [sys.executable, "-m", "entry_points.attack", *options],
         env=os.environ | {"PYTHONPATH": str(ROOT)},

@@ -426,7 +426,7 @@ def test_each_architecture_learns(arch: str, width: int, steps: int, precision: 
         width=(width,),
         dataset="digits",
         per_class=(60, 20),
-        batch_size=16,
+        batch_size=16 if steps == 250 else 64,
         steps=steps,
         precision=precision,
         learning_rate=0.003,

@@ -243,6 +243,7 @@ def test_what_a_model_takes_for_white_belongs_to_its_matrix(
     universal.main(words(model=uri, **options, matrix=matrix, input_range="0,255"))
 
 
+@pytest.mark.xdist_group("trainings")
 def test_rows_of_the_first_layer_are_searched_inside_the_wrapping(
     store: MlflowClient, trained: str
 ) -> None:
