@@ -40,7 +40,7 @@ class FinishedRun:
         facts: its parameters.
         metrics: the last value of each.
         curve: its points, each with "step", in order.
-        find_file: the local path of a file that it left, or None.
+        find_file: the local path of a file that it left, by name, or None.
     """
 
     run_id: str
@@ -62,30 +62,19 @@ class FinishedRun:
 
 @dataclass(frozen=True)
 class InterruptedRun:
-    """A training that stopped and can be gone on with.
-
-    Attributes:
-        run_id: of its run.
-        step: that its curve has reached; 0 if it has no curve yet.
-    """
+    """A training that stopped and can be gone on with."""
 
     run_id: str
-    step: int
+    step: int  # that its curve has reached; 0 if it has no curve yet
 
 
 @dataclass(frozen=True)
 class PerturbationSource:
-    """A universal perturbation that somebody named, not loaded yet.
+    """A universal perturbation that somebody named, not loaded yet."""
 
-    Attributes:
-        uri: as it was given.
-        name: short, for tables and legends: what it was fitted on, if that is known.
-        path: its `.npy` file.
-    """
-
-    uri: str
-    name: str
-    path: Path
+    uri: str  # as it was given
+    name: str  # short, for tables and legends: what it was fitted on, if that is known
+    path: Path  # its `.npy` file
 
 
 class Archive:
@@ -104,14 +93,7 @@ class Archive:
         raise InputError(f"there is no run {run_id}: nothing is recorded here")
 
     def find_interrupted(self, facts: Mapping[str, str]) -> InterruptedRun | None:
-        """A training that can be gone on with.
-
-        Args:
-            facts: parameters that its run must have, such as `identity.facts` gives.
-
-        Returns:
-            The training, or None.
-        """
+        """A training that can be gone on with, by parameters that `identity.facts` gives."""
         return None
 
     def add_metrics(self, run: FinishedRun, metrics: Mapping[str, float]) -> FinishedRun:
@@ -119,25 +101,11 @@ class Archive:
         return replace(run, metrics={**run.metrics, **metrics})
 
     def find_finished(self, facts: Mapping[str, str], metric: str) -> FinishedRun | None:
-        """A finished run by its parameters, the latest if there are several.
-
-        Args:
-            facts: parameters that it must have, such as `identity.facts` gives.
-            metric: that it must have.
-
-        Returns:
-            The run, or None.
-        """
+        """The latest finished run with some metric, by parameters that `identity.facts` gives."""
         return None
 
     def find_model(self, uri: str) -> ModelSource:
-        """Find a model that a user named; here only files can be found.
-
-        Args:
-            uri: of the model.
-
-        Returns:
-            Where it is and what is known of it.
+        """Find a model that a user named, without loading it.
 
         Raises:
             InputError: there is no such model.
@@ -154,14 +122,11 @@ class Archive:
         return ModelSource(uri, path.stem, path, load_trusted)
 
     def find_artifact(self, uri: str, name: str) -> Path:
-        """Find a file that an earlier run left; here only files can be found.
+        """Find a file that an earlier run left.
 
         Args:
             uri: of the run or of the file.
             name: of the file, where the uri is a run's.
-
-        Returns:
-            The file.
 
         Raises:
             InputError: there is no such file.
@@ -173,13 +138,7 @@ class Archive:
         return path
 
     def find_perturbation(self, uri: str) -> PerturbationSource:
-        """Find a universal perturbation that an earlier run left, or a file.
-
-        Args:
-            uri: of the run or of the file.
-
-        Returns:
-            Where it is and what it is called.
+        """Find a universal perturbation that an earlier run left, by its URI or a file's.
 
         Raises:
             InputError: there is no such perturbation.

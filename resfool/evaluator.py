@@ -4,13 +4,12 @@ MLflow imports this file with its evaluators, so neither TensorFlow nor Keras is
 there is a model to attack.
 """
 
-import contextlib
 import functools
 import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,6 @@ from mlflow.tracking.artifact_utils import get_artifact_uri
 
 from resfool.attacks import presentation
 from resfool.attacks.options import MeasureParameters
-from resfool.classifiers import adapting
 from resfool.datasets.sets import draw
 from resfool.errors import InputError
 from resfool.monitor import Leaves
@@ -67,26 +65,18 @@ class RobustnessEvaluator(ModelEvaluator):
         model_id: str | None = None,
         **kwargs: Any,
     ) -> EvaluationResult:
-        """Attack the model, and log and return what comes of it.
+        """Attack the model; log and return rates as metrics, figures and tables as artifacts.
 
-        Args:
-            model_type: "classifier".
-            dataset: MLflow's, with a row of pixels for each image, and its class number.
-            run_id: the run to log to.
-            evaluator_config: values for MeasureParameters.
-            model: what MLflow loaded.
-            model_id: of the logged model, if it is one.
-            **kwargs: meant for other evaluators.
-
-        Returns:
-            Rates as metrics; figures and tables as artifacts.
+        The arguments are MLflow's; see `measure` for what the data must be.
 
         Raises:
             MlflowException: something can't be used as it is; nothing was logged.
         """
-        with _mlflow_errors():
+        try:
             asked = MeasureParameters.of(evaluator_config or {})
             attacked, rows = measure(model, dataset, asked)
+        except InputError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from error
         metrics = presentation.model_metrics(attacked)
         found = _leaves(attacked, rows, asked)
         # If the model has an id, MLflow itself logs what is returned, to the run and the model.
@@ -117,24 +107,25 @@ def measure(model: Any, dataset: Any, asked: MeasureParameters) -> tuple["Attack
 
     from resfool.attacks import examples
     from resfool.attacks.epsilons import over_epsilons
+    from resfool.classifiers import adapting
 
     classifier = adapting.as_classifier(
-        original,
-        image_shape=shape,
-        classes=None,
-        input_range=asked.input_range,
-        name=original.name,
+        original, image_shape=shape, classes=None, input_range=asked.input_range, name=original.name
     )
     classes = int(classifier.output_shape[-1])
-    labels = _class_numbers(dataset.labels_data, classes)
-    names = _class_names(asked.class_names, classes)
+    labels = _class_numbers(dataset.labels_data, classes)[rows]
+    names = asked.class_names
+    if names is None:
+        names = tuple(map(str, range(classes)))
+    if len(names) != classes:
+        raise InputError(
+            f"class_names={show(names)} are {len(names)} names, and the model has {classes} classes"
+        )
+    low, high = asked.input_range
+    scaled = np.clip((pixels[rows].astype(np.float64) - low) / (high - low), 0, 1)
+    images = scaled.astype(np.float32).reshape(-1, *shape)
     curve = over_epsilons(
-        classifier,
-        _images(pixels[rows], shape, asked.input_range),
-        labels[rows],
-        asked,
-        seed=asked.seed,
-        batch_size=asked.batch_size,
+        classifier, images, labels, asked, seed=asked.seed, batch_size=asked.batch_size
     )
     return examples.attacked(original.name, dataset.name, names, curve, asked.seed), rows
 
@@ -209,13 +200,6 @@ def _pixels(features: Any, shape: Sequence[int], input_range: tuple[float, float
     return table
 
 
-def _images(pixels: np.ndarray, shape: Sequence[int], input_range: tuple[float, float]) -> Any:
-    """float32 (N, H, W, C) in [0, 1]."""
-    low, high = input_range
-    scaled = (pixels.astype(np.float64) - low) / (high - low)
-    return np.clip(scaled, 0, 1).astype(np.float32).reshape(-1, *shape)
-
-
 def _class_numbers(targets: Any, classes: int) -> np.ndarray:
     """The labels, int (N,)."""
     labels = np.asarray(targets)
@@ -230,26 +214,6 @@ def _class_numbers(targets: Any, classes: int) -> np.ndarray:
     if len(wrong):
         raise InputError(f"{wanted}, and one is {wrong.tolist()[0]!r}")
     return labels.astype(np.int64)
-
-
-def _class_names(given: Sequence[str] | None, classes: int) -> Sequence[str]:
-    if given is None:
-        return [str(number) for number in range(classes)]
-    if len(given) != classes:
-        raise InputError(
-            f"class_names={show(tuple(given))} are {len(given)} names,"
-            f" and the model has {classes} classes"
-        )
-    return given
-
-
-@contextlib.contextmanager
-def _mlflow_errors() -> Iterator[None]:
-    """Refuse input as MLflow does."""
-    try:
-        yield
-    except InputError as error:
-        raise MlflowException.invalid_parameter_value(str(error)) from error
 
 
 # What it gets back.
@@ -291,16 +255,6 @@ def _leaves(attacked: "Attacked", rows: np.ndarray, asked: MeasureParameters) ->
     }
 
 
-def _log_leaves(run_id: str, found: Leaves) -> dict[str, EvaluationArtifact]:
-    """Log what a result leaves; its files as MLflow's result has them, tables as NAME_table too."""
-    with tempfile.TemporaryDirectory() as folder:
-        artifacts = {}
-        for file in leaves.log(MlflowClient(), run_id, Path(folder), found).values():
-            again = file.suffix == ".json" and file.stem in found  # a table, which is CSV already
-            artifacts[f"{file.stem}_table" if again else file.stem] = _artifact(run_id, file)
-        return artifacts
-
-
 _KINDS: dict[str, Callable[[str], EvaluationArtifact]] = {
     ".png": ImageEvaluationArtifact,
     ".csv": CsvEvaluationArtifact,
@@ -308,8 +262,13 @@ _KINDS: dict[str, Callable[[str], EvaluationArtifact]] = {
 }
 
 
-def _artifact(run_id: str, file: Path) -> EvaluationArtifact:
-    """A logged file for MLflow's result, with its content, which MLflow needs to save it."""
-    artifact = _KINDS[file.suffix](get_artifact_uri(run_id, file.name))
-    artifact._load(str(file))
-    return artifact
+def _log_leaves(run_id: str, found: Leaves) -> dict[str, EvaluationArtifact]:
+    """Log what a result leaves; its files as MLflow's result has them, tables as NAME_table too."""
+    artifacts = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for file in leaves.log(MlflowClient(), run_id, Path(folder), found).values():
+            artifact = _KINDS[file.suffix](get_artifact_uri(run_id, file.name))
+            artifact._load(str(file))  # which MLflow needs to save it
+            again = file.suffix == ".json" and file.stem in found  # a table, which is CSV already
+            artifacts[f"{file.stem}_table" if again else file.stem] = artifact
+    return artifacts

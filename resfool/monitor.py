@@ -100,13 +100,7 @@ class Monitor:
     def part_of(
         self, names: Sequence[str], number: int, facts: Mapping[str, Any]
     ) -> "AbstractContextManager[Monitor]":
-        """The part for one of several: all of the experiment where there is only one.
-
-        Args:
-            names: of all.
-            number: of this one.
-            facts: what is known of it.
-        """
+        """The part for one of several by its number: the whole where there is only one."""
         return nullcontext(self) if len(names) == 1 else self.part(names[number], facts)
 
     def beside(self) -> "AbstractContextManager[Monitor]":

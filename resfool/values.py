@@ -28,13 +28,7 @@ def _single(value: Any) -> Any:
 
 
 def parse_epsilon(text: str) -> float:
-    """Read the size of a perturbation, where pixels go from 0 to 1.
-
-    Args:
-        text: a number or a quotient of two, such as 0.03 or 8/255.
-
-    Returns:
-        The number, in [0, 1].
+    """The size of a perturbation, from 0 to 1 as pixels go: a number or a quotient, as in 8/255.
 
     Raises:
         ValueError: it is none, or out of range; the message lacks its subject, as pydantic's do.
@@ -52,17 +46,10 @@ def parse_epsilon(text: str) -> float:
 
 
 def parse_epsilons(value: Any) -> tuple[float, ...]:
-    """Read the sizes of perturbations to try, where pixels go from 0 to 1.
-
-    Args:
-        value: comma separated text such as "0,1/255,0.1", a number, or a sequence of either.
-
-    Returns:
-        The numbers, rising.
+    """Sizes of perturbations to try, rising, of text such as "0,1/255,0.1" or a sequence.
 
     Raises:
-        ValueError: one of them can't be used, or two can't be told apart; the message lacks its
-            subject, as pydantic's do.
+        ValueError: one of them can't be used, or two can't be told apart.
     """
     if isinstance(value, str):
         parts = [part.strip() for part in value.split(",")]
@@ -102,16 +89,10 @@ _NORM_EXAMPLES = "such as none, l2:3 or linf:10/255"
 
 
 def parse_norm(value: Any) -> Norm:
-    """Read the size of a universal perturbation, where pixels go from 0 to 1.
-
-    Args:
-        value: "none", or a kind and a size such as "l2:3" or "linf:10/255"; a Norm stays itself.
-
-    Returns:
-        The norm.
+    """The size of a universal perturbation, of text such as "none", "l2:3" or "linf:10/255".
 
     Raises:
-        ValueError: it can't be used; the message lacks its subject, as pydantic's do.
+        ValueError: it can't be used.
     """
     if isinstance(value, Norm):
         return value

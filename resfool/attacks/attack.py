@@ -55,12 +55,8 @@ def attack(
 
     names = distinct_names([source.name for source in sources])
     loaded = load_classifiers(sources, names, data, asked)
-    found = {
-        "dataset": data.name,
-        "dataset_digest": data.digest,
-        "attacked_images": len(chosen),
-    }
-    facts = settings | found | identity.facts("attack", settings, data.digest)
+    of_data = {"dataset": data.name, "dataset_digest": data.digest, "attacked_images": len(chosen)}
+    facts = settings | of_data | identity.facts("attack", settings, data.digest)
     where = f"{data.name} {asked.split}"
     title = f"{asked.method} on {', '.join(names)}, {where}"
     monitor.begin(title, facts, [(data, asked.split, "attacked")])

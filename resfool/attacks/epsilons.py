@@ -71,9 +71,6 @@ def over_epsilons(
         seed: of the random signs and pgd's starts.
         batch_size: images per pass.
         progress: is told the passes done, one image each: `asked.passes` times N in all.
-
-    Returns:
-        Rates, predictions and the signs of the gradients.
     """
     first = gradient.sign_gradients(
         model,
@@ -85,14 +82,9 @@ def over_epsilons(
     epsilons = asked.positive_epsilons
     start = Start(model, images, first, epsilons, asked.clip, seed, batch_size, progress)
     moved = METHODS[asked.method].move(start, asked)
-    noise = gradient.along(
-        model,
-        images,
-        gradient.random_signs(images.shape, seed),
-        epsilons,
-        progress=start.passes(len(epsilons)),
-        **start.options,
-    )
+    signs = gradient.random_signs(images.shape, seed)
+    told = start.passes(len(epsilons))
+    noise = gradient.along(model, images, signs, epsilons, progress=told, **start.options)
     clean = _clean(first.logits)
     # Without a perturbation nothing is moved, so nothing need be computed.
     zeros = len(asked.epsilons) - len(epsilons)
@@ -108,16 +100,14 @@ def over_epsilons(
     ]
     if moved.smallest is not None:
         for row in rows:
-            reached = float((moved.smallest <= row["epsilon"]).mean())
-            row["cumulative_fooling_rate"] = reached
+            row["cumulative_fooling_rate"] = float((moved.smallest <= row["epsilon"]).mean())
     corrections = None
     wrong = np.flatnonzero(clean.classes[0] != labels)[:batch_size]
     if asked.label_source == "true" and len(wrong):
         shown = tuple(asked.epsilons[e] for e in shown_epsilons(asked.epsilons))
         away = HowToAttack(epsilons=shown, label_source="prediction", clip=asked.clip)
-        corrections = over_epsilons(
-            model, images[wrong], labels[wrong], away, batch_size=batch_size
-        )
+        few = images[wrong], labels[wrong]
+        corrections = over_epsilons(model, *few, away, batch_size=batch_size)
     return Curve(
         epsilons=asked.epsilons,
         rows=rows,
@@ -165,10 +155,7 @@ def _clean(logits: np.ndarray) -> Outcome:
     return Outcome(classes, confidences[np.newaxis].astype(np.float32), np.zeros(classes.shape))
 
 
-_SHOWN = 4  # epsilons of an example
-
-
 def shown_epsilons(epsilons: Sequence[float]) -> np.ndarray:
-    """The numbers of the epsilons that examples show, from the smallest above 0 to the largest."""
+    """The numbers of the 4 epsilons that examples show, from the smallest above 0 to the last."""
     positive = np.flatnonzero(np.array(epsilons) > 0)
-    return positive[np.unique(np.linspace(0, len(positive) - 1, _SHOWN).round().astype(int))]
+    return positive[np.unique(np.linspace(0, len(positive) - 1, 4).round().astype(int))]

@@ -37,15 +37,10 @@ class Example:
 
 
 def examples(curve: Curve, most: int = 6) -> list[Example]:
-    """A few images worth a look, as in Table III: corrected ones, fooled ones and a stubborn one.
+    """At most so many images worth a look, as in Table III.
 
-    Args:
-        curve: an attack.
-        most: how many images to pick.
-
-    Returns:
-        Images that a small perturbation corrects (up to two), that the smallest perturbations
-        fool, the surest mistakes first, and one that holds out longest.
+    They are images that a small perturbation corrects (up to two), that the smallest perturbations
+    fool, the surest mistakes first, and one that holds out longest.
     """
     source = curve.corrections or curve
     corrected = _corrected(source)[:2]
@@ -127,25 +122,8 @@ class Attacked:
 def attacked(
     name: str, where: str, class_names: Sequence[str], curve: Curve, seed: int
 ) -> Attacked:
-    """Look closer at an attack: the spectrum of its directions, and examples.
-
-    Args:
-        name: of the model.
-        where: which images.
-        class_names: by class.
-        curve: the attack.
-        seed: of the random matrix that the spectrum is compared with.
-
-    Returns:
-        All of it together.
-    """
+    """Look closer at an attack: its spectrum, beside a random matrix by `seed`, and examples."""
     matrix = lowrank.unit_rows(curve.directions)
-    return Attacked(
-        name=name,
-        where=where,
-        class_names=class_names,
-        curve=curve,
-        singular_values=lowrank.singular_values(matrix),
-        random_singular_values=lowrank.singular_values(lowrank.random_matrix(matrix, seed)),
-        examples=examples(curve),
-    )
+    noise = lowrank.random_matrix(matrix, seed)
+    spectra = lowrank.singular_values(matrix), lowrank.singular_values(noise)
+    return Attacked(name, where, class_names, curve, *spectra, examples(curve))

@@ -3,7 +3,7 @@
 The methods of attack are made of these. Source: paper section VI.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,12 +51,38 @@ class Outcome:
     @classmethod
     def joined(cls, outcomes: Sequence["Outcome"]) -> "Outcome":
         """Outcomes of the same images at different epsilons, as one."""
-        return cls(
-            *(
-                np.concatenate([getattr(outcome, field) for outcome in outcomes])
-                for field in ("classes", "confidences", "norms")
-            )
-        )
+        columns = zip(*(vars(outcome).values() for outcome in outcomes), strict=True)
+        return cls(*map(np.concatenate, columns))
+
+
+Batches = Iterator[tuple[slice, list[np.ndarray]]]  # some of N rows, and arrays for them
+
+
+def batchwise(
+    model: keras.Model,
+    function: Callable[..., Any],
+    arrays: Sequence[np.ndarray],
+    *settings: Any,
+    batch_size: int,
+    progress: Advance = quiet,
+) -> Batches:
+    """Run a compiled function on N rows, of which a short batch is filled up.
+
+    Args:
+        model: its first argument.
+        function: of the model, a batch of each array and the settings; it gives several tensors,
+            a row for each of the batch.
+        arrays: (N, ...) each.
+        *settings: of the function.
+        batch_size: rows per pass.
+        progress: is told the rows done.
+    """
+    call = inference.compiled(model, function)
+    for rows in inference.batches(len(arrays[0]), batch_size):
+        found = call(*(inference.filled(array[rows], batch_size) for array in arrays), *settings)
+        size = rows.stop - rows.start
+        yield rows, [part.numpy()[:size] for part in found]
+        progress(size)
 
 
 def sign_gradients(
@@ -82,23 +108,16 @@ def sign_gradients(
     Raises:
         InputError: the model gives no numbers for some of the images.
     """
-    gradient = inference.compiled(model, _sign_gradient)
-    signs = np.empty(images.shape, np.int8)
-    parts = []
     # -1 asks the compiled function for the model's own prediction.
     wanted = np.full(len(images), -1) if labels is None else np.asarray(labels)
-    for rows in inference.batches(len(images), batch_size):
-        batch = inference.filled(images[rows], batch_size)
-        of_batch = inference.filled(wanted[rows].astype(np.int32), batch_size)
-        directions, logits = gradient(batch, of_batch)
-        count = rows.stop - rows.start
-        signs[rows] = directions.numpy()[:count]
-        parts.append(logits.numpy()[:count])
-        progress(count)
-    logits = np.concatenate(parts)
+    arrays = images, wanted.astype(np.int32)
+    signs = np.empty(images.shape, np.int8)
+    logits = np.empty((len(images), model.output_shape[-1]), np.float32)
+    batches = batchwise(model, _sign_gradient, arrays, batch_size=batch_size, progress=progress)
+    for rows, found in batches:
+        signs[rows], logits[rows] = found
     own = inference.predicted(logits)
-    used = own if labels is None else wanted.astype(np.int64)
-    return SignGradients(signs, logits, used)
+    return SignGradients(signs, logits, own if labels is None else wanted.astype(np.int64))
 
 
 def perturbed(
@@ -143,16 +162,16 @@ def along(
     Returns:
         Predictions, confidences and norms, (E, N) each.
     """
-    classify = inference.compiled(model, _along)
-    outcome = _empty_outcome(len(epsilons), len(images))
-    lengths = tf.constant(np.asarray(epsilons, np.float32))
-    for rows in inference.batches(len(images), batch_size):
-        batch = inference.filled(images[rows], batch_size)
-        found = classify(batch, inference.filled(directions[rows], batch_size), lengths, clip)
-        count = rows.stop - rows.start
-        _fill(outcome, rows, [part.numpy()[:, :count] for part in found])
-        progress(count)
-    return outcome
+    found = batchwise(
+        model,
+        _along,
+        (images, directions),
+        tf.constant(np.asarray(epsilons, np.float32)),
+        clip,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    return _collected(found, len(epsilons), len(images))
 
 
 def judged(
@@ -163,26 +182,17 @@ def judged(
     batch_size: int = BATCH_SIZE,
     progress: Advance = quiet,
 ) -> Outcome:
-    """Classify images that were perturbed before.
+    """Classify images (N, H, W, C) that were moved before; predictions and so on, (1, N) each."""
+    found = batchwise(model, _judged, (images, moved), batch_size=batch_size, progress=progress)
+    return _collected(found, 1, len(images))
 
-    Args:
-        model: from images to logits.
-        images: float32 (N, H, W, C), as they were.
-        moved: float32 (N, H, W, C), perturbed.
-        batch_size: images per pass.
-        progress: is told the images done.
 
-    Returns:
-        Predictions, confidences and norms, (1, N) each.
-    """
-    judge = inference.compiled(model, _judged)
-    outcome = _empty_outcome(1, len(images))
-    for rows in inference.batches(len(images), batch_size):
-        found = judge(*(inference.filled(a[rows], batch_size) for a in (images, moved)))
-        count = rows.stop - rows.start
-        _fill(outcome, rows, [part.numpy()[np.newaxis, :count] for part in found])
-        progress(count)
-    return outcome
+def _collected(batches: Batches, epsilons: int, images: int) -> Outcome:
+    kinds = np.int64, np.float32, np.float32
+    classes, confidences, norms = (np.empty((epsilons, images), kind) for kind in kinds)
+    for rows, parts in batches:
+        classes[:, rows], confidences[:, rows], norms[:, rows] = (part.T for part in parts)
+    return Outcome(classes, confidences, norms)
 
 
 def random_signs(shape: Sequence[int], seed: int) -> np.ndarray:
@@ -197,20 +207,6 @@ def random_signs(shape: Sequence[int], seed: int) -> np.ndarray:
     """
     bits = np.random.default_rng(seed).integers(0, 2, shape, np.int8)
     return 2 * bits - 1
-
-
-def _empty_outcome(epsilons: int, images: int) -> Outcome:
-    shape = epsilons, images
-    return Outcome(
-        np.empty(shape, np.int64), np.empty(shape, np.float32), np.empty(shape, np.float32)
-    )
-
-
-def _fill(outcome: Outcome, rows: slice, found: Sequence[np.ndarray]) -> None:
-    for whole, part in zip(
-        (outcome.classes, outcome.confidences, outcome.norms), found, strict=True
-    ):
-        whole[:, rows] = part
 
 
 # What is compiled: a model and tensors in, tensors out. `clip` is settled when it is traced.
@@ -232,22 +228,18 @@ def loss_gradient(model: keras.Model, images: Any, labels: Any) -> tuple[Any, An
 
 
 def _loss_slope(logits: Any, labels: Any) -> Any:
-    """The cross-entropy's gradient with respect to the logits, p - onehot(label).
-
-    Where the model is so sure of the label that this vanishes by rounding, though not in truth,
-    it is computed from the other classes' probabilities and scaled up: the sign stays right.
-    """
+    """The cross-entropy's gradient with respect to the logits, p - onehot(label)."""
     with tf.GradientTape() as tape:
         tape.watch(logits)
         loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
     plain = tape.gradient(loss, logits)
+    # Where the model is so sure of the label that this vanishes by rounding, though not in truth,
+    # it is computed from the other classes' probabilities and scaled up: the sign stays right.
+    # Relative to one another these are exact, however small they are.
     is_label = tf.one_hot(labels, tf.shape(logits)[1], on_value=True, off_value=False)
-    others = tf.where(is_label, -np.inf, logits)
-    # Relative to one another the others' probabilities are exact, however small they are.
-    shares = tf.nn.softmax(others)
-    scaled = tf.where(is_label, -1.0, shares)
+    shares = tf.nn.softmax(tf.where(is_label, -np.inf, logits))
     saturated = tf.reduce_sum(tf.where(is_label, 0.0, plain), axis=1, keepdims=True) < _SATURATED
-    return tf.where(saturated, scaled, plain)
+    return tf.where(saturated, tf.where(is_label, -1.0, shares), plain)
 
 
 def step(images: Any, directions: Any, epsilon: Any, clip: bool) -> Any:
@@ -257,21 +249,18 @@ def step(images: Any, directions: Any, epsilon: Any, clip: bool) -> Any:
 
 
 def _along(model: keras.Model, images: Any, directions: Any, epsilons: Any, clip: bool) -> Any:
-    def at(epsilon: Any) -> tuple[Any, Any, Any]:
-        moved = step(images, directions, epsilon, clip)
-        return _judged(model, images, moved)
-
     # Two at a time: while one waits for memory, the other computes. More would take more memory.
-    return tf.map_fn(
-        at, epsilons, fn_output_signature=(tf.int64, tf.float32, tf.float32), parallel_iterations=2
+    found = tf.map_fn(
+        lambda epsilon: _judged(model, images, step(images, directions, epsilon, clip)),
+        epsilons,
+        fn_output_signature=(tf.int64, tf.float32, tf.float32),
+        parallel_iterations=2,
     )
+    return [tf.transpose(part) for part in found]
 
 
 def _judged(model: keras.Model, images: Any, moved: Any) -> tuple[Any, Any, Any]:
     logits = model(moved, training=False)
     confidences = tf.reduce_max(tf.nn.softmax(logits), axis=1)
-    return tf.argmax(logits, axis=1), confidences, _norms(moved - images)
-
-
-def _norms(perturbations: Any) -> Any:
-    return tf.norm(tf.reshape(perturbations, (tf.shape(perturbations)[0], -1)), axis=1)
+    norms = tf.norm(tf.reshape(moved - images, (tf.shape(images)[0], -1)), axis=1)
+    return tf.argmax(logits, axis=1), confidences, norms

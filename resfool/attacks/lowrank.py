@@ -15,9 +15,7 @@ from resfool.values import Norm, NormKind
 
 RandomCoefficients = Literal["gaussian", "singular"]  # of equation 8, see `random_coefficients`
 
-# The standard deviation of the paper's coefficients: "variance set to 25".
-DEVIATION = 5.0
-
+DEVIATION = 5.0  # the standard deviation of the paper's coefficients: "variance set to 25"
 _EXACT_ENTRIES = 4_000_000  # up to here a full decomposition in float64 takes seconds
 _PIECE = 4096  # rows in float64 at a time: all of a large matrix would be twice its memory
 
@@ -37,17 +35,12 @@ class Decomposition:
     numerical_rank: int
 
     def energy(self, rank: int) -> float:
-        """The share of the sum of squares that the first singular directions hold."""
+        """See `energy`."""
         return energy(self.singular_values, rank)
 
 
 def energy(singular_values: np.ndarray, rank: int) -> float:
-    """The share of a matrix's sum of squares that its first singular directions hold.
-
-    Args:
-        singular_values: all of them, largest first.
-        rank: how many directions.
-    """
+    """The share of a matrix's sum of squares that its first `rank` singular directions hold."""
     squares = np.square(singular_values, dtype=np.float64)
     total = float(squares.sum())
     return float(squares[:rank].sum()) / total if total else 0.0
@@ -71,28 +64,20 @@ def decompose(
         matrix: (N, D), finite.
         rank: how many vectors to keep; None is all up to the numerical rank.
         exact: which of the two ways; None decides by the size.
-
-    Returns:
-        All singular values, the vectors and the numerical rank.
     """
     if exact is None:
         exact = matrix.size <= _EXACT_ENTRIES
-    values, vectors = _by_svd(matrix) if exact else _by_gram(matrix, rank)
+    if exact:
+        _, values, vectors = linalg.svd(matrix.astype(np.float64), full_matrices=False)
+    else:
+        values, vectors = _by_gram(matrix, rank)
     numerical_rank = _numerical_rank(values, matrix.shape)
     kept = vectors[: numerical_rank if rank is None else min(rank, numerical_rank)]
     return Decomposition(values, _signed(kept).astype(np.float32), numerical_rank)
 
 
 def clamped(rank: int, decomposition: Decomposition) -> tuple[int, str | None]:
-    """A rank that the matrix has, and what to tell the user if that is less than was asked for.
-
-    Args:
-        rank: number of singular vectors wanted, at least 1.
-        decomposition: of the matrix.
-
-    Returns:
-        The rank to use, and a sentence or None.
-    """
+    """A rank that the matrix has, and what to tell the user if that is less than was asked for."""
     most = decomposition.numerical_rank
     if rank <= most:
         return rank, None
@@ -124,42 +109,21 @@ def random_coefficients(
 
 
 def combined(coefficients: np.ndarray, decomposition: Decomposition) -> np.ndarray:
-    """Equation 8: the sum of f_i v_i.
-
-    Args:
-        coefficients: (K, a), with a at most the number of vectors.
-        decomposition: the vectors.
-
-    Returns:
-        float32 (K, D).
-    """
+    """Equation 8: the sums of f_i v_i, float32 (K, D), of coefficients (K, a)."""
     vectors = decomposition.vectors[: coefficients.shape[1]]
     return coefficients.astype(np.float32) @ vectors
 
 
 def sizes(vectors: np.ndarray, kind: NormKind) -> np.ndarray:
-    """The l2 or l-infinity norm of each vector.
-
-    Args:
-        vectors: (K, ...).
-        kind: which norm; "none" is taken as l2.
-
-    Returns:
-        float64 (K,).
-    """
+    """The norm of each vector (K, ...), float64 (K,); of kind "none" it is l2."""
     rows = vectors.reshape(len(vectors), -1).astype(np.float64)
     return np.abs(rows).max(axis=1) if kind == "linf" else np.linalg.norm(rows, axis=1)
 
 
 def rescaled(vectors: np.ndarray, norm: Norm) -> np.ndarray:
-    """Vectors stretched or shrunk to a norm; zero vectors stay zero.
+    """Vectors, float32 (K, ...), stretched or shrunk to a norm, unless that is of kind "none".
 
-    Args:
-        vectors: float32 (K, ...).
-        norm: the norm that each shall have; of kind "none" they stay as they are.
-
-    Returns:
-        float32, the same shape.
+    Zero vectors stay zero.
     """
     if norm.kind == "none":
         return vectors
@@ -185,37 +149,16 @@ def singular_values(matrix: np.ndarray) -> np.ndarray:
 
 
 def unit_rows(perturbations: np.ndarray) -> np.ndarray:
-    """Perturbations as the rows of a matrix, each of l2 norm 1 (or 0 if it is zero).
-
-    Args:
-        perturbations: (N, ...).
-
-    Returns:
-        float32 (N, D).
-    """
+    """Perturbations (N, ...) as rows, float32 (N, D), each of l2 norm 1 (or 0 if it is zero)."""
     rows = perturbations.reshape(len(perturbations), -1).astype(np.float32)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(norms > 0, norms, 1.0)
 
 
 def random_matrix(rows: np.ndarray, seed: int) -> np.ndarray:
-    """Gaussian rows of the same norms as those of a matrix: the benchmark of its spectrum.
-
-    Args:
-        rows: (N, D).
-        seed: decides them.
-
-    Returns:
-        float32 (N, D).
-    """
+    """Gaussian rows of the same norms as some rows (N, D): the benchmark of their spectrum."""
     drawn = np.random.default_rng(seed).standard_normal(rows.shape, np.float32)
     return unit_rows(drawn) * np.linalg.norm(rows, axis=1, keepdims=True)
-
-
-def _by_svd(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Singular values and right singular vectors (min(N, D), D)."""
-    _, values, vectors = linalg.svd(matrix.astype(np.float64), full_matrices=False)
-    return values, vectors
 
 
 def _by_gram(matrix: np.ndarray, rank: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -251,13 +194,11 @@ def _roots(eigenvalues: np.ndarray) -> np.ndarray:
 
 
 def _numerical_rank(values: np.ndarray, shape: tuple[int, ...]) -> int:
-    """How many values exceed what rounding of the entries to float32 makes of a zero.
-
-    Rounding errors are a random matrix of entries of about eps times the root mean square, so
-    their largest singular value is near (sqrt(N) + sqrt(D)) eps of that; we allow for ten times.
-    """
+    """How many values exceed what rounding of the entries to float32 makes of a zero."""
     if not len(values):
         return 0
+    # Rounding errors are a random matrix of entries of about eps times the root mean square, so
+    # their largest singular value is near (sqrt(N) + sqrt(D)) eps of that; we allow for ten times.
     eps = float(np.finfo(np.float32).eps)
     entry = float(np.sqrt((values**2).sum() / (shape[0] * shape[1])))
     noise = 10 * eps * entry * (shape[0] ** 0.5 + shape[1] ** 0.5)

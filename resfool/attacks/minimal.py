@@ -62,7 +62,8 @@ def smallest_perturbations(
 ) -> Minimal:
     """The smallest l2 perturbation of each image that changes the model's prediction.
 
-    No solver draws at random: the same images give the same answer.
+    No solver draws at random: the same images give the same answer. Each perturbation is no longer
+    along its ray than need be.
 
     Args:
         model: from images to logits of two classes or more.
@@ -70,18 +71,14 @@ def smallest_perturbations(
         solver: a name in SOLVERS; what it doesn't take of the options below means nothing.
         subspace: of cobyla: the differences of the logits' "gradients" at the image, the "rows" of
             the first dense layer's matrix, or all "pixels".
-        candidates: classes to look at, the predicted one and those next to it; of closest,
-            deepfool and cobyla's gradients. A model of fewer classes has all of them looked at.
+        candidates: classes to look at, the predicted one and those next to it, or all if there are
+            fewer.
         evaluations: of the model that cobyla may spend on an image; None is EVALUATIONS of the
             subspace, or twice its dimensions if that is more.
         clip: keep perturbed images in [0, 1].
         batch_size: images per pass.
         map: runs the tasks of a solver that goes image by image.
         progress: is told how many more images are solved.
-
-    Returns:
-        Perturbations that were seen to flip, each no longer along its ray than need be, and which
-        images nothing flipped.
 
     Raises:
         InputError: an unknown name, a number out of range, a subspace that the model lacks, or a
@@ -107,13 +104,8 @@ def smallest_perturbations(
 
 
 def _verified(problem: Problem, attempt: Attempt) -> Minimal:
-    """See each flip on the model itself, and shorten the perturbation to where it happens.
-
-    All images go through every pass, each in its own place, so that the model computes the very
-    bits that it computes when these images are judged elsewhere.
-    """
-    passes = 0
-    count = len(problem.images)
+    """See each flip on the model itself, and shorten the perturbation to where it happens."""
+    passes, count = 0, len(problem.images)
     began = time.perf_counter()
 
     def scaled(lengths: np.ndarray) -> np.ndarray:
@@ -122,12 +114,13 @@ def _verified(problem: Problem, attempt: Attempt) -> Minimal:
             moved = np.clip(problem.images + moved, 0.0, 1.0) - problem.images
         return moved
 
+    # All images go through every pass, each in its own place, so that the model computes the very
+    # bits that it computes when these images are judged elsewhere.
     def flips(lengths: np.ndarray) -> np.ndarray:
         nonlocal passes
         passes += 1
-        found = inference.logits(
-            problem.model, problem.images + scaled(lengths), problem.batch_size
-        )
+        moved = problem.images + scaled(lengths)
+        found = inference.logits(problem.model, moved, problem.batch_size)
         return np.asarray(found.argmax(axis=1) != problem.classes)
 
     # A solver may have stopped a rounding error short of the boundary.

@@ -9,7 +9,7 @@ from resfool.attacks.methods.moving import Moved
 from resfool.attacks.methods.pgd import PgdOptions
 from resfool.attacks.methods.smallest_epsilon import SmallestEpsilonOptions
 from resfool.classifiers.finding import InputRange, Models
-from resfool.parameters import Drawn, Known
+from resfool.parameters import Drawn, Known, Parameters
 from resfool.values import Epsilons, ImageShape, LabelSource, Names, Part, listed
 
 # In pixel units: from what nobody sees to what is mostly noise.
@@ -48,8 +48,16 @@ METHODS: dict[str, Attack] = {
 Method = Annotated[str, Known(METHODS)]
 
 
-class HowToAttack(SmallestEpsilonOptions, PgdOptions):
-    """How images are attacked; the bases are the methods' own options."""
+class Labelled(Parameters):
+    """Whose loss is raised."""
+
+    label_source: Annotated[
+        LabelSource, "raise the loss of the true label, or of the model's own prediction."
+    ] = "true"
+
+
+class HowToAttack(Labelled, SmallestEpsilonOptions, PgdOptions):
+    """How images are attacked; among the bases are the methods' own options."""
 
     method: Annotated[
         Method, f"{listed(f'{name} ({attack.hint})' for name, attack in METHODS.items())}."
@@ -58,9 +66,6 @@ class HowToAttack(SmallestEpsilonOptions, PgdOptions):
         Epsilons,
         "largest changes of a pixel, where pixels go from 0 to 1, such as 0,8/255,0.1.",
     ] = EPSILONS
-    label_source: Annotated[
-        LabelSource, "raise the loss of the true label, or of the model's own prediction."
-    ] = "true"
     clip: Annotated[bool, "keep perturbed images within the range of pixels."] = True
 
     @property

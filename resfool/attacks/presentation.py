@@ -17,35 +17,30 @@ from resfool.report.drawing import ExampleView, colour_of, draw_image, draw_view
 from resfool.values import epsilon_name, show
 
 if TYPE_CHECKING:
-    from resfool.attacks.examples import Attacked, Example, Shown
+    from resfool.attacks.examples import Attacked, Example
 
 
 def leaves_of(attacked: "Attacked") -> Leaves:
     """What one model under attack leaves: tables, and some images."""
+    own, other = attacked.singular_values, attacked.random_singular_values
+    spectrum = {"singular_value": own, "random_singular_value": other}
     tables = {
         "images": images_table(attacked),
-        "spectrum": spectrum_table(attacked),
-        "rates": rates_table([attacked]),
+        "spectrum": pd.DataFrame({"index": range(1, len(own) + 1)} | spectrum),
+        "rates": _rates_table([attacked]),
     }
     return tables | ({"examples.png": examples(attacked)} if attacked.examples else {})
 
 
 def leaves(results: Sequence["Attacked"], asked: AttackParameters) -> Leaves:
-    """What an attack leaves beside its models' own: what compares them, and the report.
-
-    Args:
-        results: one for each model.
-        asked: of the attack.
-    """
-    compared = {"rates": rates_table(results)} if len(results) > 1 else {}
+    """What an attack leaves beside its models' own: what compares them, and the report."""
+    compared = {"rates": _rates_table(results)} if len(results) > 1 else {}
     figure = {"fooling_rates.png": fooling_rates(results, asked.method)}
-    return figure | compared | page.files(robustness_report(results, asked))
+    return figure | compared | page.files(_report(results, asked))
 
 
-def rates_table(results: Sequence["Attacked"]) -> pd.DataFrame:
-    """All rates of some models, a row for each model and epsilon."""
-    rows = [{"model": a.name} | row for a in results for row in a.curve.rows]
-    return pd.DataFrame(rows)
+def _rates_table(results: Sequence["Attacked"]) -> pd.DataFrame:
+    return pd.DataFrame([{"model": a.name} | row for a in results for row in a.curve.rows])
 
 
 def images_table(attacked: "Attacked") -> pd.DataFrame:
@@ -67,28 +62,19 @@ def images_table(attacked: "Attacked") -> pd.DataFrame:
     return table
 
 
-def summary(results: Sequence["Attacked"], epsilons: int = 8) -> str:
-    """A table for the terminal: fooling rate of each model, and of random signs, at some epsilons.
-
-    Args:
-        results: one for each model.
-        epsilons: how many of their epsilons to show.
-
-    Returns:
-        Lines of text.
-    """
-    all_rows = results[0].curve.rows
-    picked = np.unique(np.linspace(0, len(all_rows) - 1, epsilons).round().astype(int))
+def summary(results: Sequence["Attacked"]) -> str:
+    """A table for the terminal: fooling rate of each model, and of random signs, at 8 epsilons."""
+    count = len(results[0].curve.rows)
+    picked = np.unique(np.linspace(0, count - 1, 8).round().astype(int))
     width = max(len("epsilon"), *(len(f"{a.name}, random signs") for a in results))
-    head = [f"{show(all_rows[i]['epsilon'] or 0):>8.7}" for i in picked]
+    head = [f"{show(results[0].curve.rows[i]['epsilon'] or 0):>8.7}" for i in picked]
     lines = [f"{'epsilon':<{width}}  accuracy {''.join(head)}   <- fooling rate"]
     for a in results:
-        for label, key in (
-            (a.name, "fooling_rate"),
-            (f"{a.name}, random signs", "random_fooling_rate"),
+        for label, accuracy, key in (
+            (a.name, f"{a.clean_accuracy:8.3f}", "fooling_rate"),
+            (f"{a.name}, random signs", " " * 8, "random_fooling_rate"),
         ):
             values = "".join(f"{a.curve.rows[i][key]:>8.3f}" for i in picked)
-            accuracy = f"{a.clean_accuracy:8.3f}" if key == "fooling_rate" else " " * 8
             lines.append(f"{label:<{width}}  {accuracy} {values}")
     return "\n".join(lines)
 
@@ -107,17 +93,6 @@ def scalars(attacked: "Attacked") -> dict[str, float]:
     return found
 
 
-def spectrum_table(attacked: "Attacked") -> pd.DataFrame:
-    """Singular values of the gradient signs, and of a random matrix, largest first."""
-    return pd.DataFrame(
-        {
-            "index": range(1, len(attacked.singular_values) + 1),
-            "singular_value": attacked.singular_values,
-            "random_singular_value": attacked.random_singular_values,
-        }
-    )
-
-
 def model_metrics(attacked: "Attacked") -> dict[str, float]:
     """A model's figures under names of their own, such as fooling_rate_at_8_255."""
     return scalars(attacked) | {
@@ -128,53 +103,20 @@ def model_metrics(attacked: "Attacked") -> dict[str, float]:
     }
 
 
-def fooling_rates(results: Sequence["Attacked"], method: str) -> Figure:
-    """The figure of all models' fooling rates and spectra (Figure 11)."""
-    curves = [
-        FoolingCurve(
-            name=a.name,
-            rows=a.curve.rows,
-            singular_values=a.singular_values.tolist(),
-            random_singular_values=a.random_singular_values.tolist(),
-            smallest=() if a.curve.smallest is None else a.curve.smallest.tolist(),
-        )
-        for a in results
-    ]
-    count = len(results[0].curve.labels)
-    return draw_fooling_rates(curves, f"{method}, {count} images, {results[0].where}")
-
-
-_INVISIBLE, _VISIBLE = 4 / 255, 16 / 255  # changes that hardly anybody sees, and that many do
-
-
-def robustness_report(results: Sequence["Attacked"], asked: AttackParameters) -> page.Report:
-    """How easily some models are fooled, for people.
-
-    Args:
-        results: one for each model.
-        asked: of the attack.
-
-    Returns:
-        A report.
-    """
-    names = ", ".join(a.name for a in results)
-    count = len(results[0].curve.labels)
+def _report(results: Sequence["Attacked"], asked: AttackParameters) -> page.Report:
+    """How easily some models are fooled, for people."""
     curves = page.png(fooling_rates(results, asked.method))
     caption = (
         "Fooling rate against the size of the perturbation, and the spectrum of gradient signs"
     )
-    sections = [
-        page.Section(
-            "In short",
-            [_robustness_in_words(a) for a in results],
-            pictures=[page.Picture("fooling_rates", curves, caption)],
-            notes=[
-                "Fooling rate: share of the images whose predicted class changes. Epsilon: the "
-                "most that a pixel changes by, where pixels go from 0 to 1. Random: signs of the "
-                "same epsilon, drawn at random. Ranges are 95% intervals."
-            ],
-        )
-    ]
+    note = (
+        "Fooling rate: share of the images whose predicted class changes. Epsilon: the most that a "
+        "pixel changes by, where pixels go from 0 to 1. Random: signs of the same epsilon, drawn "
+        "at random. Ranges are 95% intervals."
+    )
+    words = [_in_words(a) for a in results]
+    picture = page.Picture("fooling_rates", curves, caption)
+    sections = [page.Section("In short", words, pictures=[picture], notes=[note])]
     for number, a in enumerate(results):
         pictures = []
         if a.examples:
@@ -183,31 +125,27 @@ def robustness_report(results: Sequence["Attacked"], asked: AttackParameters) ->
         sections.append(page.Section(a.name, tables=[_rates_for_people(a)], pictures=pictures))
     rows = [[name, show(value)] for name, value in asked.settings().items()]
     sections.append(page.Section("Settings", tables=[page.Table(("parameter", "value"), rows)]))
-    words = f"{count:,} images, {results[0].where}, by {METHODS[asked.method].words}."
+    names = ", ".join(a.name for a in results)
     title = f"How easily {'is' if len(results) == 1 else 'are'} {names} fooled?"
-    return page.Report(title, [words], sections)
+    count = len(results[0].curve.labels)
+    lead = f"{count:,} images, {results[0].where}, by {METHODS[asked.method].words}."
+    return page.Report(title, [lead], sections)
 
 
-def _robustness_in_words(a: "Attacked") -> str:
-    """What a model's rates come to."""
+def _in_words(a: "Attacked") -> str:
     words = [f"{a.name} classifies {a.clean_accuracy:.1%} of the images as they are correctly."]
-    rows = [row for row in a.curve.rows if row["epsilon"] > 0]
     told = 0.0
     for limit, what in (
-        (_INVISIBLE, "which hardly anybody sees"),
-        (_VISIBLE, "which shows on a close look"),
+        (4 / 255, "which hardly anybody sees"),
+        (16 / 255, "which shows on a close look"),
     ):
-        row = max(
-            (row for row in rows if row["epsilon"] <= limit * 1.001),
-            key=lambda row: row["epsilon"],
-            default=None,
-        )
-        if row is not None and row["epsilon"] > told:
-            told = row["epsilon"]
+        rows = [row for row in a.curve.rows if told < row["epsilon"] <= limit * 1.001]
+        if rows:
+            told = rows[-1]["epsilon"]
             words.append(
-                f"A change of every pixel by {show(row['epsilon'])}, {what}, changes "
-                f"{row['fooling_rate']:.0%} of the predictions ({row['random_fooling_rate']:.0%} "
-                "if its signs are drawn at random)."
+                f"A change of every pixel by {show(told)}, {what}, changes "
+                f"{rows[-1]['fooling_rate']:.0%} of the predictions "
+                f"({rows[-1]['random_fooling_rate']:.0%} if its signs are drawn at random)."
             )
     median = scalars(a).get("median_smallest_epsilon")
     if median is not None:
@@ -216,42 +154,11 @@ def _robustness_in_words(a: "Attacked") -> str:
 
 
 def _rates_for_people(a: "Attacked") -> page.Table:
-    rows = []
-    for row in a.curve.rows:
-        low, high = row["fooling_rate_low"], row["fooling_rate_high"]
-        rows.append(
-            [
-                show(row["epsilon"] or 0),
-                f"{row['fooling_rate']:.3f} ({low:.3f} to {high:.3f})",
-                f"{row['random_fooling_rate']:.3f}",
-                f"{row['accuracy']:.3f}",
-                f"{row['confidence']:.3f}",
-                f"{row['l2_norm']:.2f}",
-            ]
-        )
     head = "epsilon", "fooling rate", "random", "accuracy", "mean confidence", "mean l2 norm"
+    rate = "{fooling_rate:.3f} ({fooling_rate_low:.3f} to {fooling_rate_high:.3f})"
+    cells = rate, "{random_fooling_rate:.3f}", "{accuracy:.3f}", "{confidence:.3f}", "{l2_norm:.2f}"
+    rows = [[show(r["epsilon"] or 0), *(c.format_map(r) for c in cells)] for r in a.curve.rows]
     return page.Table(head, rows)
-
-
-def examples(attacked: "Attacked") -> Figure:
-    """The figure of one model's examples (Table III)."""
-    names = attacked.class_names
-    rows = [
-        ExampleRow(_row_label(e, names), e.direction, [_view(e, shown, names) for shown in e.shown])
-        for e in attacked.examples
-    ]
-    epsilons = [shown.epsilon for shown in attacked.examples[0].shown[1:]]
-    return draw_examples(rows, epsilons, f"{attacked.name}, {attacked.where}")
-
-
-def _row_label(example: "Example", names: Sequence[str]) -> str:
-    away = "\n(moved away from\nits prediction)" if example.from_prediction else ""
-    return names[example.label] + away
-
-
-def _view(example: "Example", shown: "Shown", names: Sequence[str]) -> ExampleView:
-    caption = f"{names[shown.predicted]} {shown.confidence:.0%}"
-    return ExampleView(shown.image, caption, shown.predicted == example.label)
 
 
 @dataclass(frozen=True)
@@ -275,32 +182,37 @@ class FoolingCurve:
     smallest: Sequence[float] = ()
 
 
+def fooling_rates(results: Sequence["Attacked"], method: str) -> Figure:
+    """The figure of all models' fooling rates and spectra (Figure 11)."""
+    curves = [
+        FoolingCurve(
+            name=a.name,
+            rows=a.curve.rows,
+            singular_values=a.singular_values.tolist(),
+            random_singular_values=a.random_singular_values.tolist(),
+            smallest=() if a.curve.smallest is None else a.curve.smallest.tolist(),
+        )
+        for a in results
+    ]
+    count = len(results[0].curve.labels)
+    return draw_fooling_rates(curves, f"{method}, {count} images, {results[0].where}")
+
+
 def draw_fooling_rates(curves: Sequence[FoolingCurve], title: str) -> Figure:
-    """Fooling rate against epsilon and the spectrum of the perturbations, as in Figure 11.
-
-    Args:
-        curves: one for each model.
-        title: says which attack and images.
-
-    Returns:
-        A figure of two panels.
-    """
+    """Fooling rate against epsilon and the spectrum of the perturbations, as in Figure 11."""
     figure = Figure(figsize=(11.5, 4.6), layout="constrained")
     figure.suptitle(title)
     rates, spectrum = figure.subplots(1, 2)
+    noise: Any = {"ls": ":", "marker": "", "alpha": 0.9}
     for number, curve in enumerate(curves):
         colour = colour_of(number, len(curves))
         _draw_rate(rates, curve.rows, "fooling_rate", color=colour, label=curve.name)
-        _draw_rate(
-            rates, curve.rows, "random_fooling_rate", color=colour, ls=":", marker="", alpha=0.9
-        )
+        _draw_rate(rates, curve.rows, "random_fooling_rate", color=colour, **noise)
         if len(curve.smallest):
             rates.ecdf(curve.smallest, color=colour, ls="-.", lw=1)
-        for values, style in (
-            (curve.singular_values, {"label": curve.name}),
-            (curve.random_singular_values, {"ls": ":"}),
-        ):
-            spectrum.plot(range(1, len(values) + 1), values, color=colour, **style)
+        own, other = curve.singular_values, curve.random_singular_values
+        spectrum.plot(range(1, len(own) + 1), own, color=colour, label=curve.name)
+        spectrum.plot(range(1, len(other) + 1), other, color=colour, ls=":")
     rates.plot([], [], color="grey", ls=":", label="random signs, same epsilon")
     if any(len(curve.smallest) for curve in curves):
         rates.plot([], [], color="grey", ls="-.", label="at this epsilon or a smaller one")
@@ -322,12 +234,11 @@ def _spread_small_epsilons(axes: Axes, largest: float) -> None:
     levels = axes.twiny()
     levels.set_xlabel("epsilon in levels of 255")
     marks = (0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1), (0, 1, 4, 8, 16, 32, 64, 128, 255)
-    for scaled, top, ticks in zip((axes, levels), (largest, largest * 255), marks, strict=True):
+    for scaled, top, all_ticks in zip((axes, levels), (largest, largest * 255), marks, strict=True):
         scaled.set_xscale("function", functions=(_root, np.square))
         scaled.set_xlim(0, top)
-        scaled.set_xticks(
-            [tick for tick in ticks if tick <= top], labels=[f"{t:g}" for t in ticks if t <= top]
-        )
+        ticks = [tick for tick in all_ticks if tick <= top]
+        scaled.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
 
 
 def _root(epsilon: Any) -> Any:
@@ -345,17 +256,29 @@ def _draw_rate(
 
 @dataclass(frozen=True)
 class ExampleRow:
-    """One image under attack: how it was, the perturbation's direction, what became of it.
+    """One image under attack: how it was, the perturbation's direction, what became of it."""
 
-    Attributes:
-        label: name of its true class.
-        direction: (H, W, C), from -1 to 1.
-        views: the clean image, then one for each epsilon, in order.
-    """
+    label: str  # name of its true class
+    direction: np.ndarray  # (H, W, C), from -1 to 1
+    views: Sequence[ExampleView]  # the clean image, then one for each epsilon, in order
 
-    label: str
-    direction: np.ndarray
-    views: Sequence[ExampleView]
+
+def examples(attacked: "Attacked") -> Figure:
+    """The figure of one model's examples (Table III)."""
+    rows = [_example_row(example, attacked.class_names) for example in attacked.examples]
+    epsilons = [shown.epsilon for shown in attacked.examples[0].shown[1:]]
+    return draw_examples(rows, epsilons, f"{attacked.name}, {attacked.where}")
+
+
+def _example_row(example: "Example", names: Sequence[str]) -> ExampleRow:
+    away = "\n(moved away from\nits prediction)" if example.from_prediction else ""
+    views = [
+        ExampleView(
+            s.image, f"{names[s.predicted]} {s.confidence:.0%}", s.predicted == example.label
+        )
+        for s in example.shown
+    ]
+    return ExampleRow(names[example.label] + away, example.direction, views)
 
 
 def draw_examples(rows: Sequence[ExampleRow], epsilons: Sequence[float], title: str) -> Figure:
@@ -365,25 +288,18 @@ def draw_examples(rows: Sequence[ExampleRow], epsilons: Sequence[float], title: 
         rows: one for each image.
         epsilons: of the views after the clean one.
         title: says which model and attack.
-
-    Returns:
-        A figure of one row for each image.
     """
-    columns = ["clean", "sign of\nthe gradient"]
-    columns += [f"epsilon {show(epsilon)}" for epsilon in epsilons]
+    columns = ["clean", "sign of\nthe gradient", *(f"epsilon {show(e)}" for e in epsilons)]
     size = 1.75
-    figure = Figure(
-        figsize=(size * len(columns), size * 1.15 * len(rows) + 0.9), layout="constrained"
-    )
+    figsize = size * len(columns), size * 1.15 * len(rows) + 0.9
+    figure = Figure(figsize=figsize, layout="constrained")
     figure.suptitle(f"{title}\ncaptions: predicted class and confidence, green where it is right")
     grid = figure.subplots(len(rows), len(columns), squeeze=False)
     for axes, name in zip(grid[0], columns, strict=True):
         axes.set_title(name, fontsize="medium")
     for row, line in zip(rows, grid, strict=True):
         line[0].set_ylabel(row.label)
-        clean, *perturbed = row.views
-        draw_view(line[0], clean)
         draw_image(line[1], 0.5 + 0.5 * row.direction)
-        for axes, view in zip(line[2:], perturbed, strict=True):
+        for axes, view in zip([line[0], *line[2:]], row.views, strict=True):
             draw_view(axes, view)
     return figure

@@ -1,55 +1,29 @@
-"""A stranger's Keras classifier: loaded without running its code, and made ready for attacks.
-
-A model is data from outside. MLflow's own loaders run whatever code an artifact names, so its
-files are read here instead, and Keras is given only a copy that has been checked.
-"""
+"""A stranger's Keras classifier, made ready for attacks: from images in [0, 1] to logits."""
 
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
+import keras
 import numpy as np
-import numpy.typing as npt
+import tensorflow as tf
 
 from resfool.classifiers.files import keras_at_work
 from resfool.errors import InputError
 
-if TYPE_CHECKING:
-    import keras
-
-
 Tensor = Any
-Array = npt.NDArray[Any]
-
-
-# MLflow's model folder.
-
-
-# The .keras file: a zip with the architecture and the weights.
-
-
-# config.json: nested dicts that name classes and functions, which Keras looks up and calls.
-
-
-# model.weights.h5: groups and arrays, but HDF5 can also point out of the file.
-
-
-# Keras at work.
-
-
-# From any classifier to one from images in [0, 1] to logits.
 
 
 def as_classifier(
-    model: "keras.Model",
+    model: keras.Model,
     *,
     image_shape: Sequence[int],
     classes: int | None,
     input_range: tuple[float, float] = (0.0, 1.0),
     name: str,
-) -> "keras.Model":
+) -> keras.Model:
     """Make a classifier what attacks want: from images in [0, 1] to logits, with a gradient.
 
     A softmax at the end is taken off, also inside a nested model, so that the logits are exact; if
@@ -59,29 +33,30 @@ def as_classifier(
 
     Args:
         model: a classifier; it is not changed, and the result shares its weights.
-        image_shape: (H, W, C) of the data set's images. The model may also take (H, W) if C is 1,
-            or H*W*C pixels in a row.
-        classes: the data set's number of classes; None takes the model's.
+        image_shape: (H, W, C). The model may also take (H, W) if C is 1, or H*W*C pixels in a row.
+        classes: their number; None takes the model's.
         input_range: the values that the model wants for black and for white.
-        name: what to call the result; characters that Keras has no use for become "_".
+        name: of the result; characters that Keras has no use for become "_".
 
     Returns:
         A Keras model from float32 (N, H, W, C) in [0, 1] to float32 (N, classes), which acts as in
         inference when called with training=False.
 
     Raises:
-        InputError: if the model's inputs or outputs don't fit, or no gradient reaches its input.
+        InputError: the model's inputs or outputs don't fit, or no gradient reaches its input.
     """
-    import keras
-
     shape = tuple(int(size) for size in image_shape)
-    low, high = _check_range(input_range)
+    low, high = map(float, input_range)
+    if not -math.inf < low < high < math.inf:
+        raise InputError(
+            f"input_range must be two finite numbers, the lower one first, not {low}, {high}"
+        )
     if not model.built:
         raise InputError("the model has no weights yet; call it on an image before it is given")
     taken, dtype = _check_input(model, shape)
     title = re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII).strip("_.-") or "classifier"
 
-    def adapted(part: _Part) -> "keras.Model":
+    def adapted(part: _Part) -> keras.Model:
         images = keras.Input(shape, dtype="float32", name="images")
         x = images
         if (low, high) != (0.0, 1.0):
@@ -102,26 +77,11 @@ def as_classifier(
         part = _logits_part(model, whole, adapted, units, probes)
         logits = whole if part is None else adapted(part)
         _check_attackable(logits, probes)
-    return logits
+        return logits
 
 
-def _check_range(input_range: tuple[float, float]) -> tuple[float, float]:
-    low, high = (float(end) for end in input_range)
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise InputError(
-            f"input_range must be two finite numbers, the lower one first, not {low}, {high}"
-        )
-    return low, high
-
-
-def _check_input(model: "keras.Model", image_shape: tuple[int, ...]) -> tuple[tuple[int, ...], str]:
-    """The shape and type in which the model takes an image.
-
-    Raises:
-        InputError: if it takes something else.
-    """
-    import keras
-
+def _check_input(model: keras.Model, image_shape: tuple[int, ...]) -> tuple[tuple[int, ...], str]:
+    """The shape and type in which the model takes an image."""
     inputs = getattr(model, "inputs", None)
     if inputs is None:
         return image_shape, "float32"  # a class of its own, which says no more before it is called
@@ -134,8 +94,7 @@ def _check_input(model: "keras.Model", image_shape: tuple[int, ...]) -> tuple[tu
             " save it with a floating-point input"
         )
     given = tuple(inputs[0].shape)
-    pixels = math.prod(image_shape)
-    choices = [image_shape, (pixels,)]
+    choices = [image_shape, (math.prod(image_shape),)]
     if image_shape[-1] == 1:
         choices.append(image_shape[:-1])
     for choice in choices:
@@ -157,7 +116,7 @@ def _fits(given: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:
     )
 
 
-def _check_output(whole: "keras.Model", classes: int | None) -> int:
+def _check_output(whole: keras.Model, classes: int | None) -> int:
     """The number of output units."""
     shape = tuple(whole.outputs[0].shape)
     if len(shape) != 2 or shape[1] is None:
@@ -174,32 +133,23 @@ def _check_output(whole: "keras.Model", classes: int | None) -> int:
 
 @dataclass(frozen=True)
 class _Part:
-    """A beginning of a model: up to `tensor` of its graph, then `head`.
+    """A beginning of a model: up to `tensor` of its graph, then `head`."""
 
-    Attributes:
-        tensor: in the model's own graph; None stands for a model without one, called as it is.
-        head: what to call after it, nothing of which belongs to the model.
-        activation: the name of the activation that was left out, if any.
-        finish: from the float32 outputs to logits.
-    """
-
-    tensor: Tensor
-    head: tuple[Callable[[Tensor], Tensor], ...] = ()
-    activation: str | None = None
-    finish: Callable[[Tensor], Tensor] = lambda outputs: outputs
+    tensor: Tensor  # in the model's own graph; None for a model without one, called as it is
+    head: tuple[Callable[[Tensor], Tensor], ...] = ()  # nothing of which belongs to the model
+    activation: str | None = None  # that was left out
+    finish: Callable[[Tensor], Tensor] = lambda outputs: outputs  # float32 outputs to logits
 
 
-def _whole(model: "keras.Model") -> _Part:
+def _whole(model: keras.Model) -> _Part:
     outputs = getattr(model, "outputs", None)
     if outputs is not None and len(outputs) != 1:
         raise InputError(f"the model has {len(outputs)} outputs; one, the classes, is allowed")
     return _Part(outputs[0] if outputs else None)
 
 
-def _run(model: "keras.Model", part: _Part, x: Tensor) -> Tensor:
+def _run(model: keras.Model, part: _Part, x: Tensor) -> Tensor:
     """Add a part of a model to another graph, leaving no trace in its own."""
-    import keras
-
     if part.tensor is None:
         x = model(x)
     elif part.tensor is not model.inputs[0]:
@@ -210,15 +160,13 @@ def _run(model: "keras.Model", part: _Part, x: Tensor) -> Tensor:
 
 
 def _logits_part(
-    model: "keras.Model",
-    whole: "keras.Model",
-    adapted: Callable[[_Part], "keras.Model"],
+    model: keras.Model,
+    whole: keras.Model,
+    adapted: Callable[[_Part], keras.Model],
     units: int,
-    probes: Array,
+    probes: np.ndarray,
 ) -> _Part | None:
     """The part of the model that gives logits; None if its outputs are logits already."""
-    import keras
-
     outputs = _call(whole, probes)
     complete = _whole(model)
     part = None if complete.tensor is None else _before_activation(complete.tensor)
@@ -231,24 +179,18 @@ def _logits_part(
                 "the model has one output unit, which is allowed after a sigmoid only; a classifier"
                 " has a unit for each class"
             )
-        return _Part(part.tensor, part.head, part.activation, _two_classes)
+        # Logits (0, z), whose softmax is (1 - sigmoid(z), sigmoid(z)).
+        return replace(
+            part, finish=lambda z: keras.ops.concatenate([keras.ops.zeros_like(z), z], axis=-1)
+        )
     if part is None and outputs.min() >= 0 and np.abs(outputs.sum(axis=1) - 1).max() < 1e-3:
         tiny = float(np.finfo(np.float32).tiny)
-        return _Part(complete.tensor, finish=lambda p: keras.ops.log(keras.ops.maximum(p, tiny)))
+        return replace(complete, finish=lambda p: keras.ops.log(keras.ops.maximum(p, tiny)))
     return part
-
-
-def _two_classes(z: Tensor) -> Tensor:
-    """Logits (0, z), whose softmax is (1 - sigmoid(z), sigmoid(z))."""
-    import keras
-
-    return keras.ops.concatenate([keras.ops.zeros_like(z), z], axis=-1)
 
 
 def _before_activation(tensor: Tensor) -> _Part | None:
     """What gives `tensor` without its last softmax or sigmoid; None if it has none."""
-    import keras
-
     operation, node_index, _ = tensor._keras_history
     before = operation._inbound_nodes[node_index].input_tensors
     if len(before) != 1:
@@ -266,19 +208,16 @@ def _before_activation(tensor: Tensor) -> _Part | None:
     activation = _activation(operation)
     if activation is None:
         return None
-    pure = not isinstance(operation, keras.Layer) or isinstance(
+    if isinstance(operation, keras.Layer) and not isinstance(
         operation, (keras.layers.Activation, keras.layers.Softmax)
-    )
-    if pure:
-        return _Part(before[0], (), activation)
-    linear = _twin(operation, activation=keras.activations.linear)
-    return _Part(before[0], (linear,), activation)
+    ):
+        linear = _twin(operation, activation=keras.activations.linear)
+        return _Part(before[0], (linear,), activation)
+    return _Part(before[0], (), activation)
 
 
 def _changes_nothing(operation: Any) -> bool:
     """Whether an operation passes on its input, in inference."""
-    import keras
-
     layers = keras.layers
     idle = (layers.Dropout, layers.GaussianNoise, layers.Identity, layers.ActivityRegularization)
     if isinstance(operation, layers.Activation):
@@ -288,8 +227,6 @@ def _changes_nothing(operation: Any) -> bool:
 
 def _activation(operation: Any) -> str | None:
     """The softmax or sigmoid with which an operation ends, as far as can be told from outside."""
-    import keras
-
     last = getattr(operation, "activation", operation)
     if isinstance(last, keras.layers.Activation):
         last = last.activation
@@ -300,16 +237,14 @@ def _activation(operation: Any) -> str | None:
     return found if found in ("softmax", "sigmoid") else None
 
 
-def _cut(model: "keras.Model", part: _Part) -> "keras.Model":
+def _cut(model: keras.Model, part: _Part) -> keras.Model:
     """A nested model without its last activation."""
-    import keras
-
     given = model.inputs[0]
     inputs = keras.Input(batch_shape=given.shape, dtype=given.dtype)
     return keras.Model(inputs, _run(model, part, inputs), name=f"{model.name}_logits")
 
 
-def _twin(layer: "keras.Layer", **changes: Any) -> "keras.Layer":
+def _twin(layer: keras.Layer, **changes: Any) -> keras.Layer:
     """The same layer with the same weights, other attributes, and no place in a graph.
 
     Keras copies a layer by saving and loading it, which would give it weights of its own; and its
@@ -320,10 +255,8 @@ def _twin(layer: "keras.Layer", **changes: Any) -> "keras.Layer":
     return twin
 
 
-def _agrees(part: _Part, logits: Array, outputs: Array, complete: _Part) -> bool:
+def _agrees(part: _Part, logits: np.ndarray, outputs: np.ndarray, complete: _Part) -> bool:
     """Whether the activation that was left out makes the model's outputs of these logits."""
-    import keras
-
     function = getattr(keras.ops, str(part.activation))
     again = keras.ops.convert_to_numpy(function(logits))
     half = keras.backend.standardize_dtype(complete.tensor.dtype) in ("float16", "bfloat16")
@@ -333,23 +266,19 @@ def _agrees(part: _Part, logits: Array, outputs: Array, complete: _Part) -> bool
 # Whether attacks have something to hold on to.
 
 
-def _probe_images(image_shape: tuple[int, ...]) -> Array:
+def _probe_images(image_shape: tuple[int, ...]) -> np.ndarray:
     """Two images of noise, one of all grey levels and one around the middle."""
     noise = np.random.default_rng(0).random((2, *image_shape), dtype=np.float32)
     noise[1] = 0.4 + 0.2 * noise[1]
     return noise
 
 
-def _call(model: "keras.Model", images: Array) -> Array:
-    import keras
-
+def _call(model: keras.Model, images: np.ndarray) -> np.ndarray:
     return np.asarray(keras.ops.convert_to_numpy(model(images, training=False)))
 
 
-def _check_attackable(model: "keras.Model", probes: Array) -> None:
+def _check_attackable(model: keras.Model, probes: np.ndarray) -> None:
     """Refuse a model whose logits have no gradient by the image: nothing would move them."""
-    import tensorflow as tf
-
     rng = np.random.default_rng(0)
     # One image is nearly always enough, and its gradient is the dearest part of all checks.
     for image in probes:

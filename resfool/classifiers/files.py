@@ -21,7 +21,6 @@ from resfool.errors import InputError, expanded, reading, short
 if TYPE_CHECKING:
     import keras
 
-
 _MAX_PARAMETERS = 500_000_000
 _TRUST = "; trust=yes loads it with MLflow's own loader, which may run the model's code"
 
@@ -45,9 +44,9 @@ def load(path: Path, *, max_parameters: int = _MAX_PARAMETERS) -> "keras.Model":
         The model, not compiled: its optimizer, loss and metrics aren't looked at.
 
     Raises:
-        InputError: if the file is missing, damaged, too large or names code outside Keras.
+        InputError: the file is missing, damaged, too large or names code outside Keras.
     """
-    file = find_keras_file(Path(path))
+    file = find_keras_file(path)
     # Keras reads the copy that was checked, so that nobody can exchange the file in between.
     with _checked_copy(file, max_parameters) as folder:
         devices.start_tensorflow()
@@ -68,11 +67,8 @@ def load_trusted(loader: Callable[[], Any], what: str) -> "keras.Model":
         loader: gives what is there.
         what: the model, for messages.
 
-    Returns:
-        The model.
-
     Raises:
-        InputError: if the loader fails, or what it gives isn't a Keras model.
+        InputError: the loader fails, or what it gives isn't a Keras model.
     """
     devices.start_tensorflow()
     import keras
@@ -90,11 +86,8 @@ def find_keras_file(path: Path) -> Path:
     Args:
         path: the file itself, or an MLflow model folder, whose MLmodel says where it is.
 
-    Returns:
-        The file's path.
-
     Raises:
-        InputError: if there is none, or only MLflow's own loader could load the model.
+        InputError: there is none, or only MLflow's own loader could load the model.
     """
     path = expanded(path)
     if path.is_file() and path.suffix == ".keras":
@@ -118,15 +111,14 @@ def check_keras_file(path: Path) -> None:
 
     Neither TensorFlow nor Keras is imported, and nothing in the file is run.
 
-    Args:
-        path: the file.
-
     Raises:
-        InputError: if the file is missing, damaged, too large or names code outside Keras.
+        InputError: the file is missing, damaged, too large or names code outside Keras.
     """
-    with _checked_copy(Path(path), _MAX_PARAMETERS):
+    with _checked_copy(path, _MAX_PARAMETERS):
         pass
 
+
+# MLflow's model folder.
 
 _LARGEST_MLMODEL = 1 << 20  # bytes; they have some thousand
 
@@ -195,18 +187,11 @@ def _check_module_name(path: Path, file: Path) -> None:
         raise InputError(f"{path}: keras_module.txt names the module {module!r}, not keras{_TRUST}")
 
 
+# The .keras file: a zip with the architecture and the weights.
+
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
-_CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
-_CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
-_LARGEST_CONFIG, _LARGEST_METADATA = 64 << 20, 1 << 20  # bytes
 _LARGEST_CONFIG, _LARGEST_METADATA = 64 << 20, 1 << 20  # bytes
 _BYTES_PER_PARAMETER = 16  # float64, or float32 with two moments of Adam
-
-
-# Keras stores its members as they are; one that was recompressed shrinks by far less than this.
-_LARGEST_EXPANSION, _SMALL = 100, 64 << 20
-
-
 # Keras stores its members as they are; one that was recompressed shrinks by far less than this.
 _LARGEST_EXPANSION, _SMALL = 100, 64 << 20
 
@@ -221,7 +206,6 @@ def _checked_copy(path: Path, max_parameters: int) -> Iterator[Path]:
         with reading(path):
             _unpack(path, folder, max_parameters)
             config = json.loads((folder / _CONFIG).read_bytes())
-            _forget_compilation(config)
             _check_config(path, config)
             (folder / _CONFIG).write_text(json.dumps(config))
             _check_weights(folder / _WEIGHTS, max_parameters)
@@ -274,9 +258,9 @@ def _copy_bounded(source: IO[bytes], copy: IO[bytes], bound: int) -> None:
         copy.write(chunk)
 
 
+# config.json: nested dicts that name classes and functions, which Keras looks up and calls.
+
 _DEEPEST = 200  # containers; a model in a model in a model has about 20
-
-
 # The parts of Keras whose classes make up models. Others read files or fetch from the network.
 _PARTS = {
     *("constraints", "dtype_policies", "initializers", "layers", "mixed_precision", "models"),
@@ -286,12 +270,8 @@ _TOP_LEVEL = {
     *("DTypePolicy", "FloatDTypePolicy", "Functional", "Initializer", "Layer", "Model"),
     *("Quantizer", "Regularizer", "Sequential"),
 }
-
-
 # Those whose functions compute, and no more: keras.models has load_model among its own.
 _FUNCTION_PARTS = {"activations", "initializers", "ops", "regularizers"}
-
-
 # A function given by its name alone; Keras writes a user's own in the same way.
 _ACTIVATIONS = {
     *("celu", "elu", "exponential", "gelu", "glu", "hard_shrink", "hard_sigmoid", "hard_silu"),
@@ -300,37 +280,26 @@ _ACTIVATIONS = {
     *("softsign", "sparse_plus", "sparse_sigmoid", "sparsemax", "squareplus", "swish", "tanh"),
     *("tanh_shrink", "threshold"),
 }
-
-
 # Keras's layers whose content is somebody's code: Python bytecode, a saved graph, a pickle.
 _CODE = {"Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer"}
-
-
 # Plain values that JSON lacks. "__lambda__" and "__typespec__" are left out on purpose.
 _VALUES = {"__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__"}
 
 
-def _forget_compilation(config: Any) -> None:
-    """Drop optimizers, losses and metrics, which attacks don't need.
-
-    Keras leaves only the outermost out when told not to compile; it would still make those of a
-    model inside the model, where a custom loss is as common.
-    """
-    for node in _nodes(config):
-        if "class_name" in node:
-            node.pop("compile_config", None)
-
-
 def _check_config(path: Path, config: Any) -> None:
+    """Refuse code outside Keras, and drop optimizers, losses and metrics, which no attack needs."""
     if not isinstance(config, dict) or "class_name" not in config:
         raise ValueError(f"{_CONFIG} doesn't describe a model")
     for node in _nodes(config):
         if "class_name" in node:
+            # Told not to compile, Keras leaves only the outermost out; it would still make those of
+            # a model inside the model, where a custom loss is as common.
+            node.pop("compile_config", None)
             _check_named(path, node)
 
 
 def _nodes(config: Any) -> Iterator[dict[str, Any]]:
-    """All dicts in a JSON value, however deep it is; without recursion, which has its limits."""
+    """All dicts in a JSON value, each before what it holds; without recursion, which has limits."""
     waiting = [(config, 1)]
     while waiting:
         value, depth = waiting.pop()
@@ -382,6 +351,9 @@ def _is_keras(module: Any, kind: Any, name: Any) -> bool:
     return public[0] in _PARTS if public else name in _TOP_LEVEL
 
 
+# model.weights.h5: groups and arrays, but HDF5 can also point out of the file.
+
+
 def _check_weights(path: Path, max_parameters: int) -> None:
     import h5py
 
@@ -422,6 +394,9 @@ def _elements(key: str, member: Any) -> int:
     if member.shape is None:
         return 0
     return max(math.prod(member.shape), math.prod(member.chunks or ()))
+
+
+# Keras at work.
 
 
 @contextlib.contextmanager

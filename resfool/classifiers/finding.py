@@ -1,11 +1,10 @@
 """Models and images for an experiment, as its parameters name them."""
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from resfool.archive import Archive, ModelSource
-from resfool.classifiers import adapting, files
+from resfool.classifiers import files
 from resfool.datasets import sets
 from resfool.errors import InputError
 from resfool.parameters import Parameters, Subset
@@ -61,15 +60,12 @@ class Models(AnyModel):
 
 
 def find_models(archive: Archive, uris: Sequence[str], trust: bool) -> list[ModelSource]:
-    """The models that somebody named, each once, found and checked but not loaded.
+    """The models that somebody named, each once and in that order, checked but not loaded.
 
     Args:
         archive: finds them.
         uris: of the models.
         trust: leave out the checks.
-
-    Returns:
-        The models, in the order given.
 
     Raises:
         InputError: there is no such model, or it brings code of its own.
@@ -83,35 +79,16 @@ def find_models(archive: Archive, uris: Sequence[str], trust: bool) -> list[Mode
 
 def distinct_names(names: Sequence[str]) -> list[str]:
     """Names that can be told apart: those that are the same are numbered."""
-    times = Counter(names)
-    seen: Counter[str] = Counter()
-    distinct = []
-    for name in names:
-        seen[name] += 1
-        distinct.append(f"{name} ({seen[name]})" if times[name] > 1 else name)
-    return distinct
+    return [
+        f"{name} ({names[: number + 1].count(name)})" if names.count(name) > 1 else name
+        for number, name in enumerate(names)
+    ]
 
 
 def load_classifiers(
-    sources: Sequence[ModelSource],
-    names: Sequence[str],
-    data: sets.Dataset,
-    asked: AnyModel,
+    sources: Sequence[ModelSource], names: Sequence[str], data: sets.Dataset, asked: AnyModel
 ) -> "list[keras.Model]":
-    """Classifiers from images in [0, 1] to logits.
-
-    Args:
-        sources: where they are.
-        names: that they shall have.
-        data: what they must fit.
-        asked: how to load them.
-
-    Returns:
-        Keras models, in the order given.
-
-    Raises:
-        InputError: one can't be loaded, or doesn't fit the data.
-    """
+    """Several classifiers in the order given, as `load_classifier` gives one."""
     return [
         load_classifier(source, name, data, asked)
         for source, name in zip(sources, names, strict=True)
@@ -119,20 +96,12 @@ def load_classifiers(
 
 
 def range_of(source: ModelSource, input_range: tuple[float, float]) -> tuple[float, float]:
-    """The pixel values that a model takes for black and white.
-
-    Args:
-        source: where it is.
-        input_range: those of a stranger's model; ours take pixels as they are.
-    """
+    """The pixel values that a model takes for black and white; ours take pixels as they are."""
     return (0.0, 1.0) if source.training else input_range
 
 
 def load_classifier(
-    source: ModelSource,
-    name: str,
-    data: sets.Dataset,
-    asked: AnyModel,
+    source: ModelSource, name: str, data: sets.Dataset, asked: AnyModel
 ) -> "keras.Model":
     """A classifier from images in [0, 1] to logits.
 
@@ -142,9 +111,6 @@ def load_classifier(
         data: what it must fit.
         asked: how to load it.
 
-    Returns:
-        A Keras model.
-
     Raises:
         InputError: it can't be loaded, or doesn't fit the data.
     """
@@ -152,6 +118,8 @@ def load_classifier(
         model = files.load_trusted(source.load_trusted, source.uri)
     else:
         model = files.load(source.path)
+    from resfool.classifiers import adapting
+
     try:
         return adapting.as_classifier(
             model,
@@ -167,22 +135,12 @@ def load_classifier(
 def load_data(sources: Sequence[ModelSource], asked: AnyModel) -> sets.Dataset:
     """The data set that was asked for, or else the one that the models were trained on.
 
-    Args:
-        sources: the models.
-        asked: which data set.
-
-    Returns:
-        The data set.
-
     Raises:
         InputError: it can't be loaded, isn't known, or isn't that of all models.
     """
     if asked.dataset is not None:
         return sets.load(
-            asked.dataset,
-            data_dir=asked.data_dir,
-            per_class=asked.per_class,
-            seed=asked.data_seed,
+            asked.dataset, data_dir=asked.data_dir, per_class=asked.per_class, seed=asked.data_seed
         )
     stranger = next((source.uri for source in sources if not source.training), None)
     if stranger is not None:

@@ -8,7 +8,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from resfool.classifiers.adapting import Array
 from resfool.errors import InputError
 from resfool.networks.layers import fused_inference
 
@@ -25,12 +24,8 @@ _compiled: weakref.WeakKeyDictionary[keras.Model, dict[Function, Function]] = (
 def compiled(model: keras.Model, function: Function) -> Function:
     """A function of a model and tensors as one of tensors alone, compiled and kept.
 
-    Args:
-        model: its first argument.
-        function: a function of a module, so that the same one is recognised again.
-
-    Returns:
-        The compiled function of the other arguments; new shapes are compiled anew.
+    It must be a function of a module, so that the same one is recognised again. New shapes are
+    compiled anew.
     """
     functions = _compiled.setdefault(model, {})
     if function not in functions:
@@ -54,14 +49,9 @@ def batches(count: int, batch_size: int) -> Iterator[slice]:
 
 
 def filled(rows: np.ndarray, batch_size: int) -> Any:
-    """Rows as a tensor of exactly `batch_size`: a short batch would be compiled anew.
+    """Rows (N, ...), one to `batch_size`, as a tensor of exactly (batch_size, ...).
 
-    Args:
-        rows: (N, ...), at least one row and at most `batch_size`.
-        batch_size: wanted number.
-
-    Returns:
-        A tensor (batch_size, ...); what was missing repeats the last row.
+    What is missing repeats the last row: a short batch would be compiled anew.
     """
     missing = batch_size - len(rows)
     if missing:
@@ -93,14 +83,8 @@ def _logits(model: keras.Model, images: Any) -> Any:
     return model(images, training=False)
 
 
-def predicted(logits: Array) -> Array:
-    """The predicted classes of some images.
-
-    Args:
-        logits: float (N, classes).
-
-    Returns:
-        int (N,).
+def predicted(logits: np.ndarray) -> np.ndarray:
+    """The predicted classes, int (N,), of some images by their logits, float (N, classes).
 
     Raises:
         InputError: an image has logits that are no numbers, of which none is the largest.

@@ -32,9 +32,6 @@ def evaluate(
         images: float32 (N, H, W, C) in [0, 1], at least one.
         labels: int (N,).
         batch_size: images per forward pass.
-
-    Returns:
-        Accuracy and mean cross-entropy over all N images.
     """
     z = inference.logits(model, images, batch_size).astype(np.float64)
     z -= z.max(axis=1, keepdims=True)
@@ -84,15 +81,7 @@ def chunk_accuracies(
 
 
 def rate(name: str, hits: np.ndarray) -> Row:
-    """A share of the images with its interval.
-
-    Args:
-        name: of the rate.
-        hits: bool (N,), the images that count.
-
-    Returns:
-        The share under its name, and the ends _low and _high of Wilson's 95% interval.
-    """
+    """The share of hits, bool (N,), under its name; _low and _high end Wilson's 95% interval."""
     share = binomtest(int(hits.sum()), hits.size)
     interval = share.proportion_ci(CONFIDENCE_LEVEL, method="wilson")
     return {

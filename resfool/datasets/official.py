@@ -110,11 +110,7 @@ def _keras_cache() -> Path:
 
 
 def _download(official: Official, folder: Path) -> Path:
-    """Fetch an official file whole or not at all, so that no other process sees a part of it.
-
-    Raises:
-        OSError: if it can't be fetched or written, or its checksum is wrong.
-    """
+    """Fetch an official file whole or not at all, so that no other process sees a part of it."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / official.url.rsplit("/", 1)[-1]
     sha, size = hashlib.sha256(), 0

@@ -86,9 +86,6 @@ class Dataset:
             share: of the training images of each class, rounded.
             seed: decides which.
 
-        Returns:
-            A data set with the same test split.
-
         Raises:
             InputError: the share leaves nothing to validate on, or a class nothing to train on.
         """
@@ -151,11 +148,8 @@ def load(
         seed: decides which images a subset holds, and their order. A larger training subset holds
             the smaller ones of the same seed.
 
-    Returns:
-        The data set.
-
     Raises:
-        InputError: if the name, counts or seed can't be used, or a file is missing or damaged.
+        InputError: the name, counts or seed can't be used, or a file is missing or damaged.
     """
     check_name(name)
     counts = None if per_class is None else _check_per_class(per_class)
@@ -172,14 +166,7 @@ def load(
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that `load` can't load, without loading anything.
-
-    Args:
-        name: a name in `DATASETS`, or "npz:PATH".
-
-    Raises:
-        InputError: if the name is unknown or PATH is not a file.
-    """
+    """Refuse a name that `load` can't load, or whose file isn't there, without loading anything."""
     check_known(name)
     if name.startswith("npz:") and not _npz_path(name).is_file():
         raise InputError(f"data set {name!r}: there is no file {str(_npz_path(name))!r}")
@@ -274,24 +261,17 @@ def _read_digits(_: Path | None) -> Stored:
 
     bunch = load_digits()
     pool = Pool(bunch.images[..., np.newaxis], bunch.target, white=16)
-    return Stored(
-        (pool,), DIGITS, f"scikit-learn {metadata.version('scikit-learn')}", (100, 30, 40)
-    )
+    source = f"scikit-learn {metadata.version('scikit-learn')}"
+    return Stored((pool,), DIGITS, source, (100, 30, 40))
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a named data set comes from.
-
-    Attributes:
-        read: gives what is stored, from the folder with the official files if one was named.
-        images: how many, for training, validation and test, and of what shape, for people.
-        origin: the files or the package, for people.
-    """
+    """Where a named data set comes from; its reader is given the folder with official files."""
 
     read: Callable[[Path | None], Stored]
-    images: str = ""
-    origin: str = ""
+    images: str = ""  # for people: how many, for training, validation and test, and of what shape
+    origin: str = ""  # for people: the files or the package
 
 
 DATASETS = {
@@ -331,12 +311,6 @@ class TrainingData(Subset):
 def load_data(asked: TrainingData) -> Dataset:
     """The data set to train on, with what is set aside set aside.
 
-    Args:
-        asked: which one.
-
-    Returns:
-        The data set.
-
     Raises:
         InputError: it can't be loaded.
     """
@@ -351,16 +325,7 @@ SAMPLES = 1000  # images, where nothing else is asked for
 
 
 def choose(data: Dataset, part: Part, samples: int | None, seed: int) -> Split:
-    """Some images of a split, drawn at random.
-
-    Args:
-        data: whose images.
-        part: the split.
-        samples: how many; None is 1000, or all if there are fewer.
-        seed: of the draw.
-
-    Returns:
-        The images and their labels.
+    """Some images of a part of a data set, drawn at random as `draw` says, and their labels.
 
     Raises:
         InputError: there are none, or fewer than wanted.

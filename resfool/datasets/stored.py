@@ -42,12 +42,8 @@ def read_npz(path: Path) -> Stored:
             raise ValueError("not an npz archive")
         with np.load(path, allow_pickle=False) as archive:
             splits = ("train", "val", "test") if "x_val" in archive else ("train", "test")
-            absent = [
-                key
-                for split in splits
-                for key in (f"x_{split}", f"y_{split}")
-                if key not in archive
-            ]
+            wanted = [f"{array}_{split}" for split in splits for array in "xy"]
+            absent = [key for key in wanted if key not in archive]
             if absent:
                 raise InputError(f"{path} has no array {absent[0]!r}; it has {', '.join(archive)}")
             pools = tuple(_check_pool(path, split, archive) for split in splits)

@@ -14,7 +14,6 @@ import jinja2
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
 _FOLDER = "pictures"
 
 
@@ -31,19 +30,12 @@ Cell = str | Link | Sequence[Link]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under a head; the first column names the row.
-
-    Attributes:
-        head: of each column.
-        rows: each as long as the head.
-        key: number of the column by which rows are coloured, whose words are in `marks`.
-        marks: a colour (good, bad or dim) by a word of that column.
-    """
+    """Rows of cells under a head as long as they are; the first column names the row."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[Cell]]
-    key: int | None = None
-    marks: dict[str, str] = field(default_factory=dict)
+    key: int | None = None  # number of the column by which rows are coloured
+    marks: dict[str, str] = field(default_factory=dict)  # good, bad or dim by that column's words
 
     def mark(self, row: Sequence[Cell]) -> str:
         """The colour of a row's key column."""
@@ -66,21 +58,13 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report.
-
-    Attributes:
-        title: its heading.
-        paragraphs: of text.
-        tables: below the text.
-        pictures: below the tables.
-        notes: in small print at the end.
-    """
+    """A part of a report, in this order."""
 
     title: str
     paragraphs: Sequence[str] = ()
     tables: Sequence[Table] = ()
     pictures: Sequence[Picture] = ()
-    notes: Sequence[str] = ()
+    notes: Sequence[str] = ()  # in small print
 
     @property
     def anchor(self) -> str:
@@ -111,21 +95,15 @@ def png(figure: "Figure") -> bytes:
 
 def files(report: Report) -> dict[str, bytes]:
     """A report as files by their names: report.html, report.md and its pictures in a folder."""
-    found = {
-        "report.html": as_html(report).encode(),
-        "report.md": as_markdown(report, _FOLDER).encode(),
-    }
-    return found | {f"{_FOLDER}/{p.name}.png": p.png for p in report.pictures}
+    pages = {"report.html": as_html(report), "report.md": as_markdown(report, _FOLDER)}
+    pictures = {f"{_FOLDER}/{p.name}.png": p.png for p in report.pictures}
+    return {name: text.encode() for name, text in pages.items()} | pictures
 
 
 def as_html(report: Report) -> str:
-    """One self-contained page: style and pictures are in it, and nothing is fetched.
+    """One self-contained HTML page: style and pictures are in it, and nothing is fetched.
 
-    Args:
-        report: whose texts may come from anywhere; none of them is taken for markup.
-
-    Returns:
-        An HTML document.
+    The report's texts may come from anywhere; none of them is taken for markup.
     """
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -138,15 +116,7 @@ def as_html(report: Report) -> str:
 
 
 def as_markdown(report: Report, folder: str) -> str:
-    """The same in Markdown, which links to the pictures.
-
-    Args:
-        report: whose texts may come from anywhere; none of them is taken for markup.
-        folder: where the pictures are, as seen from the file.
-
-    Returns:
-        A Markdown document.
-    """
+    """The same in Markdown, which links to the pictures in a folder beside it."""
     lines = [f"# {_plain(report.title)}", *map(_plain, report.paragraphs)]
     for section in report.sections:
         lines += [f"## {_plain(section.title)}", *map(_plain, section.paragraphs)]

@@ -18,17 +18,10 @@ _START = 5.0  # seconds that a training takes beside its steps, at least: buildi
 
 
 def seconds_of(jobs: Sequence[Job], data: Mapping[Job, Dataset]) -> list[float]:
-    """Estimate how long some jobs take on this machine.
+    """Estimate the seconds that jobs, with the data of each, take on this machine.
 
     The shallowest network of each architecture is timed, and the others' times follow from their
     numbers of multiplications.
-
-    Args:
-        jobs: to be made.
-        data: of each.
-
-    Returns:
-        Seconds, in the order of the jobs.
     """
     measured: dict[Any, tuple[float, float, float]] = {}
     for job in sorted(jobs, key=_work):

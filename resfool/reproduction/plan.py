@@ -23,19 +23,12 @@ TARGETS = (*paper.RESULTS, READINGS)
 
 @dataclass(frozen=True)
 class Experiment:
-    """A kind of runs that results are made of.
-
-    Attributes:
-        parameters: that it takes.
-        last_metric: that only a whole run has.
-        words: what it does to a trained network, for people; empty for the training itself.
-        passes: forward passes of each image through that network, roughly.
-    """
+    """A kind of runs that results are made of."""
 
     parameters: type[Asked]
-    last_metric: str
-    words: str = ""
-    passes: int = 0
+    last_metric: str  # that only a whole run has
+    words: str = ""  # what it does to a trained network, for people
+    passes: int = 0  # forward passes of each image through that network, roughly
 
 
 EXPERIMENTS = {
@@ -47,7 +40,6 @@ EXPERIMENTS = {
         UniversalParameters, "final_fooling_rate", "universal perturbation of", 2000
     ),
 }
-
 
 # Ways to read the paper: architecture and depth that each is tried on, and what is other than in
 # ours. The paper's 50-layer ConvNet hardly learns, as one without normalisation might.
@@ -65,44 +57,25 @@ TRIED_READINGS: tuple[tuple[str, int, dict[str, Any]], ...] = (
 
 
 def training_label(arch: str, depth: int, change: Mapping[str, Any]) -> Label:
-    """What a training of 10,000 steps is known by.
-
-    Args:
-        arch: its architecture.
-        depth: its layers.
-        change: what is other than in our reading of the paper.
-    """
+    """What a training of 10,000 steps is known by; `change` is what differs from our reading."""
     words = tuple(f"{name}={show(value)}" for name, value in change.items())
     return ("reading" if change else "short", arch, depth, *words)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How large a reproduction is.
+    """How large a reproduction is."""
 
-    Attributes:
-        networks: data and width of the convolutional networks.
-        steps: of the trainings of Table I.
-        long_steps: of those of Table II.
-        long_drop: steps after which those divide the rate by 10.
-        eval_every: steps between two evaluations of those networks.
-        digits: data and steps of the 5-layer network.
-        attack: how the 10-layer networks are attacked.
-        universal: how the 5-layer network is.
-        chunk: test images of an evaluation in the paper's way.
-        chunks: such evaluations, of which the best counts.
-    """
-
-    networks: Settings
-    steps: int
-    long_steps: int
-    long_drop: int
-    eval_every: int
-    digits: Settings
-    attack: Settings
-    universal: Settings
-    chunk: int
-    chunks: int
+    networks: Settings  # data and width of the convolutional networks
+    steps: int  # of the trainings of Table I
+    long_steps: int  # of those of Table II
+    long_drop: int  # steps after which those divide the rate by 10
+    eval_every: int  # steps between two evaluations of those networks
+    digits: Settings  # data and steps of the 5-layer network
+    attack: Settings  # how the 10-layer networks are attacked
+    universal: Settings  # how the 5-layer network is
+    chunk: int  # test images of an evaluation in the paper's way
+    chunks: int  # such evaluations, of which the best counts
 
 
 SCALES: dict[str, Scale] = {
@@ -166,19 +139,12 @@ class ReproduceParameters(Seeds, Precise, DataPlace):
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A run that a result needs.
+    """A run that a result needs."""
 
-    Attributes:
-        label: what it is to the paper, such as ("short", "resnet", 25).
-        experiment: that it is a run of, one of `EXPERIMENTS`.
-        asked: its parameters; that of the model means nothing yet.
-        of: the training whose model it is about.
-    """
-
-    label: Label
-    experiment: str
-    asked: Asked
-    of: "Job | None" = None
+    label: Label  # what it is to the paper, such as ("short", "resnet", 25)
+    experiment: str  # one of `EXPERIMENTS`
+    asked: Asked  # its parameters; that of the model means nothing yet
+    of: "Job | None" = None  # the training whose model it is about
 
     @property
     def seed(self) -> int:
@@ -212,24 +178,18 @@ class Job:
 def plan(asked: ReproduceParameters) -> list[Job]:
     """The runs that some results need, each once, in the order in which to make them.
 
-    Args:
-        asked: which results, and how large.
-
-    Returns:
-        Jobs; a training stands before what is done with its model.
+    A training stands before what is done with its model.
     """
     jobs: dict[tuple[Label, int], Job] = {}
     for seed in range(asked.seeds):
         builder = _Builder(asked, seed)
         for name in sorted(asked.targets, key=_ORDER.index):
             for job in builder.needed(name):
-                for one in (job.of, job):
-                    if one is not None:
-                        jobs.setdefault((one.label, seed), one)
+                for one in filter(None, (job.of, job)):
+                    jobs.setdefault((one.label, seed), one)
     # A job built twice is the same run: what is done with a model must mean the one that is kept.
     return [
-        job if job.of is None else replace(job, of=jobs[job.of.label, job.seed])
-        for job in jobs.values()
+        replace(job, of=jobs[job.of.label, job.seed]) if job.of else job for job in jobs.values()
     ]
 
 

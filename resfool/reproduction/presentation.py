@@ -12,25 +12,9 @@ from resfool.attacks.presentation import FoolingCurve, draw_fooling_rates
 from resfool.monitor import Leaves
 from resfool.report import page
 from resfool.report.page import Cell, Link, Picture, Section, Table
-from resfool.reproduction.claims import (
-    Decision,
-    by_rank,
-    decide,
-    mean_and_deviation,
-    metric,
-    prediction_width,
-)
-from resfool.reproduction.plan import (
-    ARCHS,
-    DEEP,
-    EXPERIMENTS,
-    FOOLED,
-    READINGS,
-    SCALES,
-    TRIED_READINGS,
-    Label,
-    training_label,
-)
+from resfool.reproduction import claims, plan
+from resfool.reproduction.claims import Decision, decide, metric
+from resfool.reproduction.plan import ARCHS, DEEP, FOOLED, Label
 from resfool.reproduction.reproduce import Reproduction
 from resfool.training.presentation import trainings
 from resfool.values import duration, epsilon_step, show
@@ -52,14 +36,7 @@ def leaves(found: Reproduction) -> Leaves:
 
 
 def as_report(found: Reproduction) -> page.Report:
-    """All that a reproduction found out.
-
-    Args:
-        found: its runs.
-
-    Returns:
-        A report.
-    """
+    """All that a reproduction found out."""
     decisions = decide(found.runs)
     counts = {v: sum(d.verdict == v for d in decisions) for v in _VERDICTS}
     asked = found.asked
@@ -84,7 +61,8 @@ def as_report(found: Reproduction) -> page.Report:
     sections += [_SECTIONS[name](found, name) for name in asked.targets]
     sections.append(_surroundings(found))
     if found.missing:
-        sections.append(_missing(found))
+        missing = Table(("run",), [[name] for name in found.missing])
+        sections.append(Section("Runs that are missing", tables=[missing]))
     return page.Report("ResNets: easy to train, easy to fool? A reproduction", paragraphs, sections)
 
 
@@ -117,15 +95,14 @@ def summary(found: Reproduction) -> str:
     decided = [decision for decision in decisions if decision.verdict != "not run"]
     lines = [f"{d.verdict:<9} {d.text} ({d.section})" for d in decided]
     if len(decided) < len(decisions):
-        lines.append(
-            f"not run   {len(decisions) - len(decided)} more claims: the report lists them"
-        )
+        more = len(decisions) - len(decided)
+        lines.append(f"not run   {more} more claims: the report lists them")
     lines += [f"failed    {name}: {reason}" for name, reason in found.failed.items()]
     return "\n".join(lines)
 
 
 def _claims(decisions: Sequence[Decision], failed: Iterable[str]) -> Section:
-    rows: list[list[Cell]] = [[d.text, d.section, d.verdict, d.figure] for d in decisions]
+    rows = [[d.text, d.section, d.verdict, d.figure] for d in decisions]
     head = "what the paper says", "section", "here", "the figures that decide it"
     notes = [
         "A claim is seen if the means over the seeds are in the order that it states; where chance "
@@ -136,11 +113,8 @@ def _claims(decisions: Sequence[Decision], failed: Iterable[str]) -> Section:
     ]
     if left_out := ", ".join(failed):
         notes.append(f"Left out, because they failed: {left_out}.")
-    return Section(
-        "What the paper claims",
-        tables=[Table(head, rows, key=2, marks=_VERDICTS)],
-        notes=notes,
-    )
+    table = Table(head, rows, key=2, marks=_VERDICTS)
+    return Section("What the paper claims", tables=[table], notes=notes)
 
 
 # Tables I and II, Figures 3 to 6
@@ -164,7 +138,7 @@ def _accuracies(found: Reproduction, name: str) -> Section:
         *("test, paper", "ours, the paper's way", "difference"),
         *("ours, all test images", "time", "runs"),
     )
-    scale = SCALES[found.asked.scale]
+    scale = plan.SCALES[found.asked.scale]
     steps = scale.long_steps if kind == "long" else scale.steps
     notes = [
         f"{steps:,} steps. Train: the last point of the curve, an average of 100 steps. Test in "
@@ -189,7 +163,7 @@ def _misses(
             ours = metric(found.runs, (kind, arch, depth), name)
             if len(ours) == 1:
                 unknown[network] = True
-            elif ours and abs(statistics.fmean(ours) - of_paper) > prediction_width(ours):
+            elif ours and abs(statistics.fmean(ours) - of_paper) > claims.prediction_width(ours):
                 far.append(f"{network} ({part})")
     notes = []
     if far:
@@ -214,29 +188,24 @@ def _curves(found: Reproduction, name: str) -> Section:
     kind, networks = _OVERLAYS[name]
     labels = [(kind, *network) for network in networks]
     curves = {
-        f"{arch}-{depth}": [run.curve for run in found.runs[kind, arch, depth]]
-        for _, arch, depth in labels
-        if (kind, arch, depth) in found.runs
+        _label_text(label): [run.curve for run in found.runs[label]]
+        for label in labels
+        if label in found.runs
     }
     if not curves:
         return _not_run(name)
     table = paper.TABLE_2 if kind == "long" else paper.TABLE_1
     printed = {f"{arch}-{depth}": table[arch, depth] for arch, depth in networks}
     figure = trainings(curves, _title(name), printed if _at_papers_scale(found) else None)
-    return _section(
-        name,
-        tables=[_runs_table(found, labels)],
-        pictures=[
-            _picture(name, figure, "Training accuracy, average of 100 steps, and test accuracy")
-        ],
-    )
+    caption = "Training accuracy, average of 100 steps, and test accuracy"
+    pictures = [_picture(name, figure, caption)]
+    return _section(name, tables=[_runs_table(found, labels)], pictures=pictures)
 
 
 # Section VI: the 5-layer network
 
 
 def _universal_rates(found: Reproduction, name: str) -> Section:
-    labels = [_DIGITS, _UNIVERSAL]
     if _UNIVERSAL not in found.runs:
         return _not_run(name)
     runs = found.runs[_UNIVERSAL]
@@ -246,12 +215,12 @@ def _universal_rates(found: Reproduction, name: str) -> Section:
         return metric(found.runs, label, name)
 
     def at_rank(name: str) -> list[float]:
-        return by_rank(runs, name).get(rank, [])
+        return claims.by_rank(runs, name).get(rank, [])
 
     train, test = f"{paper.MNIST_TRAIN_ACCURACY:.2f}", f"{paper.MNIST_TEST_ACCURACY:.2f}"
     fooled = f"> {paper.UNIVERSAL_FOOLING_RATE:.2f}"
     draws = f"Algorithm 2, {rank} singular vectors, mean of the draws"
-    rows: list[list[Cell]] = [
+    rows = [
         [what, printed, _ours(values)]
         for what, printed, values in (
             ("training accuracy of the network", train, of(_DIGITS, "final_train_accuracy")),
@@ -264,10 +233,9 @@ def _universal_rates(found: Reproduction, name: str) -> Section:
             ("the same of a random matrix", _NONE, of(_UNIVERSAL, f"random_{_ENERGY}")),
         )
     ]
-    tables = [Table(("", "paper", "ours"), rows), _runs_table(found, labels)]
-    return _section(
-        name, tables=tables, pictures=_logged(found, _UNIVERSAL, "fooling_rate_over_rank.png", name)
-    )
+    tables = [Table(("", "paper", "ours"), rows), _runs_table(found, [_DIGITS, _UNIVERSAL])]
+    pictures = _logged(found, _UNIVERSAL, "fooling_rate_over_rank.png", name)
+    return _section(name, tables=tables, pictures=pictures)
 
 
 def _universal_pictures(found: Reproduction, name: str) -> Section:
@@ -276,11 +244,8 @@ def _universal_pictures(found: Reproduction, name: str) -> Section:
     if name != "figure8" and "figure8" in found.asked.targets:
         column = {"figure9": "+ universal", "figure10": "+ random"}[name]
         return _section(name, [f"See Figure 8: its column “{column}”."])
-    return _section(
-        name,
-        tables=[_runs_table(found, [_UNIVERSAL])],
-        pictures=_logged(found, _UNIVERSAL, "perturbation.png", name),
-    )
+    pictures = _logged(found, _UNIVERSAL, "perturbation.png", name)
+    return _section(name, tables=[_runs_table(found, [_UNIVERSAL])], pictures=pictures)
 
 
 # Section VII: the 10-layer networks
@@ -315,12 +280,8 @@ def _fooling_rates(found: Reproduction, name: str) -> Section:
         title = f"fast gradient sign, {images} test images, seed {seeds}"
         figure = draw_fooling_rates(drawn, title)
         pictures = [_picture(name, figure, "Fooling rate, and singular values of gradient signs")]
-    return _section(
-        name,
-        ["The paper prints no numbers here; it says that MultiResNet is the most sensitive."],
-        tables=[table],
-        pictures=pictures,
-    )
+    words = ["The paper prints no numbers here; it says that MultiResNet is the most sensitive."]
+    return _section(name, words, [table], pictures)
 
 
 def _fooling_curve(name: str, run: FinishedRun) -> FoolingCurve | None:
@@ -350,8 +311,8 @@ def _examples(found: Reproduction, name: str) -> Section:
 def _readings(found: Reproduction, name: str) -> Section:
     rows: list[list[Cell]] = []
     distances: dict[str, dict[str, float]] = {}
-    for arch, depth, change in TRIED_READINGS:
-        label = training_label(arch, depth, change)
+    for arch, depth, change in plan.TRIED_READINGS:
+        label = plan.training_label(arch, depth, change)
         what = ", ".join(map(str, label[3:])) or "as read here"
         train, way = (metric(found.runs, label, name) for name in _COMPARED)
         test = metric(found.runs, label, "final_test_accuracy")
@@ -399,10 +360,6 @@ def _surroundings(found: Reproduction) -> Section:
     return Section("Settings", tables=[Table(("parameter", "value or values"), rows)])
 
 
-def _missing(found: Reproduction) -> Section:
-    return Section("Runs that are missing", tables=[Table(("run",), [[n] for n in found.missing])])
-
-
 # Pieces
 
 
@@ -413,8 +370,7 @@ def _section(
     pictures: Sequence[Picture] = (),
     notes: Sequence[str] = (),
 ) -> Section:
-    title, words = paper.RESULTS[name]
-    return Section(f"{title}: {words}", tuple(paragraphs), tables, pictures, notes)
+    return Section(_title(name), tuple(paragraphs), tables, pictures, notes)
 
 
 def _not_run(name: str) -> Section:
@@ -426,7 +382,7 @@ def _title(name: str) -> str:
 
 
 def _ours(values: Sequence[float]) -> str:
-    return mean_and_deviation(values) if values else _NONE
+    return claims.mean_and_deviation(values) if values else _NONE
 
 
 def _difference(found: Reproduction, ours: Sequence[float], of_paper: float) -> str:
@@ -459,7 +415,7 @@ def _runs_table(found: Reproduction, labels: Sequence[Label]) -> Table:
 
 
 def _is_about_a_model(label: Label) -> bool:
-    return label[0] in EXPERIMENTS
+    return label[0] in plan.EXPERIMENTS
 
 
 def _label_text(label: Label) -> str:
@@ -491,5 +447,5 @@ _SECTIONS: dict[str, Callable[[Reproduction, str], Section]] = {
     "figure7": _universal_rates,
     **dict.fromkeys(("figure8", "figure9", "figure10"), _universal_pictures),
     "figure11": _fooling_rates,
-    READINGS: _readings,
+    plan.READINGS: _readings,
 }

@@ -9,20 +9,8 @@ from resfool.archive import Archive, FinishedRun, InterruptedRun
 from resfool.datasets.sets import Dataset, TrainingData, load_data
 from resfool.errors import InputError, NonFiniteLossError
 from resfool.monitor import Monitor
-from resfool.reproduction.plan import (
-    DEEP,
-    EXPERIMENTS,
-    READINGS,
-    SCALES,
-    TRIED_READINGS,
-    Asked,
-    Job,
-    Label,
-    ReproduceParameters,
-    Scale,
-    plan,
-    training_label,
-)
+from resfool.reproduction import plan
+from resfool.reproduction.plan import Asked, Job, Label, ReproduceParameters, Scale
 from resfool.training.train import slowness
 from resfool.values import duration
 
@@ -73,7 +61,7 @@ def reproduce(
         KeyboardInterrupt: Ctrl-C or SIGTERM; the same command goes on.
     """
     monitor, archive = monitor or Monitor(), archive or Archive()
-    jobs = plan(asked)
+    jobs = plan.plan(asked)
     state = _State(make, monitor, archive, _load(jobs))
     for job in jobs:
         state.look_for(job)
@@ -93,7 +81,7 @@ def reproduce(
         taken.append(time.monotonic() - began if job in state.runs else None)
     for job in jobs:
         if job in state.runs and _is_tabled(job, asked.targets):
-            state.judge_as_the_paper(job, SCALES[asked.scale])
+            state.judge_as_the_paper(job, plan.SCALES[asked.scale])
     return Reproduction(
         asked,
         runs=_by_label(jobs, state.runs),
@@ -103,14 +91,13 @@ def reproduce(
 
 
 def time_left(expected: Sequence[float], taken: Sequence[float | None]) -> float:
-    """How long jobs that still have to be made will take.
+    """Seconds that jobs which still have to be made will take.
+
+    Once those made took long enough to tell, they say how far off the estimates are.
 
     Args:
         expected: seconds of each job, in the order in which they are made.
         taken: seconds that each of the first ones took; None for one that failed.
-
-    Returns:
-        Seconds. Once those made took long enough to tell, they say how far off the estimates are.
     """
     made = [n for n, seconds in enumerate(taken) if seconds is not None]
     real = sum(taken[n] or 0.0 for n in made)
@@ -131,14 +118,7 @@ def _load(jobs: Sequence[Job]) -> dict[Job, Dataset]:
 
 
 class _State:
-    """Which runs are there.
-
-    Args:
-        make: makes a run.
-        monitor: is told what goes wrong.
-        archive: where runs are.
-        data: that each job's network is trained on.
-    """
+    """Which runs are there; `data` is what each job's network is trained on."""
 
     def __init__(
         self, make: Make, monitor: Monitor, archive: Archive, data: Mapping[Job, Dataset]
@@ -161,16 +141,15 @@ class _State:
         """Find a job's run, if it has finished before."""
         asked = self._asked(job)
         if asked is not None:
-            metric = EXPERIMENTS[job.experiment].last_metric
+            metric = plan.EXPERIMENTS[job.experiment].last_metric
             found = self._archive.find_finished(self._facts(job, asked), metric)
             if found is not None:
                 self.runs[job] = found
 
     def interrupted(self, job: Job) -> InterruptedRun | None:
         """The run of a training that can be gone on with."""
-        if job.of is not None:
-            return None
-        return self._archive.find_interrupted(self._facts(job, job.asked))
+        facts = self._facts(job, job.asked)
+        return None if job.of else self._archive.find_interrupted(facts)
 
     def make(self, job: Job) -> None:
         """Make a job's run, unless what it needs isn't there."""
@@ -249,9 +228,10 @@ def _say_plan(
 
 def _is_tabled(job: Job, targets: Sequence[str]) -> bool:
     """Whether a job is a training whose test accuracy stands beside the paper's."""
-    if READINGS in targets and job.label in {training_label(*one) for one in TRIED_READINGS}:
+    readings = {plan.training_label(*one) for one in plan.TRIED_READINGS}
+    if plan.READINGS in targets and job.label in readings:
         return True
-    return job.of is None and job.training.depth in DEEP
+    return job.of is None and job.training.depth in plan.DEEP
 
 
 def _by_label(

@@ -1,11 +1,10 @@
 """What earlier runs left in MLflow: figures, files, models and universal perturbations."""
 
-import dataclasses
-import functools
 import importlib
 import re
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,9 @@ _MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
 
 
 class MLflowArchive(Archive):
-    """The runs and models of MLflow's tracking store. Asking makes nothing in a new store.
+    """The runs and models of MLflow's tracking store, and files; what `Archive` says holds here.
+
+    Asking makes nothing in a new store. Runs that were deleted are not there.
 
     Raises:
         InputError: the store can't be used.
@@ -41,24 +42,20 @@ class MLflowArchive(Archive):
         return MlflowClient()
 
     def has_run(self, run_id: str) -> bool:
-        """Whether an earlier run is in this store, and not deleted."""
-        uri = mlflow.get_tracking_uri()
-        if not stores.exists(uri):
+        if not stores.exists():
             return False
         try:
             return bool(self._client.get_run(run_id).info.lifecycle_stage == "active")
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return False
-            raise stores.unusable(uri, error) from error
+            raise stores.unusable(error) from error
 
     def find_finished(self, facts: Mapping[str, str], metric: str) -> FinishedRun | None:
-        """A finished run by its parameters, the latest if there are several."""
         found = self._search(facts, "attributes.status = 'FINISHED'")
         return next((self._read(run) for run in found if metric in run.data.metrics), None)
 
     def find_interrupted(self, facts: Mapping[str, str]) -> InterruptedRun | None:
-        """A training that didn't finish and whose checkpoint is here."""
         for run in self._search(facts, "attributes.status != 'FINISHED'"):
             path = run.data.tags.get(CHECKPOINT_TAG)
             if path is not None and stores.present(Path(path)):
@@ -69,26 +66,20 @@ class MLflowArchive(Archive):
 
     def _search(self, facts: Mapping[str, str], status: str) -> list[Any]:
         """Runs with some parameters in any experiment of the store, the latest first."""
-        if not stores.exists(mlflow.get_tracking_uri()):
+        if not stores.exists():
             return []
-        conditions = [f"params.{name} = '{value}'" for name, value in facts.items()]
-        return list(
-            self._client.search_runs(
-                [experiment.experiment_id for experiment in self._client.search_experiments()],
-                " and ".join([*conditions, status]),
-                order_by=["attributes.start_time DESC"],
-            )
-        )
+        experiments = [found.experiment_id for found in self._client.search_experiments()]
+        wanted = " and ".join([*(f"params.{n} = '{v}'" for n, v in facts.items()), status])
+        order = ["attributes.start_time DESC"]
+        return list(self._client.search_runs(experiments, wanted, order_by=order))
 
     def read(self, run_id: str) -> FinishedRun:
-        """A run with its figures and files, read back."""
-        store = mlflow.get_tracking_uri()
         try:
-            stores.check_has(store, "runs")
+            stores.check_has("runs")
             run = self._client.get_run(run_id)
         except MlflowException as error:
-            reason, shown = error.message.splitlines()[0], stores.shown(store)
-            raise InputError(f"there is no run {run_id} in {shown} ({reason})") from None
+            reason, store = error.message.splitlines()[0], stores.address()
+            raise InputError(f"there is no run {run_id} in {store} ({reason})") from None
         return self._read(run)
 
     def _read(self, run: Any) -> FinishedRun:
@@ -115,41 +106,37 @@ class MLflowArchive(Archive):
         )
 
     def find_model(self, uri: str) -> ModelSource:
-        """Find a model in MLflow or among the files, without loading it."""
         if not uri.startswith(("runs:/", "models:/")):
             return super().find_model(uri)
-        store = mlflow.get_tracking_uri()
         try:
-            stores.check_has(store, "models")
+            stores.check_has("models")
             return _find_logged_model(self._client, uri)
         except MlflowException as error:
-            reason, shown = error.message.splitlines()[0], stores.shown(store)
-            raise InputError(f"model={uri}: there is no such model in {shown} ({reason})") from None
+            reason, store = error.message.splitlines()[0], stores.address()
+            raise InputError(f"model={uri}: there is no such model in {store} ({reason})") from None
 
     def find_artifact(self, uri: str, name: str) -> Path:
-        """Find a file that an earlier run left."""
         if not uri.startswith("runs:/"):
             return super().find_artifact(uri, name)
         run_id, _, inside = uri.removeprefix("runs:/").partition("/")
-        store = mlflow.get_tracking_uri()
         try:
-            stores.check_has(store, "runs")
-            whole = f"runs:/{run_id}/{inside or name}"
-            return Path(mlflow.artifacts.download_artifacts(whole))
+            stores.check_has("runs")
+            return Path(mlflow.artifacts.download_artifacts(f"runs:/{run_id}/{inside or name}"))
         except (MlflowException, OSError) as error:
-            reason, shown = str(error).splitlines()[0], stores.shown(store)
-            raise InputError(f"{uri}: {shown} has no run with {name} by it ({reason})") from None
+            reason, store = str(error).splitlines()[0], stores.address()
+            raise InputError(f"{uri}: {store} has no run with {name} by it ({reason})") from None
 
     def find_perturbation(self, uri: str) -> PerturbationSource:
-        """Find a universal perturbation that an earlier run left, or a file."""
         found = super().find_perturbation(uri)
         if not uri.startswith("runs:/"):
             return found
         run = self._client.get_run(uri.removeprefix("runs:/").partition("/")[0])
-        return dataclasses.replace(found, name=_fitted_label(run))
+        facts = run.data.params
+        fitted = f"{facts.get('model_name')} algorithm {facts.get('algorithm')}"
+        known = "model_name" in facts and "algorithm" in facts
+        return replace(found, name=fitted if known else str(run.info.run_name))
 
     def add_metrics(self, run: FinishedRun, metrics: Mapping[str, float]) -> FinishedRun:
-        """Log more figures of a run that has finished; the run as it is then."""
         now = int(time.time() * 1000)
         added = [Metric(name, value, now, 0) for name, value in metrics.items()]
         self._client.log_batch(run.run_id, metrics=added)
@@ -164,10 +151,8 @@ def _find_logged_model(client: MlflowClient, uri: str) -> ModelSource:
     if scheme == "runs":
         run_id, _, folder = rest.partition("/")
         outputs = client.get_run(run_id).outputs
-        logged = (
-            [client.get_logged_model(o.model_id) for o in outputs.model_outputs] if outputs else []
-        )
-        model_id = next((model.model_id for model in logged if model.name == folder), None)
+        ids = [output.model_id for output in outputs.model_outputs] if outputs else []
+        model_id = next((one for one in ids if client.get_logged_model(one).name == folder), None)
     elif _MODEL_ID.fullmatch(rest):
         model_id, run_id = rest, client.get_logged_model(rest).source_run_id
     else:
@@ -176,22 +161,17 @@ def _find_logged_model(client: MlflowClient, uri: str) -> ModelSource:
     # The version that an alias means now.
     exact = f"models:/{name}/{version}" if name else uri
     path = Path(mlflow.artifacts.download_artifacts(exact))
-    source = functools.partial(
-        ModelSource,
-        uri=uri,
-        path=path,
-        load_trusted=lambda: _load_with_mlflow(path),
-        model_id=model_id,
-    )
+    label = f"{name} {version}" if name else rest
+    source = ModelSource(uri, label, path, lambda: _load_with_mlflow(path), model_id)
     if run_id is None:
-        return source(name=f"{name} {version}" if name else rest)
+        return source
     run = client.get_run(run_id)
     training = run.data.params
     # Runs from before it was a parameter have it as a tag.
     network = run.data.tags.get("network") or training.get("network")
     if network is not None and training.keys() >= _TRAINING_FACTS:
-        return source(name=_network_label(training, network), training=training)
-    return source(name=f"{name} {version}" if name else run.info.run_name)
+        return replace(source, name=_network_label(training, network), training=training)
+    return source if name else replace(source, name=run.info.run_name)
 
 
 def _registered(client: MlflowClient, rest: str) -> tuple[str, str, Any]:
@@ -215,14 +195,6 @@ def _network_label(training: Mapping[str, str], network: str) -> str:
     if training.get("adversarial", "none") == "none":
         return network
     return f"{network} {training['adversarial']} {training['adversarial_epsilon']}"
-
-
-def _fitted_label(run: Any) -> str:
-    """What a universal perturbation was fitted on, and by which algorithm."""
-    facts = run.data.params
-    if "model_name" in facts and "algorithm" in facts:
-        return f"{facts['model_name']} algorithm {facts['algorithm']}"
-    return str(run.info.run_name)
 
 
 def _load_with_mlflow(path: Path) -> Any:

@@ -1,6 +1,5 @@
 """All that our own runs tell MLflow: curves, figures, data sets and models."""
 
-import contextlib
 import os
 import re
 import subprocess
@@ -9,13 +8,14 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import mlflow
+import numpy as np
 from mlflow import MlflowClient
 from mlflow.data.numpy_dataset import from_numpy
 from mlflow.entities import DatasetInput, InputTag, Metric, Param
@@ -26,12 +26,10 @@ from resfool.datasets.sets import Dataset
 from resfool.errors import InputError
 from resfool.monitor import Leaves, Monitor, Use
 from resfool.tracking import leaves, stores
-from resfool.tracking.killed import start_keeping_killed
 from resfool.values import Part, Row, show
 
 if TYPE_CHECKING:
     import keras
-
 
 _FLUSH_SECONDS = 5.0
 TAG = "resfool."
@@ -41,12 +39,8 @@ _GENERATED_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
 Progress = Callable[[int, int, str], None]
 
 
-def no_progress(done: int, total: int, text: str) -> None:
-    """Progress that nobody watches."""
-
-
 class Run(Monitor):
-    """One MLflow run, as the monitor of an experiment.
+    """One MLflow run, as the monitor of an experiment: it records what a `Monitor` is told.
 
     Nothing is opened before the experiment begins, so input that is refused leaves no run. As a
     context manager it ends the run: FINISHED, FAILED on an error, KILLED on Ctrl-C or SIGTERM;
@@ -62,7 +56,7 @@ class Run(Monitor):
     """
 
     def __init__(
-        self, progress: Progress = no_progress, *, nested: bool = False, beside: bool = False
+        self, progress: Progress | None = None, *, nested: bool = False, beside: bool = False
     ) -> None:
         nested = nested or beside
         if not nested:
@@ -86,10 +80,7 @@ class Run(Monitor):
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> None:
         status = _status(kind)
         try:
@@ -121,12 +112,11 @@ class Run(Monitor):
         except MlflowException as failure:
             lost = failure
         if lost is not None and error is None:
-            uri = stores.shown(mlflow.get_tracking_uri())
-            raise InputError(f"{uri} doesn't take the last figures: {lost.message}") from lost
+            store = stores.address()
+            raise InputError(f"{store} doesn't take the last figures: {lost.message}") from lost
 
     @property
     def run_id(self) -> str:
-        """The run's id, once the experiment has begun."""
         assert self._run_id is not None, "the experiment hasn't begun"
         return self._run_id
 
@@ -138,19 +128,16 @@ class Run(Monitor):
     # What an experiment tells
 
     def reopen(self, run_id: str) -> None:
-        """What is about to begin goes on in an earlier run."""
         self._run_id, self._resumes = run_id, True
 
     def begin(self, name: str, facts: Mapping[str, Any], uses: Sequence[Use]) -> Path | None:
-        """Open the run and log what is known."""
         self._began = started = time.monotonic()
         # A signal between the opening and our note of it would leave a run RUNNING for ever.
         with interrupts.deferred():
             try:
                 run = self._start(name)
             except MlflowException as error:
-                uri = mlflow.get_tracking_uri()
-                raise stores.unusable(uri, error) from error
+                raise stores.unusable(error) from error
         self._log_params(run, {**facts, **_origin()})
         for dataset, part, context in () if self._resumes else uses:
             self._client.set_tag(self.run_id, "dataset", dataset.name)
@@ -159,19 +146,15 @@ class Run(Monitor):
         return None
 
     def say(self, text: str) -> None:
-        """Say it in the terminal."""
         print(text, flush=True)
 
     def warn(self, text: str) -> None:
-        """Say it in the terminal, beside the results."""
         print(f"resfool: {text}", file=sys.stderr, flush=True)
 
     def fact(self, name: str, value: Any) -> None:
-        """Log a parameter that became known late."""
         self._log_params(self._client.get_run(self.run_id), {name: value})
 
     def point(self, row: Row) -> None:
-        """Log a point of a curve, unless the run has it already."""
         step, now = int(row["step"]), int(time.time() * 1000)
         self._last_step = step
         for key, value in row.items():
@@ -180,14 +163,14 @@ class Run(Monitor):
                 self._buffer.append(Metric(key, value, now, step))
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             # A store that is away for a while costs no training; the points wait for the next try.
-            with contextlib.suppress(MlflowException):
+            with suppress(MlflowException):
                 self._flush()
 
     def progress(self, done: int, total: int, text: str) -> None:
-        """Pass progress on."""
-        self._progress(done, total, text)
+        if self._progress is not None:
+            self._progress(done, total, text)
 
-    @contextlib.contextmanager
+    @contextmanager
     def part(self, name: str, facts: Mapping[str, Any]) -> Iterator["Run"]:
         """A run of its own under this one."""
         with Run(self._progress, nested=True) as child:
@@ -234,17 +217,17 @@ class Run(Monitor):
         import mlflow.keras
         from mlflow.models import ModelSignature
         from mlflow.types import Schema, TensorSpec
-        from numpy import dtype, float32
 
         started = time.monotonic()
         self._flush()
-        single = dtype(float32)
+        single = np.dtype(np.float32)
         signature = ModelSignature(
             inputs=Schema([TensorSpec(single, (-1, *dataset.image_shape), "images")]),
             outputs=Schema([TensorSpec(single, (-1, dataset.classes))]),
         )
         requirements = [f"{name}=={metadata.version(name)}" for name in ("keras", "tensorflow")]
-        with self._active():
+        # The function needs this run to be MLflow's active one.
+        with mlflow.start_run(run_id=self.run_id, nested=True) if self._beside else nullcontext():
             info = mlflow.keras.log_model(
                 model, name="model", signature=signature, pip_requirements=requirements
             )
@@ -255,14 +238,7 @@ class Run(Monitor):
     def log_model_metrics(
         self, model_id: str, metrics: Mapping[str, float], dataset: Dataset, part: Part
     ) -> None:
-        """Log a model's figures where MLflow's Models page shows them.
-
-        Args:
-            model_id: of a logged model in this store.
-            metrics: its figures.
-            dataset: what they were measured on.
-            part: which part of it.
-        """
+        """Log a model's figures on a part of a data set, where MLflow's Models page shows them."""
         started = time.monotonic()
         mlflow.log_metrics(
             dict(metrics), run_id=self.run_id, model_id=model_id, dataset=_as_input(dataset, part)
@@ -319,30 +295,15 @@ class Run(Monitor):
         if self._project_run in (None, self.run_id):
             return
         note = f"Went on with run {self.run_id}, where everything is recorded."
-        for key, text in {
-            f"{TAG}resumes": self.run_id,
-            "mlflow.runName": f"resumes {run.info.run_name}",
-            "mlflow.note.content": note,
-        }.items():
-            self._client.set_tag(self._project_run, key, text)
+        self._client.set_tag(self._project_run, f"{TAG}resumes", self.run_id)
+        self._client.set_tag(self._project_run, "mlflow.runName", f"resumes {run.info.run_name}")
+        self._client.set_tag(self._project_run, "mlflow.note.content", note)
 
     def _end_lost_parts(self, run: Any) -> None:
         """Mark what a killed process left RUNNING under this run."""
-        lost = self._client.search_runs(
-            [run.info.experiment_id],
-            f"tags.mlflow.parentRunId = '{self.run_id}' and attributes.status = 'RUNNING'",
-        )
-        for part in lost:
+        running = f"tags.mlflow.parentRunId = '{self.run_id}' and attributes.status = 'RUNNING'"
+        for part in self._client.search_runs([run.info.experiment_id], running):
             self._client.set_terminated(part.info.run_id, "KILLED")
-
-    @contextlib.contextmanager
-    def _active(self) -> Iterator[None]:
-        """While this run is MLflow's active one, as some of its functions need."""
-        if self._beside:
-            with mlflow.start_run(run_id=self.run_id, nested=True):
-                yield
-        else:
-            yield
 
     def _flush(self) -> None:
         """Log what waits, and the time taken so far: if the process is killed it is not lost."""
@@ -364,6 +325,37 @@ class Run(Monitor):
         known = run.data.params
         new = [Param(name, show(value)) for name, value in facts.items() if name not in known]
         self._client.log_batch(self.run_id, params=new)
+
+
+def keep_killed(run_id: str, seconds: float = 15.0) -> None:
+    """Mark a run KILLED, and once more when `mlflow run` has written FAILED over it.
+
+    `mlflow run` means to leave a status alone that was set before its command ended, but compares
+    a text with numbers (mlflow.projects._maybe_set_run_terminated, MLflow 3.17), so it never does.
+    This waits some seconds for it to do so.
+    """
+    client = MlflowClient()
+    client.set_terminated(run_id, "KILLED")
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if client.get_run(run_id).info.status != "KILLED":
+            client.set_terminated(run_id, "KILLED")
+            return
+        time.sleep(0.2)
+
+
+def start_keeping_killed(run_id: str) -> None:
+    """`keep_killed` in a process that outlives this one: `mlflow run` writes when we have ended."""
+    script = f"from resfool.tracking import run; run.keep_killed({run_id!r})"
+    subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).resolve().parents[2],
+        env=os.environ | {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 def _status(kind: type[BaseException] | None) -> str:

@@ -3,6 +3,7 @@
 MLflow itself would spend minutes on retries, or make a database by the question.
 """
 
+import contextlib
 import logging
 import os
 import sqlite3
@@ -26,19 +27,21 @@ def present(path: Path) -> bool:
         return False
 
 
-def exists(uri: str) -> bool:
-    """Whether asking a store would not make it: a new SQLite file would be made."""
+def exists() -> bool:
+    """Whether asking the store would not make it: a new SQLite file would be made."""
+    uri = mlflow.get_tracking_uri()
     return not uri.startswith("sqlite:///") or present(Path(uri.removeprefix("sqlite:///")))
 
 
-def check_has(uri: str, what: str) -> None:
+def check_has(what: str) -> None:
     """Refuse, as MLflow does what it can't find, what the question would make a store for."""
-    if not exists(uri):
+    if not exists():
         raise MlflowException(f"a new store has no {what}, and the question would make it")
 
 
-def shown(uri: str) -> str:
-    """A store's address without user and password."""
+def address() -> str:
+    """The store's, without user and password."""
+    uri = mlflow.get_tracking_uri()
     place = urlsplit(uri).netloc
     return uri.replace(place, place.rpartition("@")[2], 1) if "@" in place else uri
 
@@ -65,15 +68,7 @@ def prepare() -> None:
 
 
 def check_folder(what: str, path: Path) -> None:
-    """Refuse a folder that can't be written, or made.
-
-    Args:
-        what: it is for.
-        path: the folder, which needn't exist yet.
-
-    Raises:
-        InputError: it can't be written.
-    """
+    """Refuse a folder for something, which needn't exist yet, that can't be written or made."""
     whole = path.absolute()
     nearest = next(p for p in (whole, *whole.parents) if present(p))
     try:
@@ -95,7 +90,7 @@ def _check_server(uri: str) -> None:
         first: BaseException = error
         while first.__context__ is not None:
             first = first.__context__
-        raise InputError(f"the tracking server {shown(uri)} can't be reached: {first}") from None
+        raise InputError(f"the tracking server {address()} can't be reached: {first}") from None
 
 
 def _check_sqlite(path: Path) -> None:
@@ -105,12 +100,9 @@ def _check_sqlite(path: Path) -> None:
         check_folder("tracking store's folder", path.parent)
         return
     try:
-        connection = sqlite3.connect(path, timeout=2)
-        try:
+        with contextlib.closing(sqlite3.connect(path, timeout=2)) as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.rollback()
-        finally:
-            connection.close()
     except sqlite3.OperationalError as error:
         if "locked" in str(error):
             return  # somebody is writing, so it can be written
@@ -119,8 +111,9 @@ def _check_sqlite(path: Path) -> None:
         raise InputError(f"the tracking store {path} can't be used: {error}") from None
 
 
-def unusable(uri: str, error: MlflowException) -> InputError:
-    return InputError(f"{shown(uri)} can't be used for tracking: {error.message}")
+def unusable(error: MlflowException) -> InputError:
+    """The refusal of a store that failed."""
+    return InputError(f"{address()} can't be used for tracking: {error.message}")
 
 
 def link(experiment_id: str, run_id: str) -> str:
@@ -130,8 +123,7 @@ def link(experiment_id: str, run_id: str) -> str:
 
 def viewer() -> str:
     """What shows the runs: the command that opens the MLflow UI, or the server that is it."""
-    server = _server()
-    if server is not None:
+    if server := _server():
         return f"a browser at {server}"
     # In full, since this environment's commands needn't be on the path of the user's shell.
     beside_python = Path(sys.executable).with_name("mlflow")
@@ -141,5 +133,4 @@ def viewer() -> str:
 
 def _server() -> str | None:
     """The address of the tracking server in use; None if there is none, only a store."""
-    uri = mlflow.get_tracking_uri()
-    return shown(uri).rstrip("/") if uri.startswith(("http://", "https://")) else None
+    return address().rstrip("/") if address().startswith(("http://", "https://")) else None

@@ -3,7 +3,6 @@
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 import mlflow
@@ -32,8 +31,7 @@ class TrainingRun(Run):
         checkpoint: the checkpoint of the run that is resumed, else None until it begins.
 
     Raises:
-        InputError: the tracking store or the folder can't be used, or there is no such run to
-            resume.
+        InputError: the tracking store or the folder can't be used, or no such run can be resumed.
     """
 
     def __init__(self, progress: Progress, asked: Resumable, *, nested: bool = False) -> None:
@@ -47,10 +45,7 @@ class TrainingRun(Run):
             self.checkpoint = self._find_checkpoint(asked.resume)
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> None:
         super().__exit__(kind, error, trace)
         if self._lock is not None:
@@ -59,7 +54,6 @@ class TrainingRun(Run):
             checkpoints.remove(self.checkpoint)
 
     def begin(self, name: str, facts: Mapping[str, Any], uses: Sequence[Use]) -> Path:
-        """Open the run, or open again the one to resume, and log what is known."""
         super().begin(name, facts, uses)
         assert self.checkpoint is not None
         tags = {CHECKPOINT_TAG: str(self.checkpoint), _HOST_TAG: platform.node()}
@@ -83,14 +77,12 @@ class TrainingRun(Run):
         return super()._reopened()
 
     def _find_checkpoint(self, run_id: str) -> Path:
-        uri = mlflow.get_tracking_uri()
         try:
-            stores.check_has(uri, "runs")
+            stores.check_has("runs")
             run = self._client.get_run(run_id)
         except MlflowException:
-            raise InputError(
-                f"resume={run_id}: there is no such run in {stores.shown(uri)}"
-            ) from None
+            store = stores.address()
+            raise InputError(f"resume={run_id}: there is no such run in {store}") from None
         if run.info.status == "FINISHED":
             raise InputError(f"resume={run_id}: this run has finished; there is nothing to resume")
         path = run.data.tags.get(CHECKPOINT_TAG)

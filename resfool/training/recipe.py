@@ -108,16 +108,7 @@ def resumed(given: TrainParameters, checkpoint: Path) -> TrainParameters:
 
 
 def check_same_training(stored: Mapping[str, Any], asked: TrainParameters, digest: str) -> None:
-    """Refuse a checkpoint of another training.
-
-    Args:
-        stored: its facts.
-        asked: this training.
-        digest: of its data.
-
-    Raises:
-        InputError: a parameter or the data is another one.
-    """
+    """Refuse the facts of a checkpoint if a parameter or the data is another one than here."""
     for name, value in asked.settings().items():
         if name not in _MAY_CHANGE:
             _check_agrees(name, value, stored["settings"])

@@ -31,10 +31,7 @@ class Room(Parameters):
 
 
 class SweepParameters(Seeds, Workers, Room, Recipe):
-    """Train every architecture at every depth with every seed, as parts of one run.
-
-    A training that an earlier run finished with the same settings and data isn't done again.
-    """
+    """Train every architecture at every depth with every seed, as parts of one run."""
 
     arch: Annotated[Archs, f"{listed(ARCHITECTURES)}; several, comma separated."]
     depth: Annotated[
@@ -50,10 +47,7 @@ class SweepParameters(Seeds, Workers, Room, Recipe):
 
 
 class TuneParameters(Shape, Seeded, Workers, Room, Recipe):
-    """Search for the settings of an architecture that do best on validation images.
-
-    The same command goes on with a search that was interrupted, in the same run.
-    """
+    """Search for the settings of an architecture that do best on validation images."""
 
     trials: Annotated[PositiveCount, "trainings that end, finished or pruned."] = 50
     search: Annotated[

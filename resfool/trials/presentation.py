@@ -21,31 +21,35 @@ if TYPE_CHECKING:
 
 
 def sweep_leaves(swept: Sequence["SweptTraining"]) -> Leaves:
-    """What a sweep leaves: its trainings, its networks and their curves."""
-    return {
-        "trainings": trainings_table(swept),
-        "networks": networks_table(swept),
-        "trainings.png": trainings_figure(swept, swept[0].asked.dataset),
-    }
-
-
-def tuning_leaves(found: "Tuning", title: str) -> Leaves:
-    """What a tuning leaves: its trials, and what they say of the settings."""
-    return {"trials": trials_table(found), "tuning.png": tuning_figure(found, title)}
-
-
-def trainings_table(swept: Sequence["SweptTraining"]) -> pd.DataFrame:
-    """A sweep's trainings, a row for each."""
-    return pd.DataFrame(
+    """What a sweep leaves: its trainings, its networks and their curves (Figures 3 to 6)."""
+    table = pd.DataFrame(
         {"network": each.network}
         | {name: getattr(each.asked, name) for name in ("arch", "depth", "seed")}
         | dict(each.metrics)
         | {"reused": each.reused, "error": each.error}
         for each in swept
     )
+    curves = {name: [each.curve for each in ended] for name, ended in _by_network(swept).items()}
+    figure = trainings(curves, swept[0].asked.dataset)
+    return {"trainings": table, "networks": _networks_table(swept), "trainings.png": figure}
 
 
-def networks_table(swept: Sequence["SweptTraining"]) -> pd.DataFrame:
+def tuning_leaves(found: "Tuning", title: str) -> Leaves:
+    """What a tuning leaves: its trials, and what they say of the settings."""
+    table = pd.DataFrame(
+        {"trial": trial.number}
+        | trial.settings
+        | {"validation_accuracy": trial.value, "pruned": trial.pruned, "seconds": trial.seconds}
+        for trial in found.tried
+    )
+    values, pruned, settings = (
+        [getattr(trial, name) for trial in found.tried] for name in ("value", "pruned", "settings")
+    )
+    figure = draw_tuning(values, pruned, found.importances, settings, title)
+    return {"trials": table, "tuning.png": figure}
+
+
+def _networks_table(swept: Sequence["SweptTraining"]) -> pd.DataFrame:
     """A sweep's networks, a row for each: means and standard deviations over the seeds."""
     rows = []
     for network, ended in _by_network(swept).items():
@@ -56,17 +60,9 @@ def networks_table(swept: Sequence["SweptTraining"]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def trainings_figure(swept: Sequence["SweptTraining"], where: str) -> Figure:
-    """The figure of a sweep's accuracies (Figures 3 to 6)."""
-    curves = {
-        network: [each.curve for each in ended] for network, ended in _by_network(swept).items()
-    }
-    return trainings(curves, where)
-
-
 def sweep_summary(swept: Sequence["SweptTraining"]) -> str:
     """A sweep's networks for the terminal."""
-    table = networks_table(swept)
+    table = _networks_table(swept)
     figure_names = [n for n in table if str(n).endswith("_accuracy")]
     lines = [f"{'network':<16}{'seeds':>6}" + "".join(f"{n[6:]:>24}" for n in figure_names)]
     for _, row in table.iterrows():
@@ -78,28 +74,6 @@ def sweep_summary(swept: Sequence["SweptTraining"]) -> str:
             f"{row['network']:<16}{row['seeds']:>6}" + "".join(f"{cell:>24}" for cell in cells)
         )
     return "\n".join(lines)
-
-
-def trials_table(tuning: "Tuning") -> pd.DataFrame:
-    """A tuning's trials, a row for each."""
-    return pd.DataFrame(
-        {"trial": trial.number}
-        | trial.settings
-        | {
-            "validation_accuracy": trial.value,
-            "pruned": trial.pruned,
-            "seconds": trial.seconds,
-        }
-        for trial in tuning.tried
-    )
-
-
-def tuning_figure(tuning: "Tuning", title: str) -> Figure:
-    """The figure of a tuning: its history, what mattered, and all trials side by side."""
-    values = [trial.value for trial in tuning.tried]
-    pruned = [trial.pruned for trial in tuning.tried]
-    settings = [trial.settings for trial in tuning.tried]
-    return draw_tuning(values, pruned, tuning.importances, settings, title)
 
 
 def tuning_summary(tuning: "Tuning") -> str:
@@ -141,9 +115,6 @@ def draw_tuning(
         importances: by setting, the share of the accuracy's variance that it explains.
         settings: that each trial tried, the same ones everywhere.
         title: says which network and data set.
-
-    Returns:
-        A figure of two panels and a wide one below them.
     """
     figure = Figure(figsize=(12, 8.5), layout="constrained")
     figure.suptitle(title)
@@ -164,13 +135,8 @@ def _draw_history(axes: Axes, values: Sequence[float], pruned: Sequence[bool]) -
     axes.plot(numbers[~cut], accuracies[~cut], "o", color="tab:blue", label="finished")
     axes.plot(numbers[cut], accuracies[cut], "x", color="grey", label="pruned, where it stood")
     best = np.maximum.accumulate(np.where(cut, -np.inf, accuracies))
-    axes.step(
-        numbers,
-        np.where(np.isfinite(best), best, np.nan),
-        where="post",
-        color="tab:red",
-        label="best",
-    )
+    best = np.where(np.isfinite(best), best, np.nan)
+    axes.step(numbers, best, where="post", color="tab:red", label="best")
     axes.set(xlabel="trial", ylabel="validation accuracy", title="history")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
@@ -191,27 +157,15 @@ def _draw_coordinates(
         tried = [one[name] for one in settings]
         heights[:, column], marks = _heights(tried)
         for height, mark in marks:
-            axes.annotate(
-                mark,
-                (column, height),
-                fontsize="small",
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-            )
-    finished = (
-        [v for v, cut in zip(values, pruned, strict=True) if not cut] or list(values) or [0.0]
-    )
+            beside: Any = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+            axes.annotate(mark, (column, height), fontsize="small", **beside)
+    finished = [value for value, cut in zip(values, pruned, strict=True) if not cut]
+    finished = finished or list(values) or [0.0]
     scale = ScalarMappable(Normalize(min(finished), max(finished)), "viridis")
-    for row, value, cut in sorted(
-        zip(heights, values, pruned, strict=True), key=lambda each: (not each[2], each[1])
-    ):
-        style: dict[str, Any] = (
-            {"color": "lightgrey", "lw": 0.8}
-            if cut
-            else {"color": scale.to_rgba(np.asarray(value)), "lw": 1.5}
-        )
-        axes.plot(range(len(names)), row, **style)
+    lines = zip(heights, values, pruned, strict=True)
+    for row, value, cut in sorted(lines, key=lambda each: (not each[2], each[1])):
+        colour = "lightgrey" if cut else scale.to_rgba(np.asarray(value))
+        axes.plot(range(len(names)), row, color=colour, lw=0.8 if cut else 1.5)
     axes.set_xticks(range(len(names)), labels=names)
     axes.set(yticks=[], ylim=(-0.05, 1.05), title="all trials (grey: pruned)")
     for column in range(len(names)):
@@ -229,7 +183,5 @@ def _heights(tried: Sequence[Any]) -> tuple[np.ndarray, list[tuple[float, str]]]
     wide = bool((numbers > 0).all() and numbers.max() / numbers.min() > 20)
     along = np.log(numbers) if wide else numbers
     low, high = float(along.min()), float(along.max())
-    marks = [
-        (end, f"{np.exp(value) if wide else value:.2g}") for end, value in ((0.0, low), (1.0, high))
-    ]
-    return (along - low) / max(high - low, 1e-12), marks
+    shown = [f"{np.exp(end) if wide else end:.2g}" for end in (low, high)]
+    return (along - low) / max(high - low, 1e-12), [(0.0, shown[0]), (1.0, shown[1])]

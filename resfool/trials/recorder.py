@@ -18,7 +18,6 @@ from resfool.values import Part, Row
 if TYPE_CHECKING:
     import keras
 
-
 Message = tuple[str, tuple[Any, ...]]  # the name of a Monitor's method, and its arguments
 
 
@@ -61,14 +60,11 @@ class Trial:
     data: Dataset | None = None
 
     def __call__(self, asked: TrainParameters, report: Callable[[Message], bool]) -> Trained | None:
-        """Train once.
+        """Train once; None if it was stopped.
 
         Args:
             asked: how to train.
             report: sends a message; returns whether to stop.
-
-        Returns:
-            The finished training, or None if it was stopped.
         """
         try:
             result = train(asked, _Telling(report), self.data)
@@ -142,19 +138,15 @@ class Recorder:
         elif method == "fact":
             self._open[place].monitor.fact(*arguments)
         elif method == "point":
-            (row,) = arguments
-            return self._point(place, row)
+            return self._point(place, *arguments)
         return False
 
     def end(self, place: Any, outcome: Any) -> Trained | None:
         """End a trial's run.
 
-        Args:
-            place: of the trial.
-            outcome: that the pool gave.
-
         Returns:
-            The outcome, if it was a finished training; None if it was stopped or failed.
+            The outcome that the pool gave, if it was a finished training; None if it was stopped
+            or failed.
         """
         entry = self._open.get(place)
         if entry is None:  # it failed before it began

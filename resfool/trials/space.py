@@ -13,7 +13,7 @@ from resfool.values import show
 
 @dataclass(frozen=True)
 class Between:
-    """A range of a setting: of whole numbers if both ends are; `log` counts in magnitudes."""
+    """A range of a setting; `log` counts in magnitudes."""
 
     low: float
     high: float
@@ -32,9 +32,6 @@ Span = Between | Choice
 
 def space_of(asked: TuneParameters) -> dict[str, Span]:
     """What is searched: what was named, or all that the architecture has and wasn't given.
-
-    Args:
-        asked: the search.
 
     Returns:
         Spans by the settings' names, without values that `train` refuses beside what was given.

@@ -1,5 +1,6 @@
 """The search for better settings: the only file that talks to Optuna."""
 
+import functools
 import logging
 import os
 import platform
@@ -10,12 +11,7 @@ from typing import Any
 
 import optuna
 import psutil
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna import distributions, pruners, samplers
 from optuna.trial import FrozenTrial, TrialState
 
 from resfool.errors import InputError
@@ -27,24 +23,8 @@ _RUN, _DRIVER = "run_id", "driver"
 
 
 @dataclass(frozen=True)
-class Proposal:
-    """A trial's number in its study, and the settings that it tries."""
-
-    number: int
-    settings: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class TriedTrial:
-    """A trial that ended.
-
-    Attributes:
-        number: in its study.
-        settings: that it tried.
-        value: the accuracy it reached; that of the last report if it was pruned.
-        pruned: whether it was stopped early.
-        seconds: that it took.
-    """
+    """A trial that ended: its value is its accuracy, that of the last report if it was pruned."""
 
     number: int
     settings: dict[str, Any]
@@ -101,7 +81,7 @@ class Study:
                 f" or search elsewhere with another storage than {storage}"
             )
         # A search that goes on must not draw again what it drew at its beginning.
-        self._study.sampler = _SAMPLERS[sampler](seed + known)
+        self._study.sampler = _SAMPLERS[sampler](seed=seed + known)
         self._running: dict[int, optuna.Trial] = {}
 
     @property
@@ -123,11 +103,11 @@ class Study:
             self._study.enqueue_trial(trial.params)
         return len(lost)
 
-    def propose(self) -> Proposal:
-        """The next trial."""
+    def propose(self) -> tuple[int, dict[str, Any]]:
+        """The next trial's number, and the settings that it tries."""
         trial = self._study.ask(self.space_of)
         self._running[trial.number] = trial
-        return Proposal(trial.number, dict(trial.params))
+        return trial.number, dict(trial.params)
 
     def report(self, number: int, step: int, value: float) -> bool:
         """Take a running trial's accuracy at a step; whether it isn't worth going on."""
@@ -139,11 +119,8 @@ class Study:
 
     def tell(self, number: int, value: float | None) -> None:
         """End a trial: with its final accuracy, or None if it was stopped early."""
-        trial = self._running.pop(number)
-        if value is None:
-            self._study.tell(trial, state=TrialState.PRUNED)
-        else:
-            self._study.tell(trial, value)
+        state = TrialState.PRUNED if value is None else TrialState.COMPLETE
+        self._study.tell(self._running.pop(number), value, state=state)
 
     def fail(self, number: int) -> None:
         """End a trial that went wrong and says nothing about its settings."""
@@ -184,41 +161,27 @@ def _at_work(driver: Mapping[str, Any] | None) -> int | None:
 
 
 def _tried(trial: FrozenTrial) -> TriedTrial:
-    last = (
-        trial.intermediate_values[max(trial.intermediate_values)]
-        if trial.intermediate_values
-        else 0.0
-    )
-    value = last if trial.value is None else trial.value
+    reports = trial.intermediate_values
+    last = reports[max(reports)] if reports else 0.0
+    value = float(last if trial.value is None else trial.value)
     assert trial.duration is not None
-    return TriedTrial(
-        number=trial.number,
-        settings=dict(trial.params),
-        value=float(value),
-        pruned=trial.state == TrialState.PRUNED,
-        seconds=trial.duration.total_seconds(),
-    )
+    pruned, seconds = trial.state == TrialState.PRUNED, trial.duration.total_seconds()
+    return TriedTrial(trial.number, dict(trial.params), value, pruned, seconds)
 
 
-def _distribution(span: Span) -> BaseDistribution:
+def _distribution(span: Span) -> distributions.BaseDistribution:
     if isinstance(span, Choice):
-        return CategoricalDistribution(span.values)
-    if isinstance(span.low, int) and isinstance(span.high, int):
-        return IntDistribution(span.low, span.high, log=span.log)
-    return FloatDistribution(span.low, span.high, log=span.log)
-
-
-def _tpe(seed: int) -> optuna.samplers.BaseSampler:
-    # A running trial counts as a bad one nearby, so that parallel trials spread out.
-    return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
+        return distributions.CategoricalDistribution(span.values)
+    return distributions.FloatDistribution(span.low, span.high, log=span.log)
 
 
 _SAMPLERS: dict[Sampler, Any] = {
-    "tpe": _tpe,
-    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+    # A running trial counts as a bad one nearby, so that parallel trials spread out.
+    "tpe": functools.partial(samplers.TPESampler, multivariate=True, constant_liar=True),
+    "random": samplers.RandomSampler,
 }
 _PRUNERS: dict[Pruner, Any] = {
-    "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1),
-    "halving": lambda: optuna.pruners.SuccessiveHalvingPruner(),
-    "none": optuna.pruners.NopPruner,
+    "median": functools.partial(pruners.MedianPruner, n_startup_trials=5, n_warmup_steps=1),
+    "halving": pruners.SuccessiveHalvingPruner,
+    "none": pruners.NopPruner,
 }

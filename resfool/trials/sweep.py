@@ -82,12 +82,8 @@ def sweep(
             f"arch={show(asked.arch)} and depth={show(asked.depth)} name a network twice"
         )
     data = load_data(grid[0].asked)
-    facts = asked.shared(TrainParameters) | {
-        "seeds": asked.seeds,
-        "trainings": len(grid),
-        "dataset_digest": data.digest,
-        "backend": asked.backend,
-    }
+    facts = asked.shared(TrainParameters) | {"seeds": asked.seeds, "backend": asked.backend}
+    facts |= {"trainings": len(grid), "dataset_digest": data.digest}
     part: Part = "validation" if asked.validation_share else "test"
     networks = ", ".join(dict.fromkeys(each.network for each in grid))
     title = f"sweep of {networks}, {data.name}, {asked.seeds} seeds"

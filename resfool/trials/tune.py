@@ -4,12 +4,12 @@ import hashlib
 import json
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from resfool import identity
 from resfool.archive import Archive
-from resfool.datasets.sets import Dataset, load_data
+from resfool.datasets.sets import load_data
 from resfool.errors import TrialError
 from resfool.monitor import Monitor
 from resfool.training.recipe import TrainParameters
@@ -31,7 +31,7 @@ class Tuning:
     """What a search found.
 
     Attributes:
-        tried: the trials in order, with number, settings, value, pruned and seconds.
+        tried: the trials in order.
         importances: by setting, the share of the accuracy's variance that it explains.
         best: settings of the best trial, as `train` takes them: those that were searched.
         value: its validation accuracy.
@@ -65,44 +65,36 @@ def tune(
         monitor: of the whole.
         archive: where the run of a search that goes on is looked for.
 
-    Returns:
-        The trials and the best settings.
-
     Raises:
         InputError: a parameter can't be used; nothing was trained.
         TrialError: too many trials failed.
         KeyboardInterrupt: Ctrl-C or SIGTERM; what has ended is kept for the same command.
     """
     monitor, archive = monitor or Monitor(), archive or Archive()
-    base = asked.training
-    space = space_of(asked)
+    base, space = asked.training, space_of(asked)
     data = load_data(base)
-    setup = {
+    ways: dict[str, Any] = {"sampler": asked.sampler, "pruner": asked.pruner}
+    setup = ways | {
         "space": {name: repr(span) for name, span in space.items()},
-        "sampler": asked.sampler,
-        "pruner": asked.pruner,
         "training": identity.key(base.settings(), data.digest),
     }
     digest = hashlib.sha256(json.dumps(setup, sort_keys=True).encode()).hexdigest()[:12]
-    study = open_study(
-        f"resfool {asked.arch} {data.name} {digest}",
-        space,
-        storage=asked.storage,
-        sampler=asked.sampler,
-        pruner=asked.pruner,
-        seed=asked.seed,
-    )
+    name = f"resfool {asked.arch} {data.name} {digest}"
+    study = open_study(name, space, storage=asked.storage, seed=asked.seed, **ways)
     facts = base.shared(TuneParameters) | {
         "trials": asked.trials,
         "search": tuple(space),
-        "sampler": asked.sampler,
-        "pruner": asked.pruner,
+        **ways,
         "dataset_digest": data.digest,
         "backend": asked.backend,
     }
-    search = _Search(monitor, study, data, keep, base, asked.trials)
+
+    def keep_home(number: int, trained: Trained, own: Monitor, curve: Sequence[Row]) -> None:
+        keep(own, trained, curve, data)
+
+    search = _Search(monitor, study, base, asked.trials)
     trial = Trial(data if asked.backend == "ray" else None)
-    recorder = Recorder(monitor, data, search.keep, search.watch)
+    recorder = Recorder(monitor, data, keep_home, search.watch)
     with recorder, open_pool(trial, receive=recorder.receive) as pool:
         if study.run_id and archive.has_run(study.run_id):
             monitor.reopen(study.run_id)
@@ -118,84 +110,75 @@ def tune(
     return Tuning(tried, study.importances(), found, best.value, _command(replace(base, **found)))
 
 
+@dataclass
 class _Search:
     """A search that is going on."""
 
-    def __init__(
-        self,
-        monitor: Monitor,
-        study: "Study",
-        data: Dataset,
-        keep: Keep,
-        base: TrainParameters,
-        trials: int,
-    ) -> None:
-        self._monitor, self._study, self._data, self._keep_home = monitor, study, data, keep
-        self._base, self._trials = base, trials
-        self._best = 0.0
-        self._ended = 0
-        self._failures = 0
-        self._steps: dict[int, int] = {}  # that the trials which run have done
+    monitor: Monitor
+    study: "Study"
+    base: TrainParameters
+    trials: int
+    best: float = 0.0
+    ended: int = 0
+    failures: int = 0
+    steps: dict[int, int] = field(default_factory=dict)  # that the trials which run have done
 
     def run(self, pool: Any, recorder: Recorder) -> None:
         """Propose and learn until as many trials as are wanted have ended."""
-        lost = self._study.recover()
-        tried = self._study.tried()
-        self._ended = len(tried)
-        self._best = max((trial.value for trial in tried if not trial.pruned), default=0.0)
+        lost = self.study.recover()
+        tried = self.study.tried()
+        self.ended = len(tried)
+        self.best = max((trial.value for trial in tried if not trial.pruned), default=0.0)
         if tried or lost:
-            self._monitor.say(f"going on with a search of which {self._ended} trials have ended")
-        for _ in range(min(pool.size, self._trials - self._ended)):
+            self.monitor.say(f"going on with a search of which {self.ended} trials have ended")
+        for _ in range(min(pool.size, self.trials - self.ended)):
             self._submit(pool)
         for number, outcome in pool.finished():
-            self._ended += self._end(number, outcome, recorder)
+            self.ended += self._end(number, outcome, recorder)
             self._progress()
-            if self._ended + len(self._steps) < self._trials:
+            if self.ended + len(self.steps) < self.trials:
                 self._submit(pool)
 
-    def keep(self, number: int, trained: Trained, own: Monitor, curve: Sequence[Row]) -> None:
-        self._keep_home(own, trained, curve, self._data)
-
     def watch(self, number: int, row: Row) -> bool:
-        self._steps[number] = int(row["step"])
+        """Take note of a trial's point; whether the trial isn't worth going on."""
+        self.steps[number] = step = int(row["step"])
         self._progress()
-        if "validation_accuracy" not in row:
-            return False
-        return self._study.report(number, int(row["step"]), row["validation_accuracy"])
+        accuracy = row.get("validation_accuracy")
+        return accuracy is not None and self.study.report(number, step, accuracy)
 
     def _submit(self, pool: Any) -> None:
-        proposal = self._study.propose()
-        self._steps[proposal.number] = 0
-        pool.submit(proposal.number, replace(self._base, **as_given(proposal.settings)))
+        number, settings = self.study.propose()
+        self.steps[number] = 0
+        pool.submit(number, replace(self.base, **as_given(settings)))
 
     def _end(self, number: int, outcome: Any, recorder: Recorder) -> bool:
         """Record a trial's end and tell the study; whether it counts."""
-        del self._steps[number]
+        del self.steps[number]
         done = recorder.end(number, outcome)
         if done is not None:
             accuracy = done.metrics["final_validation_accuracy"]
-            self._best = max(self._best, accuracy)
-            self._monitor.point({"step": number, "trial_validation_accuracy": accuracy})
-            self._monitor.point({"step": number, "best_validation_accuracy": self._best})
-            self._study.tell(number, accuracy)
+            self.best = max(self.best, accuracy)
+            self.monitor.point({"step": number, "trial_validation_accuracy": accuracy})
+            self.monitor.point({"step": number, "best_validation_accuracy": self.best})
+            self.study.tell(number, accuracy)
         elif outcome is None:
-            self._study.tell(number, None)
+            self.study.tell(number, None)
         elif outcome.kind == "NonFiniteLossError":
-            self._monitor.say(f"trial {number} diverged, which counts as an accuracy of 0")
-            self._study.tell(number, 0.0)
+            self.monitor.say(f"trial {number} diverged, which counts as an accuracy of 0")
+            self.study.tell(number, 0.0)
         else:
-            self._study.fail(number)
-            self._failures += 1
-            self._monitor.say(f"trial {number} failed: {outcome}")
-            if self._failures >= 5:
-                raise TrialError(f"{self._failures} trials failed; the last: {outcome}")
+            self.study.fail(number)
+            self.failures += 1
+            self.monitor.say(f"trial {number} failed: {outcome}")
+            if self.failures >= 5:
+                raise TrialError(f"{self.failures} trials failed; the last: {outcome}")
             return False
         return True
 
     def _progress(self) -> None:
-        steps = sum(self._steps.values())
-        text = f"trials, best {self._best:.4f}; {len(self._steps)} at work have done {steps} steps"
-        self._monitor.progress(self._ended, self._trials, text)
+        steps = sum(self.steps.values())
+        text = f"trials, best {self.best:.4f}; {len(self.steps)} at work have done {steps} steps"
+        self.monitor.progress(self.ended, self.trials, text)
 
 
 def _command(training: TrainParameters) -> str:

@@ -1,25 +1,52 @@
-"""What each row of `ALGORITHMS` does with an experiment's work."""
+"""What the parts of the experiment work on, and what each row of `ALGORITHMS` makes of it."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import keras
 import numpy as np
 
+from resfool.datasets.sets import Split
+from resfool.monitor import Monitor
 from resfool.universal import ascent, iterated, matrices, solving
-from resfool.universal.fitting import Fit, Report, Work
 from resfool.universal.matrices import Matrix
-from resfool.universal.vectors import random_vectors
+from resfool.universal.options import UniversalParameters
+from resfool.universal.vectors import Fit, random_vectors
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every part of the experiment needs.
+
+    Attributes:
+        model: from images to logits.
+        fitting: the images to fit on, with their labels.
+        held_out: float32 (M, H, W, C), the images to judge on.
+        asked: the experiment's parameters.
+        identity: of the model, for what is kept to be used again.
+        monitor: is told how it goes.
+        map: runs images in workers, if there are any.
+    """
+
+    model: keras.Model
+    fitting: Split
+    held_out: np.ndarray
+    asked: UniversalParameters
+    identity: dict[str, Any]
+    monitor: Monitor
+    map: Callable[..., list[Any]] | None
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """Those whose loss algorithms 3 and 4 raise; None are the model's own predictions."""
+        return self.fitting.labels if self.asked.label_source == "true" else None
 
 
 def fit_algorithm1(work: Work) -> Fit:
     """Smallest perturbations, added up from image to image."""
-    asked = work.asked
-    return iterated.algorithm1(
-        work.model,
-        work.fitting.images,
-        solver=asked.solver,
-        desired_rate=asked.desired_rate,
-        **_in_passes(work),
-    )
+    own: Any = {"solver": work.asked.solver, "desired_rate": work.asked.desired_rate}
+    return iterated.algorithm1(work.model, work.fitting.images, **own, **_in_passes(work))
 
 
 def fit_gradient(work: Work) -> Fit:
@@ -28,30 +55,22 @@ def fit_gradient(work: Work) -> Fit:
 
 
 def _in_passes(work: Work) -> dict[str, Any]:
+    """Options of what goes over the images several times."""
     asked = work.asked
-    return {
-        "norm": asked.norm,
-        "passes": asked.most_passes,
-        "seed": asked.seed,
-        "batch_size": asked.batch_size,
-        "report": _report(work),
-    }
-
-
-def _report(work: Work) -> Report:
-    advance = work.monitor.counter(work.asked.most_passes)
+    passes = asked.passes or asked.procedure.passes
+    advance = work.monitor.counter(passes)
 
     def report(number: int, rate: float) -> None:
         work.monitor.point({"step": number + 1, "fitting_fooling_rate": rate})
         advance(1, f"fooled {rate:.3f} of the fitting images")
 
-    return report
+    shared = {name: getattr(asked, name) for name in ("norm", "seed", "batch_size")}
+    return shared | {"passes": passes, "report": report}
 
 
 def fit_random(work: Work) -> Fit:
     """Noise, whatever the model and the images are."""
-    norm = work.asked.norm
-    shape = work.fitting.images.shape[1:]
+    norm, shape = work.asked.norm, work.fitting.images.shape[1:]
     (vector,) = random_vectors(shape, np.array([norm.size]), norm.kind, work.asked.seed)
     return Fit(vector, [])
 
@@ -63,23 +82,12 @@ def fit_algorithm2(work: Work) -> Matrix:
 
 def fit_algorithm3(work: Work) -> Matrix:
     """A step along the sign of each image's gradient."""
-    asked = work.asked
-    return matrices.sign_matrix(
-        work.model,
-        work.fitting.images,
-        _labels(work),
-        asked.epsilon,
-        batch_size=asked.batch_size,
-    )
+    images, asked = work.fitting.images, work.asked
+    options: Any = {"epsilon": asked.epsilon, "batch_size": asked.batch_size}
+    return matrices.sign_matrix(work.model, images, work.labels, **options)
 
 
 def fit_algorithm4(work: Work) -> Matrix:
     """The shortest such step of each image that changes its class."""
-    return matrices.smallest_sign_matrix(
-        work.model, work.fitting.images, _labels(work), batch_size=work.asked.batch_size
-    )
-
-
-def _labels(work: Work) -> np.ndarray | None:
-    """Those whose loss is raised; None are the model's own predictions."""
-    return work.fitting.labels if work.asked.label_source == "true" else None
+    images, batch_size = work.fitting.images, work.asked.batch_size
+    return matrices.smallest_sign_matrix(work.model, images, work.labels, batch_size=batch_size)

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -11,8 +10,7 @@ import tensorflow as tf
 
 from resfool.attacks import lowrank
 from resfool.classifiers import inference
-from resfool.universal.fitting import Best, Fit, Report, no_report
-from resfool.universal.vectors import perturbed_by, projected
+from resfool.universal.vectors import Best, Fit, Report, perturbed_by, projected
 from resfool.values import Norm
 
 _FIRST_STEP = 0.04  # of gradient ascent, as a share of the norm; momentum multiplies it by up to 5
@@ -28,7 +26,7 @@ def gradient_trained(
     seed: int = 0,
     clip: bool = False,
     batch_size: int = 100,
-    report: Report = no_report,
+    report: Report = lambda number, rate: None,
 ) -> Fit:
     """A universal perturbation in all pixels, trained by stochastic gradients and projected.
 
@@ -37,13 +35,10 @@ def gradient_trained(
         images: float32 (N, H, W, C) in [0, 1], to fit on.
         norm: the ball, of kind l2 or linf.
         passes: over the images.
-        seed: of the start and of the order of the images.
+        seed: of the order of the images.
         clip: keep perturbed images in [0, 1].
         batch_size: images per step.
         report: is told each pass and the fooling rate after it.
-
-    Returns:
-        The best perturbation and the rate after each pass.
 
     Source: Shafahi et al., "Universal adversarial training", arXiv:1811.11304.
     """
@@ -54,7 +49,7 @@ def gradient_trained(
 
     steps = -(-len(images) // batch_size)
     path = ascend(
-        SmoothRate.of(model, images, clip),
+        SmoothRate(model, images, clip),
         np.zeros(images.shape[1:], np.float32),
         direction=unit,
         retract=lambda vector: projected(vector, norm),
@@ -72,33 +67,19 @@ def gradient_trained(
     return Fit(best.vector, rates)
 
 
-@dataclass(frozen=True)
 class SmoothRate:
-    """What an ascent raises: a smooth fooling rate of the fitting images.
+    """What an ascent raises: a smooth fooling rate of images, float32 (N, H, W, C) in [0, 1].
 
-    An image counts as sigmoid(-margin / scale), the margin being how far the logit of its clean
-    class is ahead of the best other.
-
-    Attributes:
-        model: from images to logits.
-        images: float32 (N, H, W, C) in [0, 1].
-        clean: int64 (N,), their classes without a perturbation.
-        scale: half their mean margin without a perturbation.
-        clip: keep perturbed images in [0, 1].
+    An image counts as sigmoid(-margin / scale). The margin is how far the logit of its clean class
+    is ahead of the best other, the scale half the mean margin without a perturbation.
     """
 
-    model: keras.Model
-    images: np.ndarray
-    clean: np.ndarray
-    scale: float
-    clip: bool
-
-    @classmethod
-    def of(cls, model: keras.Model, images: np.ndarray, clip: bool) -> "SmoothRate":
+    def __init__(self, model: keras.Model, images: np.ndarray, clip: bool) -> None:
+        self.model, self.images, self.clip = model, images, clip
         logits = inference.logits(model, images)
+        self.clean = inference.predicted(logits)
         first, second = np.partition(logits, (-2, -1), axis=1)[:, [-1, -2]].T
-        scale = float((first - second).mean()) / 2
-        return cls(model, images, inference.predicted(logits), max(scale, 1e-6), clip)
+        self.scale = max(float((first - second).mean()) / 2, 1e-6)
 
 
 def ascend(
@@ -122,7 +103,7 @@ def ascend(
         size: the norm of the vectors; a step is a share of it.
         steps: how many.
         random: picks the images of each step.
-        batch_size: images per step, at most.
+        batch_size: how many of them, at most.
 
     Yields:
         The vector after each step, float32 (H, W, C).
@@ -144,7 +125,7 @@ def ascend(
 
 
 def _slope(model: keras.Model, images: Any, clean: Any, scale: Any, vector: Any, clip: bool) -> Any:
-    """The gradient of the smooth fooling rate with respect to the vector."""
+    """The smooth fooling rate's gradient with respect to the vector."""
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(vector)
         logits = model(perturbed_by(images, vector, clip), training=False)

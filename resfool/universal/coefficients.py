@@ -2,18 +2,23 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import get_args
 
 import keras
 import numpy as np
 
 from resfool.attacks import lowrank
-from resfool.attacks.lowrank import Decomposition, RandomCoefficients
+from resfool.attacks.lowrank import Decomposition
 from resfool.classifiers.inference import BATCH_SIZE
 from resfool.universal.ascent import SmoothRate, ascend
 from resfool.universal.options import Coefficients
 from resfool.universal.vectors import applied
 from resfool.values import Norm
+
+# Of the search for the best ones.
+_CANDIDATES = 64  # Gaussian draws among the starting points
+_STARTS = 6  # ascents, each from one of the best candidates
+_STEPS = 80  # of each ascent
+_BATCH_SIZE = 100  # images of a step
 
 
 def coefficients(
@@ -46,19 +51,13 @@ def coefficients(
         float64 (draws, rank), scaled to the norm.
     """
     if rule == "first":
-        sign = first_vector_sign(model, images, decomposition, norm=norm, clip=clip)
         chosen = np.zeros((1, rank))
-        chosen[0, 0] = sign
+        chosen[0, 0] = first_vector_sign(model, images, decomposition, norm=norm, clip=clip)
         return _scaled(chosen, decomposition, _definite(norm, 1))
     if rule == "optimised":
-        return optimised(model, images, decomposition, rank, norm=norm, seed=seed, clip=clip)
+        return _optimised(model, images, decomposition, rank, norm, seed, clip)
     random = lowrank.random_coefficients(rule, decomposition, rank, seed=seed, draws=draws)
     return _scaled(random, decomposition, norm)
-
-
-def drawn(rule: Coefficients, draws: int) -> int:
-    """How many perturbations a rule gives: the random ones one for each draw, the others one."""
-    return draws if rule in get_args(RandomCoefficients) else 1
 
 
 def first_vector_sign(
@@ -69,60 +68,28 @@ def first_vector_sign(
     norm: Norm,
     clip: bool = False,
 ) -> int:
-    """The sign with which the first singular vector fools more of the fitting images.
-
-    Args:
-        model: from images to logits.
-        images: float32 (N, H, W, C) in [0, 1].
-        decomposition: of the matrix of perturbations.
-        norm: at which the two are compared.
-        clip: keep perturbed images in [0, 1].
-
-    Returns:
-        1 or -1.
-    """
+    """The sign, 1 or -1, with which the first singular vector fools more of the fitting images."""
     both = _scaled(np.array([[1.0], [-1.0]]), decomposition, _definite(norm, 1))
     rates = applied(model, images, _vectors(both, decomposition, images), clip=clip).rates
     return 1 if rates[0] >= rates[1] else -1
 
 
-def optimised(
+def _optimised(
     model: keras.Model,
     images: np.ndarray,
     decomposition: Decomposition,
     rank: int,
-    *,
     norm: Norm,
-    seed: int = 0,
-    candidates: int = 64,
-    starts: int = 6,
-    steps: int = 80,
-    clip: bool = False,
-    batch_size: int = 100,
+    seed: int,
+    clip: bool,
 ) -> np.ndarray:
-    """Coefficients that fool as many of the fitting images as can be at a given norm.
+    """Coefficients (1, rank) that fool as many of the fitting images as can be at a given norm.
 
     Each singular vector with both signs and Gaussian draws are judged; from the best of them a
     stochastic gradient ascent on a smooth fooling rate goes on, over the sphere of the norm in
     the span of the vectors, and after a quarter of the steps from the best third of those only.
     The best on all fitting images is returned, starts included: so it is never worse there than
     the first vector.
-
-    Args:
-        model: from images to logits.
-        images: float32 (N, H, W, C) in [0, 1], to fit on.
-        decomposition: of the matrix of perturbations.
-        rank: number of singular vectors.
-        norm: of the perturbation; of kind "none" it is taken as the paper's, 5 sqrt(rank) in l2.
-        seed: of the draws and of the order of the images.
-        candidates: Gaussian draws among the starting points.
-        starts: ascents, each from one of the best candidates.
-        steps: of each ascent, two or more.
-        clip: keep perturbed images in [0, 1].
-        batch_size: images per step.
-
-    Returns:
-        float64 (1, rank).
     """
     norm = _definite(norm, rank)
     random = np.random.default_rng(seed)
@@ -134,17 +101,17 @@ def optimised(
 
     if rank == 1:
         return signed[ordered(signed, images)[:1]]
-    tried = random.standard_normal((candidates, rank))
+    tried = random.standard_normal((_CANDIDATES, rank))
     tried = np.concatenate([signed, _scaled(tried, decomposition, norm)])
     first_look = images[random.permutation(len(images))[:BATCH_SIZE]]
-    begun = tried[ordered(tried, first_look)[:starts]]
+    begun = tried[ordered(tried, first_look)[:_STARTS]]
     basis = decomposition.vectors[:rank]
 
     def unit(slope: np.ndarray) -> np.ndarray:
         within = (basis @ slope.ravel()) @ basis
         return lowrank.rescaled(within.reshape(1, *slope.shape), Norm(norm.kind, 1.0))[0]
 
-    target = SmoothRate.of(model, images, clip)
+    target = SmoothRate(model, images, clip)
     paths = [
         ascend(
             target,
@@ -152,9 +119,9 @@ def optimised(
             direction=unit,
             retract=lambda vector: lowrank.rescaled(vector[np.newaxis], norm)[0],
             size=norm.size,
-            steps=steps,
+            steps=_STEPS,
             random=random,
-            batch_size=batch_size,
+            batch_size=_BATCH_SIZE,
         )
         for start in _vectors(begun, decomposition, images)
     ]
@@ -164,10 +131,10 @@ def optimised(
         vectors = [list(itertools.islice(path, steps))[-1].ravel() for path in paths]
         return _scaled(np.stack(vectors).astype(np.float64) @ basis.T, decomposition, norm)
 
-    early = max(1, steps // 4)
+    early = _STEPS // 4
     halfway = after(paths, early)
-    ahead = ordered(halfway, first_look)[: max(1, starts // 3)]
-    ends = after([paths[i] for i in ahead], steps - early)
+    ahead = ordered(halfway, first_look)[: _STARTS // 3]
+    ends = after([paths[i] for i in ahead], _STEPS - early)
     final = np.concatenate([signed[[0, rank]], begun, halfway, ends])
     return final[ordered(final, images)[:1]]
 

@@ -16,7 +16,7 @@ from resfool.universal.options import UniversalParameters
 
 if TYPE_CHECKING:
     from resfool.attacks.minimal import Minimal
-    from resfool.universal.fitting import Work
+    from resfool.universal.algorithms import Work
     from resfool.universal.judging import Ranked, Verdict
     from resfool.universal.matrices import Matrix
 
@@ -69,9 +69,6 @@ def universal(
         archive: finds the model, and the matrix of an earlier run.
         map: runs images in workers, for solvers that go image by image.
 
-    Returns:
-        The perturbation and its fooling rates.
-
     Raises:
         InputError: an argument can't be used; nothing was solved.
         KeyboardInterrupt: Ctrl-C or SIGTERM; what was solved is kept for the same command.
@@ -88,7 +85,7 @@ def universal(
 
     devices.start_tensorflow()
     from resfool.universal import judging
-    from resfool.universal.fitting import Work
+    from resfool.universal.algorithms import Work
     from resfool.universal.matrices import matrix_in
     from resfool.universal.solving import digest
 
@@ -98,24 +95,14 @@ def universal(
         "image_shape": list(data.image_shape),
         "input_range": list(range_of(source, asked.input_range)),
     }
-    matrix = None
-    if stored is not None:
-        matrix = matrix_in(stored, str(asked.matrix), same, asked.made_by)
+    matrix = None if stored is None else matrix_in(stored, str(asked.matrix), same, asked.made_by)
     settings = asked.settings()
-    facts = (
-        settings
-        | {
-            "model_name": source.name,
-            "dataset": data.name,
-            "dataset_digest": data.digest,
-        }
-        | identity.facts("universal", settings, data.digest)
-    )
+    facts = settings | identity.facts("universal", settings, data.digest)
+    facts |= {"model_name": source.name, "dataset": data.name, "dataset_digest": data.digest}
     title = f"universal {asked.algorithm} on {source.name}, {data.name}"
     monitor.begin(title, facts, [(data, "train", "fitted"), (data, "test", "judged")])
     work = Work(model, fitting, held_out.images, asked, same, monitor, map)
-    ranked, spectra = None, None
-    rates: list[float] = []
+    ranked, spectra, rates = None, None, []
     if asked.procedure.makes_matrix:
         matrix = matrix or _fitted_matrix(work)
         ranked, spectra = _approximated(work, matrix)
@@ -144,9 +131,8 @@ def _chosen(split: Split, samples: int | None, seed: int, what: str) -> Split:
 
 def _fitted_matrix(work: "Work") -> "Matrix":
     matrix: Matrix = work.asked.procedure.fit(work)
-    if matrix.dropped:
-        count = len(work.fitting)
-        work.monitor.say(f"no perturbation was found for {matrix.dropped} of {count} images")
+    if lost := matrix.dropped:
+        work.monitor.say(f"no perturbation was found for {lost} of {len(work.fitting)} images")
     if not len(matrix.rows):
         raise InputError("no perturbation was found for any image, so there is no matrix")
     return matrix
@@ -167,12 +153,9 @@ def _approximated(work: "Work", matrix: "Matrix") -> tuple["Ranked", tuple[np.nd
     monitor.point({"step": 0, "energy_of_10_directions": decomposition.energy(10)})
     others = {n for n in asked.ranks or judging.RANKS if n <= decomposition.numerical_rank}
     ranks = [rank] if first else sorted(others | {rank})
-    options: Any = {
-        "rule": asked.coefficients,
-        "norm": asked.norm,
-        "equal_norm": asked.equal_norm,
-        "draws": asked.draws,
-    }
+    options: Any = {n: getattr(asked, n) for n in ("norm", "equal_norm", "draws")}
+    options["rule"] = asked.coefficients
+    judged = judging.vectors_over(ranks, **options)
     ranked = judging.over_ranks(
         work.model,
         work.fitting.images,
@@ -181,7 +164,7 @@ def _approximated(work: "Work", matrix: "Matrix") -> tuple["Ranked", tuple[np.nd
         ranks,
         rank,
         seed=asked.seed,
-        progress=monitor.counter(judging.vectors_over(ranks, **options), "perturbations judged"),
+        progress=monitor.counter(judged, "perturbations judged"),
         **options,
     )
     for row in ranked.rows:

@@ -10,8 +10,7 @@ from resfool.attacks import minimal
 from resfool.attacks.solvers import Solver
 from resfool.classifiers import inference
 from resfool.classifiers.inference import BATCH_SIZE
-from resfool.universal.fitting import Best, Fit, Report, no_report
-from resfool.universal.vectors import classes_under, projected
+from resfool.universal.vectors import Best, Fit, Report, classes_under, projected
 from resfool.values import Norm
 
 # From a model and images (N, H, W, C) to a small perturbation (N, H, W, C) of each that changes
@@ -32,7 +31,7 @@ def algorithm1(
     seed: int = 0,
     clip: bool = False,
     batch_size: int = BATCH_SIZE,
-    report: Report = no_report,
+    report: Report = lambda number, rate: None,
 ) -> Fit:
     """Algorithm 1: add up smallest perturbations of images that the sum so far doesn't fool.
 
@@ -55,17 +54,25 @@ def algorithm1(
         batch_size: images per pass through the model when rates are computed.
         report: is told each pass and the best fooling rate in it.
 
-    Returns:
-        The best perturbation and the best rate in each pass.
-
     Source: Moosavi-Dezfooli et al., "Universal adversarial perturbations", arXiv:1610.08401.
     """
     solve = _named(solver, group) if isinstance(solver, str) else solver
+    classify = inference.compiled(model, classes_under)
     random = np.random.default_rng(seed)
     clean = inference.predicted(inference.logits(model, images, batch_size))
     best = Best(model, images, clip)
     vector = np.zeros(images.shape[1:], np.float32)
     rates: list[float] = []
+
+    def next_unfooled(waiting: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The next images that the sum doesn't fool, a group or less, and those behind them."""
+        ahead = waiting[:batch_size]
+        batch = inference.filled(images[ahead], batch_size)
+        classes = classify(batch, tf.constant(vector), clip).numpy()[: len(ahead)]
+        places = np.flatnonzero(classes == clean[ahead])
+        if len(places) <= group:
+            return ahead[places], waiting[len(ahead) :]
+        return ahead[places[:group]], waiting[places[group - 1] + 1 :]
 
     def one_pass() -> Iterator[np.ndarray]:
         """The sum, now and then while the images go by, and at their end."""
@@ -74,11 +81,10 @@ def algorithm1(
         while len(waiting):
             looked = len(waiting)
             while len(waiting) and len(waiting) > looked - len(images) / _LOOKS:
-                unfooled, waiting = _next_unfooled(
-                    model, images, clean, vector, waiting, group, clip, batch_size
-                )
+                unfooled, waiting = next_unfooled(waiting)
                 if len(unfooled):
-                    steps = solve(model, _perturbed(images[unfooled], vector, clip))
+                    moved = images[unfooled] + vector
+                    steps = solve(model, np.clip(moved, 0.0, 1.0) if clip else moved)
                     vector = projected(vector + steps.sum(axis=0), norm)
             yield vector
 
@@ -102,28 +108,3 @@ def _named(solver: Solver, group: int) -> Solve:
         return np.where(flipped, found.perturbations, np.float32(0))
 
     return solve
-
-
-def _perturbed(images: np.ndarray, vector: np.ndarray, clip: bool) -> np.ndarray:
-    return np.clip(images + vector, 0.0, 1.0) if clip else images + vector
-
-
-def _next_unfooled(
-    model: keras.Model,
-    images: np.ndarray,
-    clean: np.ndarray,
-    vector: np.ndarray,
-    waiting: np.ndarray,
-    group: int,
-    clip: bool,
-    batch_size: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The next images that a vector doesn't fool, at most `group`, and those that wait behind."""
-    classify = inference.compiled(model, classes_under)
-    ahead = waiting[:batch_size]
-    batch = inference.filled(images[ahead], batch_size)
-    classes = classify(batch, tf.constant(vector), clip).numpy()[: len(ahead)]
-    places = np.flatnonzero(classes == clean[ahead])
-    if len(places) <= group:
-        return ahead[places], waiting[len(ahead) :]
-    return ahead[places[:group]], waiting[places[group - 1] + 1 :]

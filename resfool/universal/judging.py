@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import keras
 import numpy as np
 
 from resfool.attacks import lowrank
-from resfool.attacks.lowrank import Decomposition
+from resfool.attacks.lowrank import Decomposition, RandomCoefficients
 from resfool.classifiers import scores
 from resfool.classifiers.inference import BATCH_SIZE
 from resfool.monitor import Advance, quiet
@@ -70,9 +70,6 @@ def over_ranks(
         draws: perturbations of each rank, and random vectors to compare with.
         seed: of the draws.
         progress: is told of the perturbations, each on all held-out images; see `vectors_over`.
-
-    Returns:
-        Rates of every rank, measured on the held-out images, and the perturbation.
     """
     rows: list[Row] = []
     vector = np.zeros(held_out.shape[1:], np.float32)
@@ -88,8 +85,8 @@ def over_ranks(
             vectors = lowrank.combined(f, decomposition).reshape(-1, *held_out.shape[1:])
             row |= _rates(model, held_out, vectors, prefix, seed)
             progress(_VECTORS * len(vectors))
-            if prefix == "" and number == rank:
-                vector = _best(model, fitting, vectors)
+            if prefix == "" and number == rank:  # the best; held-out images have no say
+                vector = vectors[applied(model, fitting, vectors).rates.argmax()]
         rows.append(row)
     return Ranked(rows, vector)
 
@@ -99,7 +96,8 @@ def vectors_over(
 ) -> int:
     """How many perturbations `over_ranks` judges, its arguments being these."""
     sides = 1 if norm == equal_norm else 2
-    return len(ranks) * sides * _VECTORS * coefficients.drawn(rule, draws)
+    drawn = draws if rule in get_args(RandomCoefficients) else 1
+    return len(ranks) * sides * _VECTORS * drawn
 
 
 def _rates(
@@ -108,27 +106,18 @@ def _rates(
     lengths, largest = (lowrank.sizes(vectors, kind) for kind in _KINDS)
     noise = random_vectors(vectors.shape[1:], lengths, "l2", seed)
     signs = random_vectors(vectors.shape[1:], largest, "linf", seed)
-    rates = applied(model, held_out, vectors).rates
-    clipped = applied(model, held_out, vectors, clip=True).rates
-    random = applied(model, held_out, noise).rates
-    sign_noise = applied(model, held_out, signs).rates
-    return {
-        f"{prefix}l2_norm": float(lengths.mean()),
-        f"{prefix}fooling_rate": float(rates.mean()),
-        f"{prefix}fooling_rate_std": float(rates.std()),
-        f"{prefix}clipped_fooling_rate": float(clipped.mean()),
-        f"{prefix}random_fooling_rate": float(random.mean()),
-        f"{prefix}random_fooling_rate_std": float(random.std()),
-        f"{prefix}sign_noise_fooling_rate": float(sign_noise.mean()),
-        f"{prefix}sign_noise_fooling_rate_std": float(sign_noise.std()),
-    }
-
-
-def _best(model: keras.Model, fitting: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """The perturbation that fools most of the fitting images; held-out ones have no say."""
-    if len(vectors) == 1:
-        return vectors[0]
-    return vectors[applied(model, fitting, vectors).rates.argmax()]
+    row: Row = {f"{prefix}l2_norm": float(lengths.mean())}
+    for name, these, clip in (
+        ("fooling_rate", vectors, False),
+        ("clipped_fooling_rate", vectors, True),
+        ("random_fooling_rate", noise, False),
+        ("sign_noise_fooling_rate", signs, False),
+    ):
+        rates = applied(model, held_out, these, clip=clip).rates
+        row[f"{prefix}{name}"] = float(rates.mean())
+        if not clip:
+            row[f"{prefix}{name}_std"] = float(rates.std())
+    return row
 
 
 @dataclass(frozen=True)
@@ -186,9 +175,6 @@ def verdict(
         vector: float32 (H, W, C).
         seed: of the noise.
         pictures: how many images to show.
-
-    Returns:
-        Predictions, rates and pictures.
     """
     (l2,), (linf,) = (lowrank.sizes(vector[np.newaxis], kind) for kind in _KINDS)
     noise = random_vectors(vector.shape, np.array([l2]), "l2", seed)[0]
@@ -254,10 +240,5 @@ def transferred(
 
 
 def passes_of_transferred(images: int, vectors: int) -> int:
-    """How many passes `transferred` takes, one image each.
-
-    Args:
-        images: how many.
-        vectors: how many perturbations.
-    """
+    """How many passes `transferred` takes, one image each, for so many images and vectors."""
     return images * (3 * vectors + 2)

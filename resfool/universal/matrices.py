@@ -1,7 +1,7 @@
 """The matrices of Algorithms 2, 3 and 4 (section VI.B): a row for each fitting image."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -10,7 +10,6 @@ import numpy as np
 from resfool.attacks import gradient, minimal
 from resfool.attacks.methods.smallest_epsilon import smallest_epsilons
 from resfool.attacks.minimal import Minimal
-from resfool.attacks.solvers import Solver
 from resfool.checkpoints import Arrays
 from resfool.classifiers.inference import BATCH_SIZE
 from resfool.errors import InputError
@@ -33,11 +32,7 @@ class Matrix:
     solved: Minimal | None = None
 
     def stored(self, identity: Mapping[str, Any]) -> Arrays:
-        """What is kept of it.
-
-        Args:
-            identity: of its model, and what it was made by.
-        """
+        """What is kept of it, with the identity of its model and what it was made by."""
         arrays = {"rows": self.rows, "images": self.images}
         return Arrays(arrays, {**identity, "dropped": self.dropped})
 
@@ -52,9 +47,6 @@ def matrix_in(
         uri: by which a user named it.
         identity: of this run's model.
         made_by: what this run would make a matrix by.
-
-    Returns:
-        The matrix.
 
     Raises:
         InputError: it is another model's, was made otherwise, or is damaged.
@@ -79,40 +71,23 @@ def matrix_in(
     return Matrix(rows, images, int(facts.get("dropped", 0)))
 
 
-def matrix_of(perturbations: np.ndarray, found: np.ndarray) -> Matrix:
-    """The matrix of some images' perturbations.
-
-    Args:
-        perturbations: float32 (N, H, W, C).
-        found: bool (N,), for which images there is one.
-
-    Returns:
-        A row for each of these images.
-    """
-    rows = perturbations.reshape(len(perturbations), -1)[found]
-    return Matrix(rows, np.flatnonzero(found), int((~found).sum()))
-
-
-def minimal_matrix(
-    model: keras.Model, images: np.ndarray, *, solver: Solver = "closest", **options: Any
-) -> Matrix:
+def minimal_matrix(model: keras.Model, images: np.ndarray, **options: Any) -> Matrix:
     """Algorithm 2: the smallest perturbation of each image.
 
     Args:
         model: from images to logits.
         images: float32 (N, H, W, C) in [0, 1].
-        solver: a name of `minimal`'s.
-        options: of `minimal.smallest_perturbations`.
+        options: of `minimal.smallest_perturbations`, such as the solver.
 
     Returns:
         A row for each image whose class the solver could change.
     """
-    return matrix_of_solved(minimal.smallest_perturbations(model, images, solver=solver, **options))
+    return matrix_of_solved(minimal.smallest_perturbations(model, images, **options))
 
 
 def matrix_of_solved(solved: Minimal) -> Matrix:
     """The matrix of smallest perturbations; a row for each image whose class changes."""
-    return replace(matrix_of(solved.perturbations, solved.flipped), solved=solved)
+    return _matrix(solved.perturbations, solved.flipped, solved)
 
 
 def sign_matrix(
@@ -137,7 +112,7 @@ def sign_matrix(
     """
     signs = gradient.sign_gradients(model, images, labels, batch_size=batch_size).signs
     moved = np.asarray(signs.reshape(len(signs), -1).any(axis=1))
-    return matrix_of(np.float32(epsilon) * signs, moved)
+    return _matrix(np.float32(epsilon) * signs, moved)
 
 
 def smallest_sign_matrix(
@@ -145,9 +120,7 @@ def smallest_sign_matrix(
     images: np.ndarray,
     labels: np.ndarray | None,
     *,
-    largest: float = 1.0,
     tolerance: float = 1e-4,
-    clip: bool = False,
     batch_size: int = BATCH_SIZE,
 ) -> Matrix:
     """Algorithm 4: the smallest step along each image's gradient sign that changes its class.
@@ -158,17 +131,15 @@ def smallest_sign_matrix(
         model: from images to logits.
         images: float32 (N, H, W, C) in [0, 1].
         labels: int (N,), or None for the model's own predictions.
-        largest: epsilon that is tried, in pixel units.
         tolerance: of the smallest epsilon, in pixel units.
-        clip: keep perturbed images in [0, 1] in the search.
         batch_size: images per pass.
 
     Returns:
         A row for each image whose class changes on the way.
     """
-    options: Any = {"clip": clip, "batch_size": batch_size}
+    options: Any = {"clip": False, "batch_size": batch_size}
     first = gradient.sign_gradients(model, images, labels, batch_size=batch_size)
-    grid = np.geomspace(largest / 256, largest, 17).tolist()
+    grid = np.geomspace(1 / 256, 1.0, 17).tolist()
     clean = first.logits.argmax(axis=1)
     on_grid = gradient.along(model, images, first.signs, grid, **options).classes
     epsilons = smallest_epsilons(
@@ -176,4 +147,9 @@ def smallest_sign_matrix(
     )
     found = np.isfinite(epsilons)
     lengths = np.where(found, epsilons, 0.0).astype(np.float32).reshape(-1, 1, 1, 1)
-    return matrix_of(lengths * first.signs, found)
+    return _matrix(lengths * first.signs, found)
+
+
+def _matrix(perturbations: np.ndarray, found: np.ndarray, solved: Minimal | None = None) -> Matrix:
+    rows = perturbations.reshape(len(perturbations), -1)[found]
+    return Matrix(rows, np.flatnonzero(found), int((~found).sum()), solved)

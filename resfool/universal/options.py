@@ -64,7 +64,7 @@ class Sized(Parameters):
 
     norm: Annotated[
         SizedNorm, "of the perturbation, such as l2:3 or linf:10/255; none leaves it as it is."
-    ] = Norm("none")  # noqa: RUF009
+    ] = Norm("none")
 
 
 class Approximation(Sized):
@@ -76,10 +76,7 @@ class Approximation(Sized):
     coefficients: Annotated[
         Coefficients, "f_i of equation 8: gaussian (variance 25), singular, first or optimised."
     ] = "gaussian"
-    equal_norm: Annotated[
-        SizedNorm,
-        "at which all ranks are compared too.",
-    ] = Norm("l2", 3.0)  # noqa: RUF009
+    equal_norm: Annotated[SizedNorm, "at which all ranks are compared too."] = Norm("l2", 3.0)
     draws: Annotated[PositiveCount, "random perturbations of each rank."] = 20
 
 
@@ -90,8 +87,7 @@ class UniversalParameters(OneModel, Solving, Approximation, Drawn, Workers):
         Algorithm, "1 to 4 as in the paper, or gradient or random, to compare with."
     ] = "2"
     matrix: Annotated[
-        str | None,
-        "runs:/RUN_ID of an earlier run, whose matrix of perturbations is used again.",
+        str | None, "runs:/RUN_ID of an earlier run, whose matrix of perturbations is used again."
     ] = None
     epsilon: Annotated[
         Epsilon, "length of the step of algorithm 3, where pixels go from 0 to 1."
@@ -145,11 +141,6 @@ class UniversalParameters(OneModel, Solving, Approximation, Drawn, Workers):
     def procedure(self) -> Procedure:
         """What is known of the algorithm."""
         return ALGORITHMS[self.algorithm]
-
-    @property
-    def most_passes(self) -> int:
-        """Over the fitting images."""
-        return self.passes or self.procedure.passes
 
     @property
     def made_by(self) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """Universal perturbations as tables and figures."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
 _MOST_CLASSES = 40  # that a confusion matrix can show
 
 
-# What experiments leave.
-
-
 def leaves(result: "Fooling") -> Leaves:
     """The perturbation, its matrix, and what figures and tables show of them."""
     found: dict[str, Any] = {"perturbation.npy": result.verdict.vector}
@@ -34,7 +30,9 @@ def leaves(result: "Fooling") -> Leaves:
     if result.ranked is not None:
         found["fooling_rate_over_rank.png"] = _over_rank(result)
         found["ranks"] = pd.DataFrame(result.ranked.rows)
-    return found | {"perturbation.png": _pictures(result), "confusion.png": _confusion(result)}
+    names = result.class_names
+    confusion = draw_confusion(result.verdict.confusion(len(names)), names, _title(result))
+    return found | {"perturbation.png": _pictures(result), "confusion.png": confusion}
 
 
 def mnist_leaves(result: "Fooling") -> Leaves:
@@ -44,7 +42,12 @@ def mnist_leaves(result: "Fooling") -> Leaves:
 
 def transfer_leaves(result: "Transfer") -> Leaves:
     """All rates of perturbations on models, as a figure and as a table."""
-    return {"transfer.png": _transfer_figure(result), "transfer": _transfer_table(result)}
+    norms = zip(result.perturbations, result.l2_norms, strict=True)
+    rows = [f"{name}\nl2 norm {l2:.3g}" for name, l2 in norms]
+    fooling, noise = (result.rates[f"{kind}fooling_rate"] for kind in ("", "random_"))
+    title = f"fooling rates of universal perturbations\n{result.images} images, {result.where}"
+    figure = draw_transfer(fooling, noise, rows, result.models, title)
+    return {"transfer.png": figure, "transfer": _transfer_table(result)}
 
 
 def scalars(result: "Fooling") -> dict[str, float]:
@@ -76,8 +79,8 @@ def summary(result: "Fooling") -> str:
         f"(clipped {rates['final_clipped_fooling_rate']:.4f}, "
         f"Gaussian of the same norm {rates['final_random_fooling_rate']:.4f})"
     )
-    sizes = rates["final_l2_norm"], rates["final_linf_norm"]
-    lines.append(f"norm            l2 {sizes[0]:.3f}, l-infinity {sizes[1]:.4f}")
+    l2, linf = rates["final_l2_norm"], rates["final_linf_norm"]
+    lines.append(f"norm            l2 {l2:.3f}, l-infinity {linf:.4f}")
     return "\n".join(lines)
 
 
@@ -95,9 +98,6 @@ def transfer_summary(result: "Transfer") -> str:
             l2 = " " * 9 if kind else f"{result.l2_norms[p]:>9.3f}"
             lines.append(f"{text or perturbation:<{width}}{l2}{cells}")
     return "\n".join(lines)
-
-
-# Tables.
 
 
 def _solved_table(solved: "Minimal") -> pd.DataFrame:
@@ -137,9 +137,6 @@ def _transfer_table(result: "Transfer") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-# Figures of results.
-
-
 def _title(result: "Fooling") -> str:
     """What a universal perturbation's figures are called."""
     asked = result.asked
@@ -154,46 +151,6 @@ def _over_rank(result: "Fooling") -> Figure:
     values, random = (v.tolist() for v in result.singular_values)
     norm, equal_norm = show(result.asked.norm), show(result.asked.equal_norm)
     return draw_over_rank(result.ranked.rows, norm, equal_norm, (values, random), _title(result))
-
-
-def _pictures(result: "Fooling") -> Figure:
-    """The figure of the perturbation and of images under it (Figures 8 to 10)."""
-    v, names = result.verdict, result.class_names
-    rows = []
-    for number, pictures in zip(v.shown, v.pictures, strict=True):
-        predicted = [v.clean[number], v.fooled[number], v.random[number]]
-        views = [
-            ExampleView(picture, names[one], one == predicted[0])
-            for picture, one in zip(pictures, predicted, strict=True)
-        ]
-        rows.append(PictureRow(names[predicted[0]], (views[0], views[1], views[2])))
-    rates = v.rates
-    title = (
-        f"{_title(result)}\nl2 norm {rates['final_l2_norm']:.3g}, fools "
-        f"{rates['final_fooling_rate']:.1%}, the random one "
-        f"{rates['final_random_fooling_rate']:.1%}"
-    )
-    return draw_pictures(v.vector, v.noise, rows, title)
-
-
-def _confusion(result: "Fooling") -> Figure:
-    """The figure of the classes that everything falls into."""
-    counts = result.verdict.confusion(len(result.class_names))
-    return draw_confusion(counts, result.class_names, _title(result))
-
-
-def _transfer_figure(result: "Transfer") -> Figure:
-    """The figure of fooling rates, perturbations by models."""
-    rows = [
-        f"{name}\nl2 norm {l2:.3g}"
-        for name, l2 in zip(result.perturbations, result.l2_norms, strict=True)
-    ]
-    fooling, noise = (result.rates[f"{kind}fooling_rate"] for kind in ("", "random_"))
-    title = f"fooling rates of universal perturbations\n{result.images} images, {result.where}"
-    return draw_transfer(fooling, noise, rows, result.models, title)
-
-
-# How they are drawn.
 
 
 def draw_over_rank(
@@ -211,9 +168,6 @@ def draw_over_rank(
         equal_norm: that the second panel's are scaled to.
         spectra: singular values of the matrix and of a random one, largest first.
         title: says which model and algorithm.
-
-    Returns:
-        A figure of three panels.
     """
     figure = Figure(figsize=(15, 4.6), layout="constrained")
     figure.suptitle(title)
@@ -223,15 +177,14 @@ def draw_over_rank(
     drawn.set_title(free if norm == "none" else f"all scaled to the norm {norm}", fontsize="medium")
     if norm == "none":
         norms = drawn.twinx()
-        ranks = [row["rank"] for row in rows]
-        norms.plot(ranks, [row["l2_norm"] for row in rows], color="grey", lw=1, ls="--")
+        ranks, sizes = ([row[name] for row in rows] for name in ("rank", "l2_norm"))
+        norms.plot(ranks, sizes, color="grey", lw=1, ls="--")
         norms.set_ylabel("l2 norm (dashed)", color="grey")
         norms.set_ylim(bottom=0)
     _draw_rates(equal, rows, "equal_")
     equal.set_title(f"all scaled to the norm {equal_norm}", fontsize="medium")
-    for values, label, style in zip(
-        spectra, ("perturbations", "random matrix, same row norms"), ("-", ":"), strict=True
-    ):
+    shown = ("perturbations", "-"), ("random matrix, same row norms", ":")
+    for values, (label, style) in zip(spectra, shown, strict=True):
         spectrum.plot(range(1, len(values) + 1), values, ls=style, color="tab:blue", label=label)
     spectrum.set(xlabel="index", ylabel="singular value", xscale="log")
     spectrum.set_ylim(bottom=0)
@@ -261,43 +214,29 @@ def _draw_rates(axes: Axes, rows: Sequence[Mapping[str, float]], prefix: str) ->
     axes.set_ylim(-0.02, 1.02)
 
 
-@dataclass(frozen=True)
-class PictureRow:
-    """An image as it is, under the universal perturbation, and under noise of the same norm."""
-
-    label: str
-    views: tuple[ExampleView, ExampleView, ExampleView]
-
-
-def draw_pictures(
-    vector: np.ndarray, noise: np.ndarray, rows: Sequence[PictureRow], title: str
-) -> Figure:
-    """The perturbation as an image, and images under it, as in Figures 8 to 10.
-
-    Args:
-        vector: (H, W, C), the universal perturbation.
-        noise: (H, W, C), Gaussian, of the same l2 norm.
-        rows: one for each image.
-        title: says which model and algorithm.
-
-    Returns:
-        A figure of the two vectors above and a row for each image.
-    """
+def _pictures(result: "Fooling") -> Figure:
+    """The perturbation and noise as images, and images under both (Figures 8 to 10)."""
+    found, names, rates = result.verdict, result.class_names, result.verdict.rates
+    rows = len(found.shown)
     size = 1.9
-    figure = Figure(figsize=(size * 3.4, size * 1.2 * (len(rows) + 1) + 0.9), layout="constrained")
-    figure.suptitle(title)
-    grid = figure.subplots(len(rows) + 1, 3, squeeze=False)
+    figure = Figure(figsize=(size * 3.4, size * 1.2 * (rows + 1) + 0.9), layout="constrained")
+    figure.suptitle(
+        f"{_title(result)}\nl2 norm {rates['final_l2_norm']:.3g}, fools "
+        f"{rates['final_fooling_rate']:.1%}, the random one "
+        f"{rates['final_random_fooling_rate']:.1%}"
+    )
+    grid = figure.subplots(rows + 1, 3, squeeze=False)
     grid[0][0].axis("off")
-    scale = max(float(np.abs(vector).max()), 1e-12)
-    for axes, shown, name in zip(
-        grid[0][1:], (vector, noise), ("universal", "random, same l2 norm"), strict=True
-    ):
-        draw_image(axes, 0.5 + 0.5 * shown / scale)
+    scale = max(float(np.abs(found.vector).max()), 1e-12)
+    vectors = ("universal", found.vector), ("random, same l2 norm", found.noise)
+    for axes, (name, vector) in zip(grid[0][1:], vectors, strict=True):
+        draw_image(axes, 0.5 + 0.5 * vector / scale)
         axes.set_title(f"{name},\nscaled for viewing", fontsize="medium")
-    for row, line in zip(rows, grid[1:], strict=True):
-        line[0].set_ylabel(row.label)
-        for axes, view in zip(line, row.views, strict=True):
-            draw_view(axes, view)
+    for line, number, pictures in zip(grid[1:], found.shown, found.pictures, strict=True):
+        predicted = [found.clean[number], found.fooled[number], found.random[number]]
+        line[0].set_ylabel(names[predicted[0]])
+        for axes, picture, one in zip(line, pictures, predicted, strict=True):
+            draw_view(axes, ExampleView(picture, names[one], one == predicted[0]))
     if rows:
         for axes, name in zip(grid[1], ("clean", "+ universal", "+ random"), strict=True):
             axes.set_title(name, fontsize="medium")
@@ -311,9 +250,6 @@ def draw_confusion(counts: np.ndarray, class_names: Sequence[str], title: str) -
         counts: int (classes, classes), clean prediction by prediction under the perturbation.
         class_names: by class; of more than 40, those are shown that most images fall into.
         title: says which model and algorithm.
-
-    Returns:
-        A figure of one panel.
     """
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     if len(class_names) > _MOST_CLASSES:
@@ -354,9 +290,6 @@ def draw_transfer(
         perturbations: what the rows are called.
         models: what the columns are called.
         title: says which images.
-
-    Returns:
-        A figure of one panel.
     """
     count, columns = rates.shape
     figure = Figure(figsize=(4.2 + 1.1 * columns, 2.6 + 0.62 * count), layout="constrained")
@@ -367,9 +300,8 @@ def draw_transfer(
     axes.set(xlabel="applied to", ylabel="fitted on")
     turned: dict[str, Any] = {"rotation": 30, "ha": "right"} if columns > 1 else {}
     axes.set_xticks(range(columns), labels=models, **turned)
-    axes.set_yticks(
-        range(count + 1), labels=[*perturbations, "Gaussian noise of\nthe same l2 norm"]
-    )
+    names = [*perturbations, "Gaussian noise of\nthe same l2 norm"]
+    axes.set_yticks(range(count + 1), labels=names)
     axes.axhline(count - 0.5, color="white", lw=4)
     texts = [[f"{rate:.3f}" for rate in row] for row in rates]
     ends = zip(noise.min(axis=0), noise.max(axis=0), strict=True)

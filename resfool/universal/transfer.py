@@ -56,9 +56,6 @@ def transfer(
         monitor: is told how it goes.
         archive: finds models and perturbations.
 
-    Returns:
-        Rates of each pair.
-
     Raises:
         InputError: an argument can't be used, or a model can't be loaded; nothing was run.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the models that were done are recorded.
@@ -109,18 +106,11 @@ def transfer(
             part.fact("parameter_count", classifier.count_params())
             part.point({"step": 0} | _metrics(perturbations, rows, sizes))
             by_model.append(rows)
-    return Transfer(
-        perturbations=perturbations,
-        models=names,
-        where=where,
-        images=len(chosen),
-        l2_norms=sizes["l2_norm"],
-        linf_norms=sizes["linf_norm"],
-        rates={
-            key: np.array([[row[key] for row in rows] for rows in by_model]).T
-            for key in by_model[0][0]
-        },
-    )
+    rates = {
+        key: np.array([[row[key] for row in rows] for rows in by_model]).T for key in by_model[0][0]
+    }
+    l2, linf = sizes["l2_norm"], sizes["linf_norm"]
+    return Transfer(perturbations, names, where, len(chosen), l2, linf, rates)
 
 
 def _load(source: PerturbationSource, data: sets.Dataset, norm: Norm) -> np.ndarray:
@@ -149,19 +139,15 @@ def _load(source: PerturbationSource, data: sets.Dataset, norm: Norm) -> np.ndar
 def _metrics(
     perturbations: Sequence[str], rows: Sequence[Row], sizes: Mapping[str, np.ndarray]
 ) -> Row:
-    """A model's figures by name; of several perturbations, as fooling_rate/NAME.
-
-    MLflow's charts have a section for all metrics before the same slash.
-    """
-    whole = [
-        row | {key: float(size[number]) for key, size in sizes.items()}
-        for number, row in enumerate(rows)
-    ]
+    """A model's figures by name; of several perturbations, as fooling_rate/NAME."""
+    norms = [{key: float(size[n]) for key, size in sizes.items()} for n in range(len(rows))]
+    whole = [row | own for row, own in zip(rows, norms, strict=True)]
     if len(whole) == 1:
         return whole[0]
     found = {"clean_accuracy": rows[0]["clean_accuracy"]}
     for name, row in zip(perturbations, whole, strict=True):
-        # MLflow takes neither parentheses nor most other signs.
+        # MLflow takes neither parentheses nor most other signs; its charts have a section for all
+        # metrics before the same slash.
         plain = re.sub(r"[^\w -]+", "_", re.sub(r"[()]", "", name))[:100]
         for key, value in row.items():
             if key != "clean_accuracy" and not key.endswith(("_low", "_high")):

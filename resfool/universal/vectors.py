@@ -1,5 +1,6 @@
-"""Universal perturbations: applied to images, projected on a ball, drawn at random."""
+"""Universal perturbations: applied, projected on a ball, drawn at random, and the best kept."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,10 @@ from resfool.classifiers import inference
 from resfool.classifiers.inference import BATCH_SIZE
 from resfool.monitor import Advance, quiet
 from resfool.values import Norm, NormKind
+
+Report = Callable[
+    [int, float], None
+]  # is told a pass over the images and the fooling rate after it
 
 
 @dataclass(frozen=True)
@@ -50,9 +55,6 @@ def applied(
         clip: keep perturbed images in [0, 1].
         batch_size: images per pass.
         progress: is told of the passes, one image each: N(K + 1) in all.
-
-    Returns:
-        Predictions with and without each perturbation.
     """
     classify = inference.compiled(model, classes_under)
     moves = [tf.zeros(images.shape[1:])] + [tf.constant(v, tf.float32) for v in vectors]
@@ -66,15 +68,7 @@ def applied(
 
 
 def projected(vector: np.ndarray, norm: Norm) -> np.ndarray:
-    """Equation 7: the nearest vector whose norm is at most `norm`.
-
-    Args:
-        vector: float32, any shape.
-        norm: the ball; of kind "none" it has no bounds.
-
-    Returns:
-        float32, the same shape.
-    """
+    """Equation 7: the nearest vector whose norm is at most `norm`; "none" has no bounds."""
     if norm.kind == "linf":
         return np.clip(vector, -np.float32(norm.size), np.float32(norm.size))
     length = float(np.linalg.norm(vector))
@@ -93,7 +87,7 @@ def random_vectors(
         sizes: (K,), the norm of each.
         kind: "l2" (or "none") gives Gaussian noise of these l2 norms, "linf" noise of one
             magnitude and random signs, which has the largest l2 norm of its l-infinity norm.
-        seed: decides them.
+        seed: of the draws.
 
     Returns:
         float32 (K, H, W, C).
@@ -106,6 +100,35 @@ def random_vectors(
         drawn = random.standard_normal(whole, np.float32)
         drawn /= lowrank.sizes(drawn, "l2").reshape(-1, 1, 1, 1)
     return (drawn * np.asarray(sizes).reshape(-1, 1, 1, 1)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A universal perturbation that needed no matrix.
+
+    Attributes:
+        vector: float32 (H, W, C), the best of all passes over the images, if it took any.
+        rates: the best fooling rate on the fitting images that was met in each pass.
+    """
+
+    vector: np.ndarray
+    rates: list[float]
+
+
+class Best:
+    """The best of the perturbations that it meets, by the fooling rate on the fitting images."""
+
+    def __init__(self, model: keras.Model, images: np.ndarray, clip: bool) -> None:
+        self._model, self._images, self._clip = model, images, clip
+        self._rate = 0.0
+        self.vector = np.zeros(images.shape[1:], np.float32)
+
+    def meet(self, vector: np.ndarray) -> float:
+        found = applied(self._model, self._images, vector[np.newaxis], clip=self._clip)
+        rate = float(found.rates[0])
+        if rate > self._rate:
+            self._rate, self.vector = rate, vector
+        return rate
 
 
 # What is compiled: a model and tensors in, tensors out. `clip` is settled when it is traced.

@@ -12,13 +12,6 @@ def fgsm(start: Start, asked: Any) -> Moved:
 
     Source: paper section VI; Goodfellow, Shlens, Szegedy, "Explaining and harnessing adversarial
     examples", arXiv:1412.6572.
-
-    Args:
-        start: where the images stand.
-        asked: of the attack; there is nothing to choose.
-
-    Returns:
-        The images under attack.
     """
     from resfool.attacks import gradient
 

@@ -1,6 +1,5 @@
 """Projected gradient descent: the fast gradient sign in many small steps, from a random start."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -25,15 +24,7 @@ class PgdOptions(Parameters):
 
 
 def pgd(start: Start, asked: PgdOptions) -> Moved:
-    """Move every image in many small steps, anew for each epsilon.
-
-    Args:
-        start: where the images stand.
-        asked: number and length of the steps.
-
-    Returns:
-        The images under attack.
-    """
+    """Move every image in many small steps, anew for each epsilon."""
     from resfool.attacks import gradient
 
     def move(chosen: np.ndarray, epsilon: float, progress: Advance = quiet) -> np.ndarray:
@@ -106,28 +97,28 @@ def projected_gradient_descent(
     """
     import tensorflow as tf
 
-    from resfool.classifiers import inference
+    from resfool.attacks import gradient
 
-    descend = inference.compiled(model, _descend)
+    draws = (
+        np.random.default_rng([seed, place]).random(images.shape[1:], np.float32)
+        for place in (range(len(images)) if places is None else places)
+    )
+    arrays = images, np.stack([2 * draw - 1 for draw in draws]), labels.astype(np.int32)
     length = 2.5 * epsilon / steps if step_size is None else step_size
     settings = [tf.constant(v, tf.float32) for v in (epsilon, length)]
     result = np.empty_like(images)
-    numbers = np.arange(len(images)) if places is None else np.asarray(places)
-    for rows in inference.batches(len(images), batch_size):
-        starts = [_random_start(images.shape[1:], seed, i) for i in numbers[rows]]
-        arrays = images[rows], np.stack(starts), np.asarray(labels)[rows].astype(np.int32)
-        found = descend(
-            *(inference.filled(a, batch_size) for a in arrays), *settings, tf.constant(steps), clip
-        )
-        result[rows] = found.numpy()[: rows.stop - rows.start]
-        progress(rows.stop - rows.start)
+    for rows, (moved,) in gradient.batchwise(
+        model,
+        _descend,
+        arrays,
+        *settings,
+        tf.constant(steps),
+        clip,
+        batch_size=batch_size,
+        progress=progress,
+    ):
+        result[rows] = moved
     return result
-
-
-def _random_start(shape: Sequence[int], seed: int, index: int) -> np.ndarray:
-    """Uniform in [-1, 1] for every pixel."""
-    unit = np.random.default_rng([seed, index]).random(shape, np.float32)
-    return 2 * unit - 1
 
 
 def _descend(
@@ -139,7 +130,7 @@ def _descend(
     step_size: Any,
     steps: Any,
     clip: bool,
-) -> Any:
+) -> tuple[Any]:
     import tensorflow as tf
 
     from resfool.attacks.gradient import loss_gradient, step
@@ -151,4 +142,4 @@ def _descend(
         moved = images + tf.clip_by_value(moved - images, -epsilon, epsilon)
         if clip:
             moved = tf.clip_by_value(moved, 0.0, 1.0)
-    return moved
+    return (moved,)

@@ -29,15 +29,7 @@ class SmallestEpsilonOptions(Parameters):
 
 
 def smallest_epsilon(start: Start, asked: SmallestEpsilonOptions) -> Moved:
-    """Move every image along the sign of its gradient, and find the smallest step that is enough.
-
-    Args:
-        start: where the images stand.
-        asked: the tolerance.
-
-    Returns:
-        The images under attack, with the smallest epsilon of each.
-    """
+    """Move images along the signs of their gradients, and find the smallest steps that suffice."""
     moved = fgsm.fgsm(start, asked)
     smallest = smallest_epsilons(
         start.model,
@@ -95,7 +87,7 @@ def smallest_epsilons(
     """
     import tensorflow as tf
 
-    from resfool.classifiers import inference
+    from resfool.attacks import gradient
 
     changed = on_grid != clean_classes
     smallest = np.full(len(images), np.inf, np.float32)
@@ -105,21 +97,17 @@ def smallest_epsilons(
     edges = np.concatenate([[0.0], grid]).astype(np.float32)
     low, high = edges[first], edges[first + 1]
     rounds = math.ceil(math.log2(max(1.0, float((high - low).max(initial=0.0)) / tolerance)))
-    narrow = inference.compiled(model, _narrow)
-    for rows in inference.batches(len(movable), batch_size):
-        chosen = movable[rows]
-        arrays = (
-            images[chosen],
-            directions[chosen],
-            clean_classes[chosen].astype(np.int64),
-            low[rows],
-            high[rows],
-        )
-        found = narrow(
-            *(inference.filled(a, batch_size) for a in arrays), tf.constant(rounds), clip
-        )
-        smallest[chosen] = found.numpy()[: len(chosen)]
-        progress(len(chosen))
+    classes = clean_classes[movable].astype(np.int64)
+    for rows, (found,) in gradient.batchwise(
+        model,
+        _narrow,
+        (images[movable], directions[movable], classes, low, high),
+        tf.constant(rounds),
+        clip,
+        batch_size=batch_size,
+        progress=progress,
+    ):
+        smallest[movable[rows]] = found
     return smallest
 
 
@@ -132,7 +120,7 @@ def _narrow(
     high: Any,
     rounds: Any,
     clip: bool,
-) -> Any:
+) -> tuple[Any]:
     import tensorflow as tf
 
     from resfool.attacks.gradient import step
@@ -143,4 +131,4 @@ def _narrow(
         changed = tf.argmax(model(moved, training=False), axis=1) != clean_classes
         low = tf.where(changed, low, middle)
         high = tf.where(changed, middle, high)
-    return high
+    return (high,)

@@ -8,8 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from resfool.attacks import gradient
 from resfool.attacks.solvers.problem import Attempt, Problem
-from resfool.classifiers import inference
 
 
 def in_batches(problem: Problem, function: Callable[..., Any], *settings: Any) -> Attempt:
@@ -18,27 +18,27 @@ def in_batches(problem: Problem, function: Callable[..., Any], *settings: Any) -
     Args:
         problem: what is to be solved.
         function: of the model, images, their classes, the settings and whether to clip; it gives
-            perturbations, flat (B, D), and evaluations, and Python's numbers are settled when it
-            is traced.
+            perturbations, flat (B, D), and evaluations (B,), and Python's numbers are settled when
+            it is traced.
         *settings: of the function.
-
-    Returns:
-        An answer for each image.
     """
-    solve = inference.compiled(problem.model, function)
-    count = len(problem.images)
-    perturbations = np.empty(problem.images.shape, np.float32)
+    images, count = problem.images, len(problem.images)
+    perturbations = np.empty(images.shape, np.float32)
     evaluations, seconds = np.empty(count, np.int64), np.empty(count)
-    for rows in inference.batches(count, problem.batch_size):
+    began = time.perf_counter()
+    for rows, (moves, passes) in gradient.batchwise(
+        problem.model,
+        function,
+        (images, problem.classes.astype(np.int32)),
+        *settings,
+        problem.clip,
+        batch_size=problem.batch_size,
+        progress=problem.progress,
+    ):
+        perturbations[rows] = moves.reshape(images[rows].shape)
+        evaluations[rows] = passes
+        seconds[rows] = (time.perf_counter() - began) / len(passes)
         began = time.perf_counter()
-        arrays = problem.images[rows], problem.classes[rows].astype(np.int32)
-        filled = (inference.filled(a, problem.batch_size) for a in arrays)
-        moves, passes = (part.numpy() for part in solve(*filled, *settings, problem.clip))
-        size = rows.stop - rows.start
-        perturbations[rows] = moves[:size].reshape(problem.images[rows].shape)
-        evaluations[rows] = np.broadcast_to(passes, problem.batch_size)[:size]
-        seconds[rows] = (time.perf_counter() - began) / size
-        problem.progress(size)
     return Attempt(perturbations, evaluations, seconds)
 
 
@@ -109,14 +109,9 @@ class Surroundings:
         return best
 
     def nearest_of_boundary(self, moves: Any, targets: Any) -> Any:
-        """The point closest to the image where a class, linearised here, catches up.
+        """The points closest to the images where classes, linearised at moves (B, D), catch up.
 
-        Args:
-            moves: (B, D), where it is linearised.
-            targets: int32 (B,), the classes; -1 is the strongest but the predicted one.
-
-        Returns:
-            (B, D), perturbations.
+        The targets are such classes, int32 (B,); -1 is the strongest but the predicted one.
         """
         images = self.moved(moves)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -164,8 +159,8 @@ def logit_gradients(model: keras.Model, images: Any, top: Any) -> tuple[Any, Any
 
     def of_one(classes: Any) -> Any:
         picked = tf.one_hot(classes, logits.shape[1])
-        gradient = tape.gradient(logits, images, output_gradients=picked)
-        return tf.reshape(gradient, (images.shape[0], -1))
+        slope = tape.gradient(logits, images, output_gradients=picked)
+        return tf.reshape(slope, (images.shape[0], -1))
 
     gradients = tf.map_fn(
         of_one, tf.transpose(top), fn_output_signature=tf.float32, parallel_iterations=1
@@ -176,6 +171,20 @@ def logit_gradients(model: keras.Model, images: Any, top: Any) -> tuple[Any, Any
 def gaps_and_slopes(logits: Any, gradients: Any) -> tuple[Any, Any]:
     """By how much the first class is ahead of the others (B, K - 1), and how they catch up."""
     return logits[:, :1] - logits[:, 1:], gradients[:, 1:] - gradients[:, :1]
+
+
+def distances(gaps: Any, slopes: Any) -> Any:
+    """How far off the linearised boundaries with the other classes are, (B, K - 1)."""
+    return tf.abs(gaps) * tf.math.rsqrt(square_norms(slopes))
+
+
+def nearest_boundary(gaps: Any, slopes: Any) -> tuple[Any, Any, Any]:
+    """Of the class whose boundary is nearest: gap (B,), slope (B, D) and its square norm (B,)."""
+    nearest = tf.argmin(distances(gaps, slopes), axis=1)
+    gap, slope, square = (
+        tf.gather(a, nearest, batch_dims=1) for a in (gaps, slopes, square_norms(slopes))
+    )
+    return gap, slope, square
 
 
 def square_norms(slopes: Any) -> Any:

@@ -1,5 +1,6 @@
 """The closest point of the linearised boundary, from the image itself, again and again."""
 
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -10,13 +11,14 @@ from resfool.attacks.solvers.batches import (
     HALVINGS,
     WALK_HALVINGS,
     Surroundings,
+    distances,
     gaps_and_slopes,
     in_batches,
-    square_norms,
     top_gradients,
 )
 from resfool.attacks.solvers.deepfool import deepfool
 from resfool.attacks.solvers.problem import Attempt, Problem
+from resfool.monitor import quiet
 
 
 def closest(
@@ -41,15 +43,14 @@ def closest(
         starts: of them, those that look nearest and are moved towards.
         rounds: linearisations on the way to the boundary.
         walk: linearisations on the boundary.
-
-    Returns:
-        An answer for each image.
     """
     starts = min(starts, candidates - 1)
     found = in_batches(problem, _closest, candidates, starts, rounds, walk)
     lost = np.flatnonzero(~found.perturbations.reshape(len(problem.images), -1).any(axis=1))
     if len(lost):
-        again = deepfool(problem.only(lost), candidates=candidates)
+        images, classes = problem.images[lost], problem.classes[lost]
+        rest = replace(problem, images=images, classes=classes, progress=quiet)
+        again = deepfool(rest, candidates=candidates)
         found.perturbations[lost] = again.perturbations
         found.evaluations[lost] += again.evaluations
         found.seconds[lost] += again.seconds
@@ -70,10 +71,9 @@ def _closest(
     clip: bool,
 ) -> tuple[Any, Any]:
     at = Surroundings(model, images, classes, clip)
-    top, logits, gradients = top_gradients(model, images, candidates)
-    gaps, differences = gaps_and_slopes(logits, gradients)
-    distances = tf.abs(gaps) * tf.math.rsqrt(square_norms(differences))
-    targets = tf.gather(top[:, 1:], tf.math.top_k(-distances, starts).indices, batch_dims=1)
+    top, *at_image = top_gradients(model, images, candidates)
+    near = tf.math.top_k(-distances(*gaps_and_slopes(*at_image)), starts).indices
+    targets = tf.gather(top[:, 1:], near, batch_dims=1)
 
     best = at.none()
     for start in tf.range(starts):
@@ -88,9 +88,6 @@ def _closest(
         best = at.shorter(best, at.shortened(found))
 
     best = at.walked(best, walk)
-    passes = (
-        (2 + candidates)
-        + starts * (3 * rounds + len(_STRETCHES) + HALVINGS)
-        + walk * (3 + WALK_HALVINGS)
-    )
-    return best[0], tf.constant(passes)
+    passes = 2 + candidates + walk * (3 + WALK_HALVINGS)
+    passes += starts * (3 * rounds + len(_STRETCHES) + HALVINGS)
+    return best[0], tf.fill(tf.shape(classes), passes)

@@ -13,9 +13,10 @@ import numpy as np
 import tensorflow as tf
 from scipy import optimize
 
+from resfool.attacks import gradient
 from resfool.attacks.solvers import Subspace
-from resfool.attacks.solvers.batches import gaps_and_slopes, square_norms, top_gradients
-from resfool.attacks.solvers.problem import Attempt, Map, Problem, one_by_one
+from resfool.attacks.solvers.batches import gaps_and_slopes, nearest_boundary, top_gradients
+from resfool.attacks.solvers.problem import Attempt, Map, Problem
 from resfool.classifiers import files, inference
 from resfool.errors import InputError, unknown
 
@@ -26,12 +27,7 @@ _RADIUS = 0.5  # of the first trust region, in distances of the start from the i
 
 
 def cobyla(
-    problem: Problem,
-    *,
-    candidates: int,
-    subspace: Subspace = "gradients",
-    evaluations: int | None = None,
-    map: Map = one_by_one,
+    problem: Problem, *, candidates: int, subspace: Subspace, evaluations: int | None, map: Map
 ) -> Attempt:
     """The paper's own: minimise ||r||_2 without derivatives, constrained to change the class.
 
@@ -47,7 +43,7 @@ def cobyla(
         candidates: classes whose gradients span the subspace.
         subspace: "gradients" and "rows" are small; a fully connected network sees nothing outside
             of its rows, so that they lose nothing.
-        evaluations: of the model on an image, at most.
+        evaluations: of the model on an image, at most; see `smallest_perturbations`.
         map: runs the tasks.
 
     Returns:
@@ -56,27 +52,6 @@ def cobyla(
     Raises:
         InputError: the subspace isn't known, the model lacks it, or it takes more evaluations.
     """
-    images = problem.images
-    _check(problem, candidates, subspace, evaluations)
-    shared = _Shared(files.saved(problem.model), subspace, evaluations, problem.clip)
-    tasks = []
-    for rows in inference.batches(len(images), problem.batch_size):
-        near = _surroundings(problem, rows, candidates)
-        for i, differences, nearest in zip(range(rows.start, rows.stop), *near, strict=True):
-            tasks.append(
-                _Task(
-                    image=images[i],
-                    predicted=int(problem.classes[i]),
-                    differences=differences if subspace == "gradients" else None,
-                    start=nearest,
-                )
-            )
-    results = map(functools.partial(_solved, shared), tasks, progress=problem.progress)
-    perturbations, passes, seconds = zip(*results, strict=True)
-    return Attempt(np.stack(perturbations), np.array(passes) + 2 + candidates, np.array(seconds))
-
-
-def _check(problem: Problem, candidates: int, subspace: str, evaluations: int | None) -> None:
     if subspace not in SUBSPACES:
         raise unknown("subspace", subspace, SUBSPACES)
     dimensions = candidates - 1  # of gradients
@@ -90,29 +65,25 @@ def _check(problem: Problem, candidates: int, subspace: str, evaluations: int | 
             f"evaluations={evaluations} is too few: COBYLA needs {least} or more "
             f"in the {dimensions} dimensions of subspace={subspace}"
         )
+    shared = _Shared(files.saved(problem.model), subspace, evaluations, problem.clip)
+    tasks = []
+    for rows, (slopes, starts) in gradient.batchwise(
+        problem.model, _near, (problem.images,), candidates, batch_size=problem.batch_size
+    ):
+        own = slopes if subspace == "gradients" else slopes[:, :0]
+        of_batch = problem.images[rows], problem.classes[rows].tolist(), own, starts
+        tasks += [_Task(*parts) for parts in zip(*of_batch, strict=True)]
+    results = map(functools.partial(_solved, shared), tasks, progress=problem.progress)
+    perturbations, passes, seconds = zip(*results, strict=True)
+    return Attempt(np.stack(perturbations), np.array(passes) + 2 + candidates, np.array(seconds))
 
 
-def _surroundings(problem: Problem, rows: slice, candidates: int) -> tuple[np.ndarray, np.ndarray]:
-    """Differences of logit gradients (n, K - 1, D) of a batch, and to where `closest` goes first.
-
-    That is the nearest point of the linearised boundary, (n, D).
-    """
-    measure = inference.compiled(problem.model, _measured)
-    batch = inference.filled(problem.images[rows], problem.batch_size)
-    differences, nearest = (part.numpy() for part in measure(batch, candidates))
-    size = rows.stop - rows.start
-    return differences[:size], nearest[:size]
-
-
-def _measured(model: keras.Model, images: Any, candidates: int) -> tuple[Any, Any]:
+def _near(model: keras.Model, images: Any, candidates: int) -> tuple[Any, Any]:
+    """Slopes (B, K - 1, D), and the nearest points of linearised boundaries (B, D)."""
     _, logits, gradients = top_gradients(model, images, candidates)
-    gaps, differences = gaps_and_slopes(logits, gradients)
-    squares = square_norms(differences)
-    nearest = tf.argmin(tf.abs(gaps) * tf.math.rsqrt(squares), axis=1)
-    gap, square, difference = (
-        tf.gather(a, nearest, batch_dims=1) for a in (gaps, squares, differences)
-    )
-    return differences, (gap / square)[:, tf.newaxis] * difference
+    gaps, slopes = gaps_and_slopes(logits, gradients)
+    gap, slope, square = nearest_boundary(gaps, slopes)
+    return slopes, (gap / square)[:, tf.newaxis] * slope
 
 
 @dataclass(frozen=True)
@@ -135,7 +106,6 @@ class _Shared:
 
     @functools.cached_property
     def rows(self) -> np.ndarray:
-        """See `row_space`."""
         return row_space(self.model)
 
 
@@ -145,23 +115,23 @@ class _Task:
 
     image: np.ndarray
     predicted: int
-    differences: np.ndarray | None  # (K - 1, D), of the logits' gradients, if they are needed
+    slopes: np.ndarray  # (K - 1, D), differences of the logits' gradients; empty if not needed
     start: np.ndarray  # (D,)
 
 
 def _solved(shared: _Shared, task: _Task) -> tuple[np.ndarray, int, float]:
-    """Perturbation, forward passes and seconds."""
+    """The perturbation, forward passes and seconds."""
     model = shared.model
     began = time.perf_counter()
     basis = SUBSPACES[shared.subspace](shared, task)
     dimensions = task.image.size if basis is None else len(basis)
     limit = shared.evaluations or max(EVALUATIONS.get(shared.subspace, 0), 2 * dimensions)
+    best, shortest, passes = np.zeros_like(task.image), np.inf, 0
     if not dimensions:
-        return np.zeros_like(task.image), 0, time.perf_counter() - began
+        return best, passes, time.perf_counter() - began
     start = task.start.astype(np.float64)
     start = start if basis is None else basis @ start
     unit = float(np.linalg.norm(start)) or 1.0
-    best, shortest, passes = np.zeros_like(task.image), np.inf, 0
 
     def perturbation(point: np.ndarray) -> np.ndarray:
         moves = unit * (point if basis is None else point @ basis)
@@ -216,13 +186,12 @@ def row_space(model: keras.Model) -> np.ndarray:
     # What stands before it rescales each pixel by itself.
     ends: Any = np.zeros((2, *model.input_shape[1:]), np.float32)
     ends[1] = 1
-    first = None
-    for layer in _flat(model):
-        if not isinstance(layer, before):
-            first = layer
-            break
-        if not isinstance(layer, keras.layers.InputLayer):
-            ends = layer(ends, training=False)
+    layers = _flat(model)
+    first = next(layers, None)
+    while isinstance(first, before):
+        if not isinstance(first, keras.layers.InputLayer):
+            ends = first(ends, training=False)
+        first = next(layers, None)
     if not isinstance(first, keras.layers.Dense) or len(ends.shape) != 2:
         kind = "no layer" if first is None else f"{type(first).__name__} {first.name!r}"
         raise InputError(
@@ -242,14 +211,9 @@ def _flat(model: keras.Model) -> Iterator[keras.Layer]:
             yield layer
 
 
-def _spanned_differences(shared: _Shared, task: _Task) -> np.ndarray:
-    assert task.differences is not None
-    return _spanned(task.differences)
-
-
 # Each gives a basis, (K, D); None is that of the pixels themselves.
 SUBSPACES: dict[Subspace, Callable[[_Shared, _Task], np.ndarray | None]] = {
-    "gradients": _spanned_differences,
+    "gradients": lambda shared, task: _spanned(task.slopes),
     "rows": lambda shared, task: shared.rows,
     "pixels": lambda shared, task: None,
 }

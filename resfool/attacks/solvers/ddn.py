@@ -28,8 +28,7 @@ def ddn(
     Returns:
         An answer for each image, zero if no step flipped it.
     """
-    settings = tf.constant(initial_norm), tf.constant(gamma)
-    return in_batches(problem, _ddn, steps, *settings)
+    return in_batches(problem, _ddn, steps, tf.constant(initial_norm), tf.constant(gamma))
 
 
 def _ddn(
@@ -54,4 +53,4 @@ def _ddn(
         moved += length * units(tf.reshape(slope, tf.shape(moved)))
         radius *= tf.where(flips, 1 - gamma, 1 + gamma)
         moved = at.inside(radius[:, tf.newaxis] * units(moved))
-    return best[0], tf.constant(2 * steps)
+    return best[0], tf.fill(tf.shape(classes), 2 * steps)

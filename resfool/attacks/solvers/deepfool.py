@@ -10,7 +10,7 @@ from resfool.attacks.solvers.batches import (
     gaps_and_slopes,
     in_batches,
     logit_gradients,
-    square_norms,
+    nearest_boundary,
     top_gradients,
 )
 from resfool.attacks.solvers.problem import Attempt, Problem
@@ -29,9 +29,6 @@ def deepfool(
         candidates: classes to look at.
         overshoot: by how much the way is lengthened, so that it crosses the boundary.
         steps: at most.
-
-    Returns:
-        An answer for each image.
     """
     return in_batches(problem, _deepfool, candidates, steps, tf.constant(overshoot))
 
@@ -52,15 +49,10 @@ def _deepfool(
     top = top_gradients(model, images, candidates)[0]
     for _ in tf.range(steps):
         if tf.reduce_any(going):
-            logits, gradients = logit_gradients(model, at.moved(way), top)
-            gaps, differences = gaps_and_slopes(logits, gradients)
-            squares = square_norms(differences)
-            nearest = tf.argmin(tf.abs(gaps) * tf.math.rsqrt(squares), axis=1)
-            gap, square, difference = (
-                tf.gather(a, nearest, batch_dims=1) for a in (gaps, squares, differences)
-            )
+            gaps, slopes = gaps_and_slopes(*logit_gradients(model, at.moved(way), top))
+            gap, slope, square = nearest_boundary(gaps, slopes)
             # The 1e-4 is the authors': it gets the last step across.
-            step = ((tf.abs(gap) + 1e-4) / square)[:, tf.newaxis] * difference
+            step = ((tf.abs(gap) + 1e-4) / square)[:, tf.newaxis] * slope
             longer = at.inside(way + (1 + overshoot) * step)
             way = tf.where(going[:, tf.newaxis], longer, way)
             passes += tf.where(going, 2 + candidates, 0)

@@ -1,13 +1,13 @@
 """What is to be solved, and what a solver answers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import keras
 import numpy as np
 
-from resfool.monitor import Advance, quiet
+from resfool.monitor import Advance
 
 
 class Map(Protocol):
@@ -56,12 +56,6 @@ class Problem:
     clip: bool
     batch_size: int
     progress: Advance
-
-    def only(self, chosen: np.ndarray) -> "Problem":
-        """The same for some of the images, without a word on progress."""
-        return replace(
-            self, images=self.images[chosen], classes=self.classes[chosen], progress=quiet
-        )
 
 
 @dataclass(frozen=True)
