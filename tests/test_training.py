@@ -1,6 +1,7 @@
 """Training: the same bits however it is cut, and the same numbers as a slow plain reference."""
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -28,7 +29,7 @@ LABELS = np.random.default_rng(1).integers(0, 10, 50)
 
 
 def model(arch: str = "mlp", *, precision: Precision = "float32", **shaping: Any) -> keras.Model:
-    options: dict[str, Any] = {"depth": 5, "width": (4,)}
+    options: dict[str, Any] = {"depth": 5 if ARCHITECTURES[arch].stages else 2, "width": (4,)}
     return architectures.build(
         network(arch, **options | shaping),
         image_shape=(8, 8, 1),
@@ -53,6 +54,14 @@ def assert_same_bits(one: keras.Model, other: keras.Model) -> None:
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.fixture
+def eagerly() -> Iterator[None]:
+    """Runs each operation as it comes: for a few steps, compiling takes longer than they do."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
 # A slow plain reference
 
 
@@ -74,7 +83,7 @@ def reference_steps(
     return losses
 
 
-def test_gradient_descent_and_lr_drop_agree_with_numpy() -> None:
+def test_gradient_descent_and_lr_drop_agree_with_numpy(eagerly: None) -> None:
     images = keras.Input((8, 8, 1))
     normalised = keras.layers.Normalization(mean=[0.5], variance=[0.09])(images)
     flat = keras.layers.Flatten()(normalised)
@@ -87,7 +96,7 @@ def test_gradient_descent_and_lr_drop_agree_with_numpy() -> None:
     np.testing.assert_allclose([loss for loss, _ in made._window], expected, rtol=1e-4)
 
 
-def test_weight_decay_shrinks_kernels_and_nothing_else() -> None:
+def test_weight_decay_shrinks_kernels_and_nothing_else(eagerly: None) -> None:
     free, decayed = model("resnet"), model("resnet")
     for made, decay in ((free, 0.0), (decayed, 0.5)):
         trainer(made, optimizer="sgd", learning_rate=0.1, weight_decay=decay).advance(1)
@@ -271,7 +280,9 @@ def binary_logistic_regression() -> keras.Model:
     return keras.Model(images, keras.layers.Dense(2, name="logits")(flat))
 
 
-def test_adversarial_steps_agree_with_the_closed_form_for_logistic_regression() -> None:
+def test_adversarial_steps_agree_with_the_closed_form_for_logistic_regression(
+    eagerly: None,
+) -> None:
     """Goodfellow et al. 2015, section 5: softplus(e |w|_1 - y (w.x + b)) for labels of 1 and -1."""
     epsilon, share, rate = 0.1, 0.3, 0.05
     linear = binary_logistic_regression()
@@ -313,7 +324,7 @@ def test_adversarial_steps_agree_with_the_closed_form_for_logistic_regression() 
     np.testing.assert_allclose([(f[0], f[2]) for f in made._window], expected, rtol=1e-4)
 
 
-def test_adversarial_images_stay_between_0_and_1() -> None:
+def test_adversarial_images_stay_between_0_and_1(eagerly: None) -> None:
     """At epsilon 1 every pixel that has a gradient goes to 0 or 1, and nowhere beyond."""
     linear = binary_logistic_regression()
     against = Steps(adversarial="fgsm", adversarial_epsilon=1.0)
@@ -335,7 +346,9 @@ def test_adversarial_images_stay_between_0_and_1() -> None:
         ("mlp", {"adversarial_epsilon": 0.0}),
     ],
 )
-def test_without_weight_or_epsilon_it_is_plain_training(arch: str, options: dict[str, Any]) -> None:
+def test_without_weight_or_epsilon_it_is_plain_training(
+    arch: str, options: dict[str, Any], eagerly: None
+) -> None:
     plain, adversarial = model(arch), model(arch)
     trainer(plain).advance(5)
     trainer(adversarial, adversarial="fgsm", **options).advance(5)
@@ -344,7 +357,7 @@ def test_without_weight_or_epsilon_it_is_plain_training(arch: str, options: dict
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-6)
 
 
-def test_the_moving_averages_meet_both_batches_of_a_step() -> None:
+def test_the_moving_averages_meet_both_batches_of_a_step(eagerly: None) -> None:
     """Two batches that are the same move them twice as one batch would."""
     networks = [model("resnet") for _ in range(2)]
     trainer(networks[0]).advance(1)
@@ -358,7 +371,7 @@ def test_the_moving_averages_meet_both_batches_of_a_step() -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_every_network_trains_adversarially(arch: str, precision: Precision) -> None:
+def test_every_network_trains_adversarially(arch: str, precision: Precision, eagerly: None) -> None:
     network = model(arch, precision=precision)
     made = trainer(network, adversarial="fgsm", adversarial_epsilon=0.1)
     made.advance(2)
@@ -440,7 +453,7 @@ def test_each_architecture_learns(arch: str, width: int, steps: int, precision: 
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_gradients_in_bfloat16_point_where_those_in_float32_do(arch: str) -> None:
+def test_gradients_in_bfloat16_point_where_those_in_float32_do(arch: str, eagerly: None) -> None:
     gradients = []
     for precision in get_args(Precision):
         made = trainer(model(arch, width=(8,), precision=precision))

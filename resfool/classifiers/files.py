@@ -206,6 +206,7 @@ def _checked_copy(path: Path, max_parameters: int) -> Iterator[Path]:
         with reading(path):
             _unpack(path, folder, max_parameters)
             config = json.loads((folder / _CONFIG).read_bytes())
+            _forget_compilation(config)
             _check_config(path, config)
             (folder / _CONFIG).write_text(json.dumps(config))
             _check_weights(folder / _WEIGHTS, max_parameters)
@@ -286,15 +287,22 @@ _CODE = {"Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer"}
 _VALUES = {"__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__"}
 
 
+def _forget_compilation(config: Any) -> None:
+    """Drop optimizers, losses and metrics, which attacks don't need.
+
+    Keras leaves only the outermost out when told not to compile; it would still make those of a
+    model inside the model, where a custom loss is as common.
+    """
+    for node in _nodes(config):
+        if "class_name" in node:
+            node.pop("compile_config", None)
+
+
 def _check_config(path: Path, config: Any) -> None:
-    """Refuse code outside Keras, and drop optimizers, losses and metrics, which no attack needs."""
     if not isinstance(config, dict) or "class_name" not in config:
         raise ValueError(f"{_CONFIG} doesn't describe a model")
     for node in _nodes(config):
         if "class_name" in node:
-            # Told not to compile, Keras leaves only the outermost out; it would still make those of
-            # a model inside the model, where a custom loss is as common.
-            node.pop("compile_config", None)
             _check_named(path, node)
 
 

@@ -70,7 +70,7 @@ def cobyla(
     for rows, (slopes, starts) in gradient.batchwise(
         problem.model, _near, (problem.images,), candidates, batch_size=problem.batch_size
     ):
-        own = slopes if subspace == "gradients" else slopes[:, :0]
+        own = slopes if subspace == "gradients" else np.empty((len(starts), 0))
         of_batch = problem.images[rows], problem.classes[rows].tolist(), own, starts
         tasks += [_Task(*parts) for parts in zip(*of_batch, strict=True)]
     results = map(functools.partial(_solved, shared), tasks, progress=problem.progress)
