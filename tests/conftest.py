@@ -82,6 +82,21 @@ def store(
     mlflow.end_run()
 
 
+@pytest.fixture
+def unpainted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made, and left without their pixels, which take most of the time."""
+    from matplotlib.figure import Figure
+
+    def saved(figure: Figure, target: Any, **options: Any) -> None:
+        with contextlib.ExitStack() as stack:
+            file = target
+            if not hasattr(target, "write"):
+                file = stack.enter_context(Path(target).open("wb"))
+            file.write(b"unpainted")
+
+    monkeypatch.setattr(Figure, "savefig", saved)
+
+
 TrainOnce = Callable[..., str]
 
 

@@ -126,6 +126,7 @@ def test_several_models_are_compared_under_one_run(
     assert table["model"].unique().tolist() == ["mlp-2", "theirs"]
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_a_strangers_range_of_pixels_makes_no_difference(
     store: MlflowClient, tmp_path: Path
 ) -> None:
@@ -142,6 +143,7 @@ def test_a_strangers_range_of_pixels_makes_no_difference(
     assert one == pytest.approx(other, abs=3e-4)
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_models_from_the_registry_by_version_alias_and_id(
     store: MlflowClient, trained: str
 ) -> None:
@@ -242,6 +244,7 @@ def test_a_stranger_without_a_data_set_is_asked_for_one(
     assert "dataset is missing" in refused(capsys, model=tmp_path / "theirs.keras")
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_a_data_set_that_changed_since_the_training_is_said_so(
     store: MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -264,6 +267,7 @@ def test_a_data_set_that_changed_since_the_training_is_said_so(
     assert "no validation images" in refused(capsys, model=model, dataset=data, split="validation")
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_a_model_with_code_of_its_own_is_refused_unless_trusted(
     store: MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.server
+import inspect
 import json
 import os
 import signal
@@ -346,12 +347,12 @@ def test_an_interrupt_leaves_no_process(
     where: dict[str, Any], tmp_path: Path, number: signal.Signals
 ) -> None:
     script = (
-        "import sys, cloudpickle\n"
+        "import os, time\n"
+        "from pathlib import Path\n"
         "from resfool import interrupts, parallel\n"
-        "from tests import test_parallel\n"
-        "cloudpickle.register_pickle_by_value(test_parallel)\n"
+        f"{inspect.getsource(lengthy)}\n"
         "interrupts.raise_once()\n"
-        f"parallel.map(test_parallel.lengthy, [{str(tmp_path)!r}] * 3, workers=2, **{where})\n"
+        f"parallel.map(lengthy, [{str(tmp_path)!r}] * 3, workers=2, **{where})\n"
     )
     driver = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.PIPE)
     at_once = 1 if where["backend"] == "serial" else 2

@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from entry_points import attack, reproduce
-from resfool.reproduction import plan
+from resfool.reproduction import estimates, plan
 from resfool.training.trainer import Trainer
 from tests.conftest import refused
 
@@ -101,14 +101,16 @@ def test_figures_are_made_once_and_reported(
     assert by_hand.info.run_id in page and "See Figure 8" in page
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_an_interrupted_training_goes_on_in_its_run(
     store: MlflowClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(estimates, "_step_seconds", lambda settings, data: (1.0, 0.1))
     advance = Trainer.advance
 
     def interrupted(trainer: Trainer, steps: int) -> None:
         advance(trainer, min(steps, 3))
-        if trainer.step == 6:  # more than the estimate takes, and half of the training
+        if trainer.step == 6:  # half of the training
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Trainer, "advance", interrupted)

@@ -96,6 +96,7 @@ def test_a_grid_is_trained_once_and_compared(
         assert merged == trainings[column].tolist()
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_a_training_that_diverges_leaves_the_others(
     store: MlflowClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,6 +117,7 @@ def test_a_training_that_diverges_leaves_the_others(
     assert "failed: NonFiniteLossError" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_a_sweeps_models_know_their_data_and_what_was_set_aside(store: MlflowClient) -> None:
     sweep.main(["--arch=mlp", "--depth=1", *GRID, "--validation_share=0.2"])
     (child,) = parts(store, latest(store).info.run_id)

@@ -112,6 +112,7 @@ def test_a_run_holds_what_the_ui_needs(
     assert logged_model(run)(np.zeros((2, 8, 8, 1), np.float32)).shape == (2, 10)
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_system_metrics_are_recorded(store: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
     train.main(words())
@@ -265,6 +266,7 @@ def test_a_loss_that_is_not_finite_fails_the_run(
     assert "the training loss became" in run.data.tags["resfool.error"]
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_parameters_that_mlflow_run_has_logged_are_left_alone(store: MlflowClient) -> None:
     run_id = store.create_run("0", run_name="bold-fox-123").info.run_id
     store.log_param(run_id, "depth", "2 as it was typed")
@@ -311,6 +313,7 @@ def test_bad_arrays_are_refused_and_leave_no_run(
     assert not store.search_runs(["0"])
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_a_users_own_arrays_are_trained_on(store: MlflowClient) -> None:
     save_npz(Path("mine.npz"))
     train.main(words(dataset="npz:mine.npz", steps=20))
@@ -450,6 +453,7 @@ def test_a_folder_of_nobody_is_refused(
     assert not stores.present(Path("x" * 1000)), "a name that no file can have"
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_points_of_a_curve_are_recorded_once(store: MlflowClient) -> None:
     train.main(words(steps=500))
     for points in curve(store, only_run(store)).values():

@@ -222,6 +222,7 @@ def test_two_models_and_their_perturbations(
     assert not runs_but(store, known)
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_perturbations_of_one_name_are_numbered(store: MlflowClient, planted: Path) -> None:
     Path("copy").mkdir()
     np.save("copy/up.npy", 0.01 * np.ones(SHAPE, np.float32))

@@ -80,6 +80,7 @@ def test_algorithm_2_leaves_rates_figures_matrix_and_perturbation(
     assert [m.value for m in second] == pytest.approx([m.value for m in first])
 
 
+@pytest.mark.usefixtures("unpainted")
 @pytest.mark.parametrize("algorithm", ["1", "3", "4", "gradient", "random"])
 def test_every_algorithm_ends_with_a_perturbation_of_the_norm(
     store: MlflowClient, trained: str, algorithm: str
@@ -147,6 +148,7 @@ def test_each_image_that_cobyla_has_solved_is_kept(
     assert not list(Path("checkpoints").glob("solve-*"))
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_a_rank_that_the_matrix_has_not_is_clamped_with_a_sentence(
     store: MlflowClient, trained: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,6 +208,7 @@ def test_bad_input_is_refused_in_one_sentence_and_leaves_no_run(
     assert not store.search_runs(["0"])
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_a_matrix_of_another_model_is_refused(
     store: MlflowClient, trained: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -228,6 +231,7 @@ def test_a_matrix_of_another_model_is_refused(
     universal.main(words(**own, algorithm="3", coefficients="first"))
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_what_a_model_takes_for_white_belongs_to_its_matrix(
     store: MlflowClient, trained: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -243,6 +247,7 @@ def test_what_a_model_takes_for_white_belongs_to_its_matrix(
     universal.main(words(model=uri, **options, matrix=matrix, input_range="0,255"))
 
 
+@pytest.mark.usefixtures("unpainted")
 @pytest.mark.xdist_group("trainings")
 def test_rows_of_the_first_layer_are_searched_inside_the_wrapping(
     store: MlflowClient, trained: str
