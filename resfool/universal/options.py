@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from resfool.attacks.options import Target
+from resfool.attacks.options import Labelled, Target
 from resfool.attacks.solvers import SOLVERS, Solving, late
 from resfool.classifiers.finding import OneModel
 from resfool.errors import InputError
@@ -13,7 +13,6 @@ from resfool.training.recipe import TrainParameters
 from resfool.values import (
     Counts,
     Epsilon,
-    LabelSource,
     Names,
     Norm,
     PositiveCount,
@@ -80,7 +79,7 @@ class Approximation(Sized):
     draws: Annotated[PositiveCount, "random perturbations of each rank."] = 20
 
 
-class UniversalParameters(OneModel, Solving, Approximation, Drawn, Workers):
+class UniversalParameters(OneModel, Solving, Labelled, Approximation, Drawn, Workers):
     """Fit one perturbation for all images and judge it on held-out ones (section VI.B)."""
 
     algorithm: Annotated[
@@ -92,10 +91,6 @@ class UniversalParameters(OneModel, Solving, Approximation, Drawn, Workers):
     epsilon: Annotated[
         Epsilon, "length of the step of algorithm 3, where pixels go from 0 to 1."
     ] = 8 / 255
-    label_source: Annotated[
-        LabelSource,
-        "raise the loss of the true label, or of the model's own prediction (algorithms 3 and 4).",
-    ] = "true"
     ranks: Annotated[
         Counts | None,
         "others to judge beside it, such as 1,3; none is 1, 2, 3, 5, 10, 20, 30, 50 and 100.",
