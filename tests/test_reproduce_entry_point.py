@@ -110,12 +110,12 @@ def test_an_interrupted_training_goes_on_in_its_run(
 
     def interrupted(trainer: Trainer, steps: int) -> None:
         advance(trainer, min(steps, 3))
-        if trainer.step == 6:  # half of the training
+        if trainer.step == 30:  # half of the training
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Trainer, "advance", interrupted)
     with pytest.raises(SystemExit) as ended:
-        reproduce.main(["--target=table3", "--scale=quick"])
+        reproduce.main(["--target=figure7", "--scale=quick"])
     assert ended.value.code == 130
     (first,) = parents(store)
     (cut,) = children(store, first)
@@ -123,7 +123,7 @@ def test_an_interrupted_training_goes_on_in_its_run(
     monkeypatch.setattr(Trainer, "advance", advance)
     capsys.readouterr()
 
-    reproduce.main(["--target=table3", "--scale=quick"])
+    reproduce.main(["--target=figure7", "--scale=quick"])
     assert f"goes on with run {cut.info.run_id}" in capsys.readouterr().out
     second = parents(store)[0]
     assert second.info.run_id != first.info.run_id
@@ -131,7 +131,7 @@ def test_an_interrupted_training_goes_on_in_its_run(
     assert went_on.info.status == "FINISHED"
     history = store.get_metric_history(cut.info.run_id, "test_accuracy")
     steps = [metric.step for metric in history]
-    assert steps == sorted(set(steps)) and steps[-1] == 12
+    assert steps == sorted(set(steps)) and steps[-1] == 60
     # Nothing was trained but that one.
     assert [run.data.params.get("arch") for run in children(store, second)] == [None]
 
