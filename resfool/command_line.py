@@ -93,7 +93,8 @@ def completion(shell: str, commands: Mapping[str, Mapping[str, Parameter]]) -> s
     for name, parameters in commands.items():
         own = known.add_parser(name, help=name)  # shtab leaves out what has no help
         for one in parameters.values():
-            added = own.add_argument(f"--{one.name}", help=one.text, choices=one.choices or None)
+            text = one.text.replace("%", "%%")
+            added = own.add_argument(f"--{one.name}", help=text, choices=one.choices or None)
             if one.name.endswith("_dir"):
                 added.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
     return str(shtab.complete(whole, shell=shell))

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,6 +26,7 @@ import pytest
 from resfool import parallel
 from resfool.errors import InputError
 from resfool.parallel import Died, Failure, Report
+from resfool.training.recipe import TrainParameters
 from resfool.trials import recorder
 from resfool.values import Backend
 from tests.conftest import ROOT
@@ -282,14 +284,15 @@ def test_tasks_report_in_order_stop_fail_and_are_added(where: dict[str, Any]) ->
 @pytest.mark.parametrize("backend", PARALLEL)
 def test_a_training_has_the_same_bits_everywhere(where: dict[str, Any]) -> None:
     """Convolutions and sums over a batch, as a sweep or a tuning has them."""
-    settings: dict[str, Any] = {"arch": "resnet", "depth": 5, "width": (4,), "steps": 10}
-    settings |= {"dataset": "digits", "per_class": (20, 0, 20)}
+    asked = TrainParameters(
+        arch="resnet", depth=5, width=(4,), steps=10, dataset="digits", per_class=(20, 10, 20)
+    )
     seeds = range(2 if where["backend"] == "joblib" else 1)
 
     def trained(**pool: Any) -> list[Any]:
         with parallel.Pool(recorder.Trial(), receive=lambda place, message: False, **pool) as crew:
             for seed in seeds:
-                crew.submit(seed, settings | {"seed": seed})
+                crew.submit(seed, replace(asked, seed=seed))
             outcomes = dict(crew.finished())
         return [(outcomes[seed].metrics, weights(outcomes[seed])) for seed in seeds]
 
