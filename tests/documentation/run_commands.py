@@ -32,7 +32,7 @@ PLACEHOLDERS = (
 PREPARE = """
 import keras, mlflow, numpy as np
 from entry_points import train, universal
-from resfool import datasets
+from resfool.datasets.sets import load
 
 def new_runs():
     found = mlflow.search_runs(order_by=["start_time"])
@@ -50,7 +50,7 @@ for _ in range(3):
     mlflow.register_model(f"runs:/{runs[0]}/model", "my-classifier")
 runs = new_runs()
 
-data = datasets.load("digits")
+data = load("digits")
 parts = {"train": data.train, "test": data.test}
 images = {f"x_{name}": (part.images * 255).astype(np.uint8) for name, part in parts.items()}
 np.savez("mine.npz", **images, **{f"y_{name}": part.labels for name, part in parts.items()})
