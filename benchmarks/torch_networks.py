@@ -1,4 +1,4 @@
-"""The ResNet and the MultiResNet in PyTorch, layer for layer as in `resfool.networks.architectures`."""
+"""The ResNet and the MultiResNet in PyTorch, layer for layer as `resfool.networks` has them."""
 
 from collections.abc import Callable
 
