@@ -363,12 +363,12 @@ def test_an_interrupt_leaves_no_process(
         wait_until(lambda: driver.poll() is not None or files(tmp_path) == at_once, 60)
         family = psutil.Process(driver.pid).children(recursive=True)
         driver.send_signal(number)
-        _, words = driver.communicate(timeout=10)
+        _, words = driver.communicate(timeout=60)  # a task sleeps longer
     finally:
         driver.kill()
     assert b"KeyboardInterrupt" in words
     family += [psutil.Process(int(p.name)) for p in tmp_path.iterdir() if alive(int(p.name))]
-    assert not psutil.wait_procs(family, 5)[1]
+    assert not psutil.wait_procs(family, 30)[1]
     assert files(tmp_path) == at_once, "nothing else began"
 
 
@@ -396,7 +396,7 @@ def test_an_address_without_a_cluster_is_refused(address: str, message: str) -> 
     with pytest.raises(InputError) as caught:
         parallel.map(failing, [1], backend="ray", ray_address=address)
     assert message in str(caught.value)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 25, "Ray's own wait of 30 s was waited for"
 
 
 def test_a_cluster_that_has_died_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -424,7 +424,7 @@ def test_a_wrong_token_is_refused(cluster: str, token: dict[str, str]) -> None:
     seconds, _, sentence = ran.stdout.partition(" ")
     refusal = f"the Ray cluster at {cluster} doesn't take this machine's token; "
     assert sentence.startswith(refusal), ran
-    assert float(seconds) < 5
+    assert float(seconds) < 25
 
 
 def test_another_service_is_no_cluster() -> None:
