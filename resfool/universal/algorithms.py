@@ -1,46 +1,13 @@
-"""What the parts of the experiment work on, and what each row of `ALGORITHMS` makes of it."""
+"""What each row of `ALGORITHMS` makes of an experiment's work."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import keras
 import numpy as np
 
-from resfool.datasets.sets import Split
-from resfool.monitor import Monitor
 from resfool.universal import ascent, iterated, matrices, solving
 from resfool.universal.matrices import Matrix
-from resfool.universal.options import UniversalParameters
 from resfool.universal.vectors import Fit, random_vectors
-
-
-@dataclass(frozen=True)
-class Work:
-    """What every part of the experiment needs.
-
-    Attributes:
-        model: from images to logits.
-        fitting: the images to fit on, with their labels.
-        held_out: float32 (M, H, W, C), the images to judge on.
-        asked: the experiment's parameters.
-        identity: of the model, for what is kept to be used again.
-        monitor: is told how it goes.
-        map: runs images in workers, if there are any.
-    """
-
-    model: keras.Model
-    fitting: Split
-    held_out: np.ndarray
-    asked: UniversalParameters
-    identity: dict[str, Any]
-    monitor: Monitor
-    map: Callable[..., list[Any]] | None
-
-    @property
-    def labels(self) -> np.ndarray | None:
-        """Those whose loss algorithms 3 and 4 raise; None are the model's own predictions."""
-        return self.fitting.labels if self.asked.label_source == "true" else None
+from resfool.universal.work import Work
 
 
 def fit_algorithm1(work: Work) -> Fit:

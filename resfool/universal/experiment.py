@@ -16,9 +16,9 @@ from resfool.universal.options import UniversalParameters
 
 if TYPE_CHECKING:
     from resfool.attacks.minimal import Minimal
-    from resfool.universal.algorithms import Work
     from resfool.universal.judging import Ranked, Verdict
     from resfool.universal.matrices import Matrix
+    from resfool.universal.work import Work
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,9 @@ def universal(
 
     devices.start_tensorflow()
     from resfool.universal import judging
-    from resfool.universal.algorithms import Work
     from resfool.universal.matrices import matrix_in
     from resfool.universal.solving import digest
+    from resfool.universal.work import Work
 
     model = load_classifier(source, source.name, data, asked)
     same = {

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,15 +18,13 @@ from resfool.attacks.solvers import SOLVERS
 from resfool.attacks.solvers.problem import one_by_one
 from resfool.errors import expanded
 from resfool.monitor import Advance
-
-if TYPE_CHECKING:
-    from resfool.universal.algorithms import Work
+from resfool.universal.work import Work
 
 _CHUNK = 100  # images solved at a time, or as many as a pass takes if those are more
 _SAVING = 0.05  # share of the time that may go into keeping what was solved
 
 
-def solved_perturbations(work: "Work") -> Minimal:
+def solved_perturbations(work: Work) -> Minimal:
     """Algorithm 2's perturbations; those that are done are kept until all are."""
     asked = work.asked
     options = {name: getattr(asked, name) for name in ("solver", "subspace", "batch_size")}
@@ -40,7 +38,7 @@ def solved_perturbations(work: "Work") -> Minimal:
     return found
 
 
-def _solved_in_chunks(work: "Work", path: Path, options: dict[str, Any]) -> Minimal:
+def _solved_in_chunks(work: Work, path: Path, options: dict[str, Any]) -> Minimal:
     """By a solver that works in batches, here."""
     images = work.fitting.images
     found = Minimal(**checkpoints.load(path)[0]) if path.exists() else None
@@ -58,7 +56,7 @@ def _solved_in_chunks(work: "Work", path: Path, options: dict[str, Any]) -> Mini
     return found
 
 
-def _solved_one_by_one(work: "Work", path: Path, options: dict[str, Any]) -> Minimal:
+def _solved_one_by_one(work: Work, path: Path, options: dict[str, Any]) -> Minimal:
     """By a solver whose images are spread over workers, each by itself."""
     kept: dict[int, tuple[np.ndarray, int, float]] = {}
     if path.exists():
@@ -82,7 +80,7 @@ def _solved_one_by_one(work: "Work", path: Path, options: dict[str, Any]) -> Min
         return minimal.smallest_perturbations(work.model, work.fitting.images, **options)
 
 
-def _progress(work: "Work", done: int) -> Advance:
+def _progress(work: Work, done: int) -> Advance:
     if done:
         work.monitor.say(f"going on with an interrupted solve, of which {done} images are done")
     advance = work.monitor.counter(len(work.fitting), "images solved", done)
