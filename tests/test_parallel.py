@@ -37,9 +37,8 @@ os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-of-the-tests
 # Hosts of a cluster have no tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-on_ray = pytest.mark.xdist_group("ray")  # so that it starts once
-BACKENDS = [pytest.param(b, marks=on_ray if b == "ray" else ()) for b in get_args(Backend)]
-PARALLEL = [p for p in BACKENDS if p.values != ("serial",)]
+BACKENDS = get_args(Backend)
+PARALLEL = [backend for backend in BACKENDS if backend != "serial"]
 
 
 @pytest.fixture(scope="module")
@@ -405,7 +404,6 @@ def test_a_cluster_that_has_died_is_not_waited_for(monkeypatch: pytest.MonkeyPat
         parallel.map(failing, [1], backend="ray", ray_address="auto")
 
 
-@on_ray
 @pytest.mark.parametrize("token", [{"RAY_AUTH_TOKEN": "another"}, {"RAY_AUTH_MODE": "disabled"}])
 def test_a_wrong_token_is_refused(cluster: str, token: dict[str, str]) -> None:
     # In a process of its own, since Ray reads the token once.
@@ -436,7 +434,6 @@ def test_another_service_is_no_cluster() -> None:
         server.shutdown()
 
 
-@on_ray
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
@@ -516,7 +513,6 @@ def interrupted(hosts: list[Any], demands: int) -> list[Any]:
     return hosts
 
 
-@on_ray
 @pytest.mark.parametrize("look", [ever_the_same, twice_as_many, interrupted])
 def test_growth_is_asked_for_only_while_it_is_waited_for(
     cluster: str, monkeypatch: pytest.MonkeyPatch, look: Any
@@ -528,7 +524,6 @@ def test_growth_is_asked_for_only_while_it_is_waited_for(
     assert [{"CPU": 1}] * 3 in demands
 
 
-@on_ray
 def test_a_known_fault_of_rays_client_server_comes_with_its_remedy(
     cluster: str, client_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -558,7 +553,6 @@ def test_chunks_grow_to_a_share_of_a_second_and_shrink_at_the_end() -> None:
     assert sizes == {1: 4}
 
 
-@on_ray
 def test_a_cluster_is_reached_from_outside(cluster: str, client_port: int) -> None:
     address = f"ray://127.0.0.1:{client_port}"
     found = parallel.map(squares, range(9), backend="ray", ray_address=address)
@@ -566,7 +560,6 @@ def test_a_cluster_is_reached_from_outside(cluster: str, client_port: int) -> No
         np.testing.assert_array_equal(one, expected)
 
 
-@on_ray
 def test_a_cluster_grows_for_a_client_too(
     cluster: str, client_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

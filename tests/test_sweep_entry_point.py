@@ -21,9 +21,6 @@ from tests.conftest import QUICK, refused
 # The processes that train have no tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-# Trainings share a process that has TensorFlow already, if they come after each other.
-pytestmark = pytest.mark.xdist_group("trainings")
-
 GRID = ["--dataset=digits", "--width=8", "--steps=40", "--eval_every=20", "--backend=serial"]
 
 

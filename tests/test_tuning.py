@@ -346,7 +346,6 @@ def test_a_study_refuses_what_is_no_database() -> None:
         Study("s", {}, storage="mysql://nobody@127.0.0.1:9/x", sampler="tpe", pruner="none", seed=0)
 
 
-@pytest.mark.xdist_group("trainings")
 def test_tune_as_a_user_runs_it(store: MlflowClient, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--arch=mlp", "--dataset=digits", "--steps=60", "--trials=3", "--backend=serial"]
     tune.main([*words, "--search=learning_rate,width"])

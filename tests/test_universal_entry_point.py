@@ -248,7 +248,6 @@ def test_what_a_model_takes_for_white_belongs_to_its_matrix(
 
 
 @pytest.mark.usefixtures("unpainted")
-@pytest.mark.xdist_group("trainings")
 def test_rows_of_the_first_layer_are_searched_inside_the_wrapping(
     store: MlflowClient, trained: str
 ) -> None:
