@@ -8,14 +8,15 @@ import signal
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import mlflow
 import pytest
-from mlflow import MlflowClient
 
 from resfool import devices
 from resfool.values import show
+
+if TYPE_CHECKING:  # it takes long to import, and not every process of the tests needs it
+    from mlflow import MlflowClient
 
 # Tests import TensorFlow themselves, some before any code of ours starts it.
 os.environ.update(devices.VARIABLES | os.environ)
@@ -44,6 +45,8 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh SQLite store; making its tables takes seconds, so it is made once and copied."""
+    from mlflow import MlflowClient
+
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
     # The folder for artifacts is made out of the working directory, which must not be the checkout.
     with contextlib.chdir(path.parent):
@@ -67,8 +70,10 @@ def refused(
 @pytest.fixture
 def store(
     empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[MlflowClient]:
+) -> Iterator["MlflowClient"]:
     """The client of an empty tracking store in the working directory, which is a new folder."""
+    import mlflow
+
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
@@ -76,7 +81,7 @@ def store(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     mlflow.set_tracking_uri(uri)
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-    yield MlflowClient(uri)
+    yield mlflow.MlflowClient(uri)
     for number, handler in handlers.items():
         signal.signal(number, handler)
     mlflow.end_run()
@@ -108,7 +113,7 @@ def kept_stores(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...
 
 @pytest.fixture
 def train_once(
-    store: MlflowClient,
+    store: "MlflowClient",
     kept_stores: dict[tuple[str, ...], Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> TrainOnce:

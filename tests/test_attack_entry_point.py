@@ -25,6 +25,7 @@ from resfool.datasets import sets
 from resfool.values import show
 from tests import conftest
 from tests.conftest import QUICK, ROOT, TrainOnce
+from tests.processes import Process
 
 FEW: dict[str, Any] = {"epsilons": "0,0.05,0.2", "samples": 60}
 
@@ -166,19 +167,13 @@ def test_ctrl_c_leaves_nothing_running_and_keeps_what_is_done(
     folder = Path(mlflow.artifacts.download_artifacts(model))
     models = f"{model},{folder / 'data' / 'model.keras'}"
     options = words(model=models, dataset="digits", method="pgd", pgd_steps=4000, samples=50)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "entry_points.attack", *options],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = Process(f"from entry_points import attack\nattack.main({options!r})")
     deadline = time.monotonic() + 120
     while len(attacks(store, trained)) < 3 and time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.printed()
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=120)
-    assert process.returncode == 130
+    assert process.wait() == 130, process.printed()
     parent, first, second = attacks(store, trained)
     assert [run.info.status for run in (parent, first, second)] == ["KILLED", "FINISHED", "KILLED"]
     assert curve(store, first, "fooling_rate").keys() == {0, 1275, 5100}

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from resfool.tracking.training_run import TrainingRun
 from resfool.values import show
 from tests import conftest
 from tests.conftest import QUICK, ROOT
+from tests.processes import Process
 
 CURVES = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
 
@@ -41,19 +43,10 @@ def words(**options: Any) -> list[str]:
     return [f"--{name}={show(value)}" for name, value in merged.items()]
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    """`python -m entry_points.train` in the working directory, as a process of its own."""
-    return python("-m", "entry_points.train", *arguments)
-
-
-def python(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        env=conftest.as_a_user_has_it(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(*trainings: Sequence[str]) -> Process:
+    """Trainings, one after the other, in the working directory, as a process of their own."""
+    calls = [f"train.main({list(words)!r})" for words in trainings]
+    return Process("\n".join(["from entry_points import train", *calls]))
 
 
 def only_run(store: MlflowClient) -> Run:
@@ -119,7 +112,7 @@ def test_system_metrics_are_recorded(store: MlflowClient, monkeypatch: pytest.Mo
     assert "system/cpu_utilization_percentage" in only_run(store).data.metrics
 
 
-def wait_for_checkpoint(process: subprocess.Popen[str], past_step: int) -> Path:
+def wait_for_checkpoint(process: Process | subprocess.Popen[str], past_step: int) -> Path:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         for path in Path("checkpoints").glob("*/checkpoint.npz"):
@@ -129,7 +122,8 @@ def wait_for_checkpoint(process: subprocess.Popen[str], past_step: int) -> Path:
             if found and int(found[1]) > past_step:
                 return path
         time.sleep(0.05)
-    raise AssertionError(f"no checkpoint past step {past_step}: {process.communicate()}")
+    printed = process.printed() if isinstance(process, Process) else process.communicate()
+    raise AssertionError(f"no checkpoint past step {past_step}: {printed}")
 
 
 def wait_for_status(store: MlflowClient, run_id: str, status: str) -> None:
@@ -197,7 +191,7 @@ def test_killed_twice_and_resumed_it_ends_as_if_never_killed(
     options: Any = {"arch": "resnet", "depth": 5, "width": (2,), "batch_size": 8, "steps": 250}
     options |= {"per_class": (20, 5), "eval_every": 70, "checkpoint_seconds": 0}
     whole_words = words(**options)
-    process = start(*whole_words)
+    process = start(whole_words)
     wait_for_checkpoint(process, 60)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -205,21 +199,17 @@ def test_killed_twice_and_resumed_it_ends_as_if_never_killed(
     assert killed.info.status == "RUNNING"
 
     resume = f"--resume={killed.info.run_id}"
-    process = start("--arch=resnet", "--checkpoint_seconds=0", resume)
+    process = start(["--arch=resnet", "--checkpoint_seconds=0", resume])
     wait_for_checkpoint(process, 120)
     assert "another process" in refused(capsys, "--arch=resnet", resume)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors
+    assert process.wait() == 130, process.printed()
     assert store.get_run(killed.info.run_id).info.status == "KILLED"
 
     assert "has arch=resnet, not arch=mlp" in refused(capsys, "--arch=mlp", resume)
 
-    resumption = ["--arch=resnet", resume]
-    script = "from entry_points import train\nfor words in {!r}:\n    train.main(words)\n"
-    process = python("-c", script.format([resumption, whole_words]))
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+    process = start(["--arch=resnet", resume], whole_words)
+    assert process.wait() == 0, process.printed()
     runs = store.search_runs(["0"])
     assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]
     resumed, whole = sorted(runs, key=lambda run: run.info.run_id != killed.info.run_id)

@@ -119,8 +119,7 @@ def test_weight_decay_shrinks_kernels_and_nothing_else(eagerly: None) -> None:
     [
         ("mlp", {}),
         ("resnet", {}),
-        ("resnet", {"augment": "crop_flip"}),
-        ("resnet", {"adversarial": "fgsm"}),
+        ("resnet", {"augment": "crop_flip", "adversarial": "fgsm"}),
         ("multiresnet", {}),
     ],
 )
@@ -147,13 +146,13 @@ def test_cut_into_pieces_and_restored_the_weights_are_the_same(
     assert_same_bits(whole, rest)
 
 
-@pytest.mark.parametrize("adversarial", ["none", "fgsm"])
+@pytest.mark.parametrize(("arch", "adversarial"), [("mlp", "none"), ("resnet", "fgsm")])
 def test_xla_draws_the_same_batches_and_takes_the_same_step(
-    adversarial: Adversarial,
+    arch: str, adversarial: Adversarial
 ) -> None:
     """What a GPU runs, compiled for this CPU."""
     options: dict[str, Any] = {"augment": "crop_flip", "seed": 5, "adversarial": adversarial}
-    made = [trainer(model("resnet"), **options) for _ in range(2)]
+    made = [trainer(model(arch), **options) for _ in range(2)]
     made[1]._learn = tf.function(made[1]._update, jit_compile=True)
     for one in made:
         one.advance(2)

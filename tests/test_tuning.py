@@ -1,11 +1,9 @@
 """The search for settings: planted optima, twins of one seed, and a driver that is killed."""
 
 import contextlib
-import os
 import shutil
 import signal
-import subprocess
-import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -32,7 +30,8 @@ from resfool.trials.options import TuneParameters
 from resfool.trials.study import Study
 from resfool.trials.tune import Tuning
 from resfool.trials.tune import tune as tune_settings
-from tests.conftest import ROOT, refused
+from tests.conftest import refused
+from tests.processes import Process
 
 STEPS = 5
 
@@ -150,14 +149,8 @@ class Dying(test_tuning.FakePool):
 
 test_tuning.tuned("--trials=9", pool=Dying)
 """
-    killed = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        timeout=120,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    killed = Process(script)
+    assert killed.wait() == -signal.SIGKILL, killed.printed()
     _, children = parts(store)
     assert sum(run.info.status == "RUNNING" for run in children) == 1
     found = tuned("--trials=9")
@@ -199,31 +192,28 @@ def test_a_search_whose_run_is_gone_goes_on_in_a_new_one(
 
 def test_two_drivers_never_share_a_search(store: MlflowClient, tmp_path: Path) -> None:
     script = """
-import sys
+import time
+from pathlib import Path
 from tests import test_tuning
 
 class Waiting(test_tuning.FakePool):
     def trained(self, place, asked):
-        print("at work", flush=True)
-        sys.stdin.read()
+        Path("at work").touch()
+        while not Path("seen").exists():
+            time.sleep(0.02)
         return super().trained(place, asked)
 
 test_tuning.tuned("--trials=1", pool=Waiting)
 """
-    other = subprocess.Popen(
-        [sys.executable, "-c", script],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert other.stdout is not None
-    assert other.stdout.readline() == "at work\n"
+    other = Process(script)
+    deadline = time.monotonic() + 120
+    while not Path("at work").exists() and time.monotonic() < deadline:
+        assert other.poll() is None, other.printed()
+        time.sleep(0.02)
     with pytest.raises(InputError, match=f"process {other.pid} is at work on this very search"):
         tuned("--trials=1")
-    other.communicate("", timeout=60)
-    assert other.returncode == 0
+    Path("seen").touch()
+    assert other.wait() == 0, other.printed()
     assert len(tuned("--trials=2").tried) == 2
 
 
