@@ -27,6 +27,10 @@ _PLACES = {
     "workers",
 }
 
+# Parameters that came after the first runs, with the values at which they say nothing: a run from
+# before one of them is the same as one at that value.
+_LATER: dict[str, Any] = {}
+
 
 def key(settings: Mapping[str, Any], dataset_digest: str) -> str:
     """What experiments of one kind have in common that end with the same figures.
@@ -38,7 +42,11 @@ def key(settings: Mapping[str, Any], dataset_digest: str) -> str:
     Returns:
         A digest, 16 hex digits.
     """
-    telling = {name: show(value) for name, value in settings.items() if name not in _PLACES}
+    telling = {
+        name: show(value)
+        for name, value in settings.items()
+        if name not in _PLACES and not (name in _LATER and value == _LATER[name])
+    }
     text = json.dumps(telling | {"dataset_digest": dataset_digest}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -89,6 +89,16 @@ def test_settings_are_known_by_a_key_whatever_does_not_matter() -> None:
     assert key != identity.key(settings, "other")
 
 
+def test_a_run_from_before_a_parameter_is_one_that_does_not_use_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = identity.key({"seed": 1}, "digest")
+    assert identity.key({"seed": 1, "later": None}, "digest") != before
+    monkeypatch.setitem(identity._LATER, "later", None)
+    assert identity.key({"seed": 1, "later": None}, "digest") == before
+    assert identity.key({"seed": 1, "later": "used"}, "digest") != before
+
+
 @pytest.mark.parametrize(
     ("source", "same"),
     [
