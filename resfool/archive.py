@@ -16,8 +16,8 @@ class ModelSource:
     Attributes:
         uri: as it was given.
         name: short, for tables and legends.
-        path: its `.keras` file, or the folder with its MLmodel.
-        load_trusted: loads whatever is there without any check, and may run code of its own.
+        path: its file, or the folder with its MLmodel.
+        load_trusted: MLflow's own loader, which checks nothing and may run code of the model's.
         model_id: MLflow's id of it, if it has one.
         training: the parameters of the run that trained it, if this project did.
     """
@@ -25,7 +25,7 @@ class ModelSource:
     uri: str
     name: str
     path: Path
-    load_trusted: Callable[[], Any]
+    load_trusted: Callable[[], Any] | None = None
     model_id: str | None = None
     training: Mapping[str, str] = field(default_factory=dict)
 
@@ -111,15 +111,9 @@ class Archive:
             InputError: there is no such model.
         """
         path = expanded(uri)
-        if not path.is_file():
-            raise InputError(f"model={uri}: there is no such file")
-
-        def load_trusted() -> Any:
-            import keras
-
-            return keras.saving.load_model(path, compile=False, safe_mode=False)
-
-        return ModelSource(uri, path.stem, path, load_trusted)
+        if not path.exists():
+            raise InputError(f"model={uri}: there is no such file or folder")
+        return ModelSource(uri, path.stem, path)
 
     def find_artifact(self, uri: str, name: str) -> Path:
         """Find a file that an earlier run left.

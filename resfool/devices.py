@@ -1,4 +1,4 @@
-"""TensorFlow's start: quietly, and without taking all of a GPU."""
+"""TensorFlow's and Keras's start: quietly, as we want them, and without taking all of a GPU."""
 
 import contextlib
 import functools
@@ -8,6 +8,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+
+from resfool.errors import InputError
 
 # What TensorFlow shall read from the environment as it is imported, where nothing is set yet.
 VARIABLES = {"TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -45,6 +47,39 @@ def start_tensorflow() -> None:
             with contextlib.suppress(RuntimeError, ValueError):
                 tf.config.experimental.set_memory_growth(gpu, True)
         tf.config.list_logical_devices()
+
+
+# What Keras must be set to, by the names of its settings and their functions in keras.config.
+_KERAS = {"image_data_format": "channels_last", "floatx": "float32"}
+
+
+def start_keras() -> None:
+    """Import TensorFlow and Keras, whatever Keras's settings in the environment and ~/.keras say.
+
+    Raises:
+        InputError: Keras is at work already, with other settings than ours.
+    """
+    ours = "keras" not in sys.modules
+    if ours:
+        os.environ["KERAS_BACKEND"] = "tensorflow"
+        os.environ.pop("TF_USE_LEGACY_KERAS", None)
+    start_tensorflow()
+    import keras
+
+    if keras.config.backend() != "tensorflow":
+        raise InputError(
+            f"resfool needs Keras on TensorFlow, and here it runs on {keras.config.backend()};"
+            " start Python with KERAS_BACKEND=tensorflow"
+        )
+    for name, value in _KERAS.items():
+        now = getattr(keras.config, name)()
+        if now != value and ours:
+            getattr(keras.config, f"set_{name}")(value)
+        elif now != value:
+            raise InputError(
+                f"Keras's setting {name} is {now}, and resfool needs {value}; call"
+                f" keras.config.set_{name}({value!r}), or change it in ~/.keras/keras.json"
+            )
 
 
 @functools.cache

@@ -25,8 +25,10 @@ from mlflow.models.evaluation.artifacts import (
 )
 from mlflow.tracking.artifact_utils import get_artifact_uri
 
+from resfool import devices
 from resfool.attacks import presentation
 from resfool.attacks.options import MeasureParameters
+from resfool.classifiers.interface import Interface
 from resfool.datasets.sets import draw
 from resfool.errors import InputError
 from resfool.monitor import Leaves
@@ -102,7 +104,8 @@ def measure(model: Any, dataset: Any, asked: MeasureParameters) -> tuple["Attack
     """
     original = _keras_model(model)
     shape = asked.image_shape or _image_shape(original)
-    pixels = _pixels(dataset.features_data, shape, asked.input_range)
+    interface = Interface(**asked.shared(Interface))
+    pixels = _pixels(dataset.features_data, shape, interface)
     rows = draw(len(pixels), asked.samples, asked.seed, "images")
 
     from resfool.attacks import examples
@@ -110,7 +113,11 @@ def measure(model: Any, dataset: Any, asked: MeasureParameters) -> tuple["Attack
     from resfool.classifiers import adapting
 
     classifier = adapting.as_classifier(
-        original, image_shape=shape, classes=None, input_range=asked.input_range, name=original.name
+        original,
+        image_shape=shape,
+        classes=None,
+        interface=interface,
+        name=original.name,
     )
     classes = int(classifier.output_shape[-1])
     labels = _class_numbers(dataset.labels_data, classes)[rows]
@@ -121,9 +128,7 @@ def measure(model: Any, dataset: Any, asked: MeasureParameters) -> tuple["Attack
         raise InputError(
             f"class_names={show(names)} are {len(names)} names, and the model has {classes} classes"
         )
-    low, high = asked.input_range
-    scaled = np.clip((pixels[rows].astype(np.float64) - low) / (high - low), 0, 1)
-    images = scaled.astype(np.float32).reshape(-1, *shape)
+    images = interface.pixels(pixels[rows].reshape(-1, *shape))
     curve = over_epsilons(
         classifier, images, labels, asked, seed=asked.seed, batch_size=asked.batch_size
     )
@@ -146,11 +151,7 @@ def _keras_model(model: Any) -> "keras.Model":
         raise InputError(
             f"resfool attacks Keras models, as mlflow.keras.log_model logs them; {given}"
         )
-    if keras.backend.backend() != "tensorflow":
-        raise InputError(
-            f"resfool needs Keras on TensorFlow, and here it runs on {keras.backend.backend()};"
-            " start Python with KERAS_BACKEND=tensorflow"
-        )
+    devices.start_keras()
     return found
 
 
@@ -168,8 +169,8 @@ def _image_shape(model: "keras.Model") -> tuple[int, ...]:
     return shape
 
 
-def _pixels(features: Any, shape: Sequence[int], input_range: tuple[float, float]) -> np.ndarray:
-    """The data as numbers (N, H*W*C), all within the range."""
+def _pixels(features: Any, shape: Sequence[int], interface: Interface) -> np.ndarray:
+    """The data as numbers (N, H*W*C), all of which the model takes for pixels."""
     table = features.to_numpy() if hasattr(features, "to_numpy") else np.asarray(features)
     if not len(table):
         raise InputError("the data has no images")
@@ -189,13 +190,17 @@ def _pixels(features: Any, shape: Sequence[int], input_range: tuple[float, float
     least, most = float(table.min()), float(table.max())
     if not (math.isfinite(least) and math.isfinite(most)):
         raise InputError("the data has values that are infinite or no numbers")
-    low, high = input_range
-    slack = 1e-6 * (high - low)  # of float32
-    if least < low - slack or most > high + slack:
+    scale, offset = interface.scale_and_offset(shape[-1])
+    of_channels = table.reshape(-1, shape[-1])
+    ends = (np.stack([of_channels.min(axis=0), of_channels.max(axis=0)]) - offset) / scale
+    slack = 1e-6  # of float32
+    if ends.min() < -slack or ends.max() > 1 + slack:
+        said = {name: show(interface.settings()[name]) for name in interface.given()}
+        shown = " ".join(f"{name}={value}" for name, value in said.items())
         raise InputError(
             f"the data has values from {least:.9g} to {most:.9g}, and"
-            f" input_range={show(input_range)} doesn't hold them; give the values that the model"
-            " takes for black and white, such as input_range=0,255"
+            f" {shown or f'input_range={show(interface.input_range)}'} doesn't hold them; give the"
+            " values that the model takes for black and white, such as input_range=0,255"
         )
     return table
 

@@ -20,6 +20,7 @@ _PLACES = {
     "backend",
     "checkpoint_seconds",
     "data_dir",
+    "modules",
     "patience",
     "ray_address",
     "solve_dir",
@@ -29,7 +30,16 @@ _PLACES = {
 
 # Parameters that came after the first runs, with the values at which they say nothing: a run from
 # before one of them is the same as one at that value.
-_LATER: dict[str, Any] = {}
+_LATER: dict[str, Any] = {
+    "channel_order": "rgb",
+    "input": None,
+    "inputs": None,
+    "mean": None,
+    "output": None,
+    "preprocessing": "none",
+    "single_output": "seen",
+    "std": None,
+}
 
 
 def key(settings: Mapping[str, Any], dataset_digest: str) -> str:

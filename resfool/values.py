@@ -24,7 +24,7 @@ def split_commas(value: Any) -> Any:
 
 
 def _single(value: Any) -> Any:
-    return (value,) if isinstance(value, int) else value
+    return (value,) if isinstance(value, int | float) else value
 
 
 def parse_epsilon(text: str) -> float:
@@ -141,6 +141,12 @@ def _parse_range(value: Any) -> Any:
     return low, high
 
 
+def _check_some(numbers: tuple[float, ...]) -> tuple[float, ...]:
+    if not numbers:
+        raise ValueError("must not be empty")
+    return numbers
+
+
 def _check_image_shape(sizes: tuple[int, ...]) -> tuple[int, ...]:
     if len(sizes) != 3:
         raise ValueError("must be height, width and channels, such as 28,28,1")
@@ -160,6 +166,12 @@ PixelRange = Annotated[tuple[float, float], BeforeValidator(_parse_range)]
 Names = Annotated[tuple[str, ...], BeforeValidator(split_commas)]
 Counts = Annotated[
     tuple[PositiveCount, ...], BeforeValidator(split_commas), BeforeValidator(_single)
+]
+Numbers = Annotated[
+    tuple[FiniteFloat, ...],
+    BeforeValidator(split_commas),
+    BeforeValidator(_single),
+    AfterValidator(_check_some),
 ]
 ImageShape = Annotated[Counts, AfterValidator(_check_image_shape)]
 # Seeds go into TensorFlow's stateless generators as 32-bit integers.

@@ -23,16 +23,17 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.types import Schema, TensorSpec
 
-from resfool.classifiers import files
+from resfool.classifiers import configs, files
 from resfool.classifiers.adapting import as_classifier
-from resfool.classifiers.files import check_keras_file, find_keras_file, load
+from resfool.classifiers.configs import TRUST as HINT
+from resfool.classifiers.files import check, find_file, load
+from resfool.classifiers.interface import Interface
 from resfool.errors import InputError
 from tests.conftest import ROOT
 
 Array = npt.NDArray[Any]
 layers = keras.layers
 SHAPE = (4, 4, 1)
-HINT = "trust=yes loads it with MLflow's own loader, which may run the model's code"
 
 
 def refusal(function: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
@@ -71,8 +72,10 @@ def dense(units: int = 3, activation: Any = "softmax", **options: Any) -> keras.
 
 
 def adapt(model: keras.Model, **options: Any) -> keras.Model:
-    given: dict[str, Any] = {"image_shape": SHAPE, "classes": None, "name": "it"} | options
-    return as_classifier(model, **given)
+    taken = Interface.of({n: v for n, v in options.items() if n in Interface.declared()})
+    other = {n: v for n, v in options.items() if n not in Interface.declared()}
+    given: dict[str, Any] = {"image_shape": SHAPE, "classes": None, "name": "it"} | other
+    return as_classifier(model, interface=taken, **given)
 
 
 # Files as a stranger would send them.
@@ -174,7 +177,7 @@ def test_honest_models_come_back_and_end_in_exact_logits(
 ) -> None:
     model = make()
     model.save(tmp_path / "model.keras")
-    check_keras_file(tmp_path / "model.keras")
+    check(tmp_path / "model.keras")
     loaded = load(tmp_path / "model.keras")
     assert not loaded.compiled
     shape = model.input_shape[1:]
@@ -203,7 +206,7 @@ def test_activations_by_name_are_those_of_keras() -> None:
         for name, value in vars(keras.activations).items()
         if isinstance(value, types.FunctionType)
     }
-    assert functions - {"get", "serialize", "deserialize"} == files._ACTIVATIONS
+    assert functions - {"get", "serialize", "deserialize"} == configs._ACTIVATIONS
 
 
 def layer(kind: str = "Dense", module: str | None = "keras.layers", **more: Any) -> dict[str, Any]:
@@ -275,7 +278,7 @@ HOSTILE_CONFIGS = {
 def test_code_outside_keras_is_refused_by_name(case: str, tmp_path: Path) -> None:
     config, expected = HOSTILE_CONFIGS[case]
     path = write(tmp_path / "m.keras", config)
-    message = refusal(check_keras_file, path)
+    message = refusal(check, path)
     assert expected in message and message.startswith(f"{path}: ") and message.endswith(HINT)
     assert refusal(load, path) == message
 
@@ -323,7 +326,7 @@ DAMAGED: dict[str, tuple[dict[str, Any], str]] = {
     "path": ({"../evil.py": b""}, "has a member '../evil.py'"),
     "asset": ({"assets/vocabulary.txt": b""}, "it has the asset 'assets/vocabulary.txt'"),
     "not JSON": ({"config.json": b"{"}, "JSONDecodeError"),
-    "not a model": ({"config.json": b"[]"}, "config.json doesn't describe a model"),
+    "not a model": ({"config.json": b"[]"}, "its config doesn't describe a model"),
     "deep": ({"config.json": deep()}, "nested deeper than 200 levels"),
     "very deep": ({"config.json": "[" * 100_000}, "RecursionError"),
     "not HDF5": ({"model.weights.h5": b"nothing"}, "OSError"),
@@ -347,7 +350,7 @@ def test_damaged_and_hostile_files_are_refused(
     members, expected = DAMAGED[case]
     monkeypatch.setattr(files, "_MAX_PARAMETERS", 10**8)
     path = write(tmp_path / "m.keras", **members)
-    assert expected in refusal(check_keras_file, path)
+    assert expected in refusal(check, path)
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -355,31 +358,27 @@ def test_a_ring_of_hard_links_is_walked_once(tmp_path: Path) -> None:
     def ring(file: h5py.File) -> None:
         file["a"] = file
 
-    check_keras_file(write(tmp_path / "m.keras", **{"model.weights.h5": weights_of(ring)}))
+    check(write(tmp_path / "m.keras", **{"model.weights.h5": weights_of(ring)}))
 
 
 def test_zip_tricks_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "m.keras")
     with pytest.warns(UserWarning), zipfile.ZipFile(path, "a") as archive:
         archive.writestr("config.json", "{}")
-    assert "each once" in refusal(check_keras_file, path)
+    assert "each once" in refusal(check, path)
 
     bomb = tmp_path / "bomb.keras"
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("metadata.json", "{}")
         archive.writestr("config.json", b" " * (65 << 20))
         archive.writestr("model.weights.h5", b"")
-    assert f"would have {65 << 20} bytes; {64 << 20} are allowed" in refusal(check_keras_file, bomb)
+    assert f"would have {65 << 20} bytes; {64 << 20} are allowed" in refusal(check, bomb)
 
     content = write(tmp_path / "e.keras").read_bytes()
     entry = content.index(b"PK\x01\x02")
     encrypted = content[: entry + 8] + b"\x01" + content[entry + 9 :]
     (tmp_path / "e.keras").write_bytes(encrypted)
-    assert "config.json is encrypted" in refusal(check_keras_file, tmp_path / "e.keras")
-
-    (tmp_path / "n.keras").write_bytes(b"not a zip")
-    assert "BadZipFile" in refusal(check_keras_file, tmp_path / "n.keras")
-    assert "there is no file" in refusal(check_keras_file, tmp_path / "none.keras")
+    assert "config.json is encrypted" in refusal(check, tmp_path / "e.keras")
 
 
 def test_a_member_is_copied_no_further_than_its_bound() -> None:
@@ -422,7 +421,7 @@ def test_checks_need_no_tensorflow(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from resfool.classifiers import files as c;"
         "from resfool.errors import InputError\n"
-        f"c.check_keras_file(c.find_keras_file(Path({str(honest)!r})))\n"
+        f"c.check(c.find_file(Path({str(honest)!r})))\n"
         f"try: c.load(Path({str(hostile)!r}))\n"
         "except InputError: print(*{'tensorflow', 'keras', 'mlflow'} & set(sys.modules), 'refused')"
     )
@@ -441,7 +440,7 @@ def test_models_that_mlflow_wrote_are_found(store: MlflowClient, tmp_path: Path)
     )
     options: dict[str, Any] = {"signature": signature, "pip_requirements": ["keras"]}
     mlflow.keras.save_model(model, str(tmp_path / "saved"), **options)
-    assert find_keras_file(tmp_path / "saved") == tmp_path / "saved/data/model.keras"
+    assert find_file(tmp_path / "saved") == tmp_path / "saved/data/model.keras"
     with mlflow.start_run():
         logged = mlflow.keras.log_model(model, name="model", **options)
     folder = mlflow.artifacts.download_artifacts(logged.model_uri, dst_path=str(tmp_path / "got"))
@@ -449,7 +448,7 @@ def test_models_that_mlflow_wrote_are_found(store: MlflowClient, tmp_path: Path)
         assert np.array_equal(run(load(path), images()), run(model, images()))
 
     mlflow.keras.save_model(model, str(tmp_path / "graph"), save_exported_model=True, **options)
-    message = refusal(find_keras_file, tmp_path / "graph")
+    message = refusal(find_file, tmp_path / "graph")
     assert "holds an exported graph (save_exported_model)" in message and HINT not in message
 
 
@@ -466,7 +465,7 @@ def folder_with(path: Path, **flavors: Any) -> Path:
 
 
 REFUSED_FLAVORS: dict[str, tuple[dict[str, Any], str]] = {
-    "tensorflow": ({"keras": None, "tensorflow": {}}, "flavours python_function, tensorflow, not"),
+    "pytorch": ({"keras": None, "pytorch": {}}, "flavours python_function, pytorch, not keras"),
     "none": ({"keras": None, "python_function": None}, "has the flavours none, not keras"),
     "code": (
         {"python_function": {"loader_module": "mlflow.keras", "code": "code"}},
@@ -485,35 +484,37 @@ REFUSED_FLAVORS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", REFUSED_FLAVORS)
 def test_flavours_that_would_run_code_are_refused(case: str, tmp_path: Path) -> None:
     flavors, expected = REFUSED_FLAVORS[case]
-    message = refusal(find_keras_file, folder_with(tmp_path, **flavors))
+    message = refusal(find_file, folder_with(tmp_path, **flavors))
     # Where trust wouldn't help, it isn't asked for.
-    assert expected in message and message.endswith(HINT) == (case not in ("none", "graph"))
+    assert expected in message and message.endswith(HINT) == (
+        case not in ("none", "graph", "pytorch")
+    )
 
 
 def test_data_is_found_as_mlflow_finds_it(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, python_function=None, onnx={"data": "x"})
-    assert find_keras_file(folder) == folder / "data/model.keras"
+    assert find_file(folder) == folder / "data/model.keras"
     (folder / "MLmodel").write_text("flavors: {keras: {data: data/model}}")
-    assert find_keras_file(folder) == folder / "data/model.keras"
+    assert find_file(folder) == folder / "data/model.keras"
     (folder / "MLmodel").write_text("flavors: {keras: {data: data/other}}")
-    assert "names data/other.keras, and there is no such file" in refusal(find_keras_file, folder)
+    assert "names data/other.keras, and there is no such file" in refusal(find_file, folder)
 
 
 def test_links_out_of_the_folder_are_refused(tmp_path: Path) -> None:
     folder = folder_with(tmp_path)
     (folder / "data/model.keras").unlink()
     (folder / "data/model.keras").symlink_to(tmp_path / "outside.keras")
-    assert "lies outside of its folder" in refusal(find_keras_file, folder)
+    assert "lies outside of its folder" in refusal(find_file, folder)
     # The folder itself may be reached by a link.
     (tmp_path / "again").mkdir()
     (tmp_path / "link").symlink_to(folder_with(tmp_path / "again"))
-    assert find_keras_file(tmp_path / "link").is_file()
+    assert find_file(tmp_path / "link").is_file()
 
 
 def test_other_folders_are_refused(tmp_path: Path) -> None:
     folder = folder_with(tmp_path)
     (folder / "data/keras_module.txt").write_text("evil\n")
-    assert "names the module 'evil', not keras" in refusal(find_keras_file, folder)
+    assert "names the module 'evil', not keras" in refusal(find_file, folder)
     for content, expected in {
         "- a": "it has no mapping of flavours",
         "flavors: [keras]": "it has no mapping of flavours",
@@ -522,14 +523,10 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
         "[" * 5000: "RecursionError",
     }.items():
         (folder / "MLmodel").write_text(content)
-        assert expected in refusal(find_keras_file, folder)
+        assert expected in refusal(find_file, folder)
     (folder / "MLmodel").unlink()
-    assert "is not an MLflow model folder: it has no file MLmodel" in refusal(
-        find_keras_file, folder
-    )
-    assert "none.keras does not exist" in refusal(find_keras_file, tmp_path / "none.keras")
-    (tmp_path / "old.h5").touch()
-    assert "old.h5 is not one" in refusal(find_keras_file, tmp_path / "old.h5")
+    assert "is not an MLflow model folder: it has no file MLmodel" in refusal(find_file, folder)
+    assert "none.keras does not exist" in refusal(find_file, tmp_path / "none.keras")
 
 
 # Logits.
@@ -629,15 +626,16 @@ class Own(keras.Model):
     ("loader", "sentence"),
     [
         (lambda: [1], "holds a list, not a Keras model"),
-        (
-            lambda: dict[str, str]()["flavour"],
-            "cannot load models:/theirs: Keras refuses it (KeyError",
-        ),
+        (lambda: dict[str, str]()["flavour"], "theirs: Keras refuses it (KeyError"),
     ],
 )
-def test_what_is_trusted_and_is_no_model_is_refused(loader: Any, sentence: str) -> None:
-    line = refusal(files.load_trusted, loader, "models:/theirs")
-    assert sentence in line and "models:/theirs" in line
+def test_what_is_trusted_and_is_no_model_is_refused(
+    tmp_path: Path, loader: Any, sentence: str
+) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/MLmodel").write_text("flavors: {pytorch: {}}")
+    line = refusal(files.load_trusted, tmp_path / "theirs", loader)
+    assert sentence in line and str(tmp_path / "theirs") in line
 
 
 def test_a_model_without_a_graph_is_taken_as_it_is() -> None:
@@ -744,19 +742,13 @@ def taking(*shape: int | None) -> Callable[[], keras.Model]:
 
 
 UNFIT: dict[str, tuple[Callable[[], keras.Model], dict[str, Any], str]] = {
-    "inputs": (two_inputs, {}, "takes 2 inputs; one, the image, is allowed"),
-    "outputs": (two_outputs, {}, "has 2 outputs; one, the classes, is allowed"),
-    "uint8": (whole_numbers, {}, "takes uint8 images, and no gradient reaches whole numbers"),
+    "inputs": (two_inputs, {}, "say by input=NAME which of them is the image"),
+    "outputs": (two_outputs, {}, "say by output=NAME which of them has the classes"),
     "shape": (
         taking(8, 8, 3),
         {},
         "takes inputs of shape (None, 8, 8, 3), but the images are (4, 4, 1), which need"
-        " (None, 4, 4, 1) or (None, 16) or (None, 4, 4)",
-    ),
-    "channels first": (
-        taking(3, 4, 4),
-        {"image_shape": (4, 4, 3)},
-        "it seems to want the channels first, and they must come last",
+        " (None, 4, 4, 1), (None, 16), (None, 4, 4) or (None, 1, 4, 4)",
     ),
     "rank": (
         lambda: sequential(layers.Conv2D(2, 1)),
@@ -765,10 +757,12 @@ UNFIT: dict[str, tuple[Callable[[], keras.Model], dict[str, Any], str]] = {
     ),
     "classes": (flat(), {"classes": 10}, "the model has 3 classes, and the data set has 10"),
     "binary": (flat(1, "sigmoid"), {"classes": 10}, "has 2 classes, and the data set has 10"),
-    "one unit": (flat(1), {}, "has one output unit, which is allowed after a sigmoid only"),
-    "one softmax": (flat(1, "softmax"), {}, "which is allowed after a sigmoid only"),
-    "range": (flat(), {"input_range": (1, 0)}, "the lower one first, not 1.0, 0.0"),
-    "endless": (flat(), {"input_range": (0, float("inf"))}, "two finite numbers"),
+    "one unit": (
+        flat(1),
+        {},
+        "one output unit, and no sigmoid or tanh is seen after it; say by single_output=logit",
+    ),
+    "one softmax": (flat(1, "softmax"), {}, "no sigmoid or tanh is seen after it"),
     "rounded": (rounded, {}, "can't be attacked: no gradient reaches its input"),
     "cut off": (cut_off, {}, "can't be attacked: no gradient reaches its input"),
     "infinite": (divided_by_zero, {}, "can't be attacked: its outputs are infinite"),

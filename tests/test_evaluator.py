@@ -522,7 +522,7 @@ def test_models_that_are_refused(make: Callable[[], Any], sentence: str) -> None
 
 
 def test_keras_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    monkeypatch.setattr(keras.config, "backend", lambda: "jax")
     check_refusal("needs Keras on TensorFlow, and here it runs on jax", Loaded(linear()))
 
 

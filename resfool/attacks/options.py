@@ -8,7 +8,8 @@ from resfool.attacks.methods import fgsm, pgd, smallest_epsilon
 from resfool.attacks.methods.moving import Moved
 from resfool.attacks.methods.pgd import PgdOptions
 from resfool.attacks.methods.smallest_epsilon import SmallestEpsilonOptions
-from resfool.classifiers.finding import InputRange, Models
+from resfool.classifiers.finding import Models
+from resfool.classifiers.interface import Interface
 from resfool.parameters import Drawn, Known, Parameters
 from resfool.values import Epsilons, ImageShape, LabelSource, Names, Part, listed
 
@@ -92,7 +93,7 @@ class AttackParameters(HowToAttack, Target):
     """Of an attack on models."""
 
 
-class MeasureParameters(HowToAttack, InputRange, Drawn):
+class MeasureParameters(HowToAttack, Interface, Drawn):
     """Of an attack in MLflow's evaluation, which hands over the model and the images."""
 
     image_shape: Annotated[

@@ -1,17 +1,21 @@
 """A stranger's Keras classifier, made ready for attacks: from images in [0, 1] to logits."""
 
+import functools
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from resfool.classifiers.files import keras_at_work
-from resfool.errors import InputError
+from resfool.classifiers.endings import Part, ending, logits_part
+from resfool.classifiers.interface import Interface
+from resfool.classifiers.refusals import keras_at_work
+from resfool.errors import InputError, unknown
+from resfool.values import listed
 
 Tensor = Any
 
@@ -21,21 +25,25 @@ def as_classifier(
     *,
     image_shape: Sequence[int],
     classes: int | None,
-    input_range: tuple[float, float] = (0.0, 1.0),
+    interface: Interface | None = None,
     name: str,
 ) -> keras.Model:
     """Make a classifier what attacks want: from images in [0, 1] to logits, with a gradient.
 
     A softmax at the end is taken off, also inside a nested model, so that the logits are exact; if
     it can't be seen, they are log(max(p, tiny)). A sigmoid of several units is taken off too: it
-    doesn't change which one is largest. A sigmoid of a single unit becomes the logits (0, z).
-    Anything else counts as logits as it is.
+    doesn't change which one is largest. A single unit becomes the logits (0, z), whose softmax is
+    (1 - sigmoid(z), sigmoid(z)). Anything else counts as logits as it is.
+
+    A model that takes whole numbers is given rounded pixels, and gradients pass the rounding as if
+    it weren't there (Bengio et al. 2013, arXiv:1308.3432: the straight-through estimator).
 
     Args:
         model: a classifier; it is not changed, and the result shares its weights.
-        image_shape: (H, W, C). The model may also take (H, W) if C is 1, or H*W*C pixels in a row.
+        image_shape: (H, W, C). The model may also take (H, W) if C is 1, H*W*C pixels in a row, or
+            (C, H, W).
         classes: their number; None takes the model's.
-        input_range: the values that the model wants for black and for white.
+        interface: how the model takes images and gives classes.
         name: of the result; characters that Keras has no use for become "_".
 
     Returns:
@@ -46,74 +54,215 @@ def as_classifier(
         InputError: the model's inputs or outputs don't fit, or no gradient reaches its input.
     """
     shape = tuple(int(size) for size in image_shape)
-    low, high = map(float, input_range)
-    if not -math.inf < low < high < math.inf:
-        raise InputError(
-            f"input_range must be two finite numbers, the lower one first, not {low}, {high}"
-        )
+    asked = interface or Interface()
     if not model.built:
         raise InputError("the model has no weights yet; call it on an image before it is given")
-    taken, dtype = _check_input(model, shape)
+    scale, offset = asked.scale_and_offset(shape[-1])
+    taken = _taken(model, shape, asked)
     title = re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII).strip("_.-") or "classifier"
 
-    def adapted(part: _Part) -> keras.Model:
+    def adapted(part: Part) -> keras.Model:
         images = keras.Input(shape, dtype="float32", name="images")
         x = images
-        if (low, high) != (0.0, 1.0):
-            x = keras.layers.Rescaling(high - low, low, dtype="float32", name="to_range")(x)
-        if taken != shape:
-            x = keras.layers.Reshape(taken, dtype="float32", name="to_shape")(x)
-        if dtype != "float32":
-            x = keras.ops.cast(x, dtype)
-        y = _run(model, part, x)
+        if asked.plain.channel_order == "bgr":
+            x = keras.ops.flip(x, axis=-1)
+        if (scale, offset) != (1.0, 0.0):
+            x = keras.layers.Rescaling(scale, offset, dtype="float32", name="to_range")(x)
+        if taken.channels_first:
+            x = keras.ops.transpose(x, (0, 3, 1, 2))
+        elif taken.shape != shape:
+            x = keras.layers.Reshape(taken.shape, dtype="float32", name="to_shape")(x)
+        if "float" not in taken.dtype:
+            x = _StraightThrough(name="to_whole_numbers")(x)
+        elif taken.dtype != "float32":
+            x = keras.ops.cast(x, taken.dtype)
+        y = _run(model, part, x, taken)
         if keras.backend.standardize_dtype(y.dtype) != "float32":
             y = keras.ops.cast(y, "float32")
         return keras.Model(images, part.finish(y), name=title)
 
     with keras_at_work("the model can't be made into a classifier"):
-        whole = adapted(_whole(model))
+        complete = Part(_output(model, asked))
+        whole = adapted(complete)
         units = _check_output(whole, classes)
         probes = _probe_images(shape)
-        part = _logits_part(model, whole, adapted, units, probes)
+        outputs = _call(whole, probes)
+        part = None if complete.tensor is None else ending(complete.tensor, single=units == 1)
+        # A layer may have an activation and more after it: that it's right is seen by trying.
+        if part is not None and not part.agrees(_call(adapted(part), probes), outputs, complete):
+            part = None
+        part = logits_part(part, complete, outputs, asked.single_output)
         logits = whole if part is None else adapted(part)
         _check_attackable(logits, probes)
         return logits
 
 
-def _check_input(model: keras.Model, image_shape: tuple[int, ...]) -> tuple[tuple[int, ...], str]:
-    """The shape and type in which the model takes an image."""
+# What goes in.
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """What the model takes.
+
+    Attributes:
+        number: of the input for the image.
+        shape: of an image as the model takes it.
+        dtype: of it.
+        channels_first: whether that is (C, H, W).
+        others: the values of the other inputs, by their numbers.
+    """
+
+    number: int
+    shape: tuple[int, ...]
+    dtype: str
+    channels_first: bool
+    others: dict[int, np.ndarray]
+
+
+def _taken(model: keras.Model, image_shape: tuple[int, ...], asked: Interface) -> _Taken:
     inputs = getattr(model, "inputs", None)
     if inputs is None:
-        return image_shape, "float32"  # a class of its own, which says no more before it is called
-    if len(inputs) != 1:
-        raise InputError(f"the model takes {len(inputs)} inputs; one, the image, is allowed")
-    dtype = keras.backend.standardize_dtype(inputs[0].dtype)
-    if "float" not in dtype:
-        raise InputError(
-            f"the model takes {dtype} images, and no gradient reaches whole numbers;"
-            " save it with a floating-point input"
-        )
-    given = tuple(inputs[0].shape)
+        # A class of its own, which says no more before it is called.
+        return _Taken(0, image_shape, "float32", False, {})
+    number, others = _choose_input(inputs, asked)
+    given = tuple(inputs[number].shape)
+    dtype = keras.backend.standardize_dtype(inputs[number].dtype)
+    first = (image_shape[-1], *image_shape[:-1])
     choices = [image_shape, (math.prod(image_shape),)]
     if image_shape[-1] == 1:
         choices.append(image_shape[:-1])
-    for choice in choices:
+    for choice in (*choices, first):
         if _fits(given[1:], choice) and given[1:] != (None,):
-            return choice, dtype
-    hint = ""
-    if _fits(given[1:], (image_shape[-1], *image_shape[:-1])):
-        hint = "; it seems to want the channels first, and they must come last"
-    allowed = " or ".join(str((None, *choice)) for choice in choices)
+            return _Taken(number, choice, dtype, choice is first, others)
+    allowed = listed(str((None, *choice)) for choice in (*choices, first))
     raise InputError(
         f"the model takes inputs of shape {given}, but the images are {image_shape}, which need"
-        f" {allowed}{hint}"
+        f" {allowed}"
     )
+
+
+def _choose_input(inputs: Sequence[Tensor], asked: Interface) -> tuple[int, dict[int, np.ndarray]]:
+    """The number of the input that takes the image, and the values of the others."""
+    names = [tensor.name for tensor in inputs]
+    if asked.input is not None and asked.input not in names:
+        raise unknown("input", asked.input, names)
+    for name in asked.fixed:
+        if name not in names:
+            raise unknown("input", name, names)
+    if asked.input is not None:
+        image = asked.input
+    else:
+        open_ones = [name for name in names if name not in asked.fixed]
+        if len(open_ones) != 1:
+            raise InputError(
+                f"the model takes {len(names)} inputs, {listed(names)}; say by input=NAME which of"
+                " them is the image, and give the others by inputs=npz:PATH"
+            )
+        (image,) = open_ones
+    others = {}
+    for number, (name, tensor) in enumerate(zip(names, inputs, strict=True)):
+        if name == image:
+            continue
+        if name not in asked.fixed:
+            raise InputError(
+                f"the model takes {name} beside the image {image}; give it by inputs=npz:PATH, as"
+                f" an array {name} of the shape {tuple(tensor.shape[1:])}"
+            )
+        value = asked.fixed[name]
+        if not _fits(tuple(tensor.shape[1:]), value.shape):
+            raise InputError(
+                f"{asked.inputs}: {name} has the shape {value.shape}, and the model takes"
+                f" {tuple(tensor.shape[1:])}, one for all images"
+            )
+        others[number] = value.astype(keras.backend.standardize_dtype(tensor.dtype))
+    return names.index(image), others
 
 
 def _fits(given: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:
     return len(given) == len(shape) and all(
         size in (None, wanted) for size, wanted in zip(given, shape, strict=True)
     )
+
+
+def _run(model: keras.Model, part: Part, x: Tensor, taken: _Taken) -> Tensor:
+    """Add a part of a model to another graph, leaving no trace in its own."""
+    if part.tensor is None:
+        x = model(x)
+    elif part.tensor is not model.inputs[taken.number]:
+        given = [
+            _Always(taken.others[n])(x) if n in taken.others else x
+            for n in range(len(model.inputs))
+        ]
+        features = keras.Model(_single(model.inputs), part.tensor, name=f"{model.name}_features")
+        if "float" not in taken.dtype:
+            features = _GraphOf(features, name=features.name)
+        x = features(_single(given))
+    for step in part.head:
+        x = step(x)
+    return x
+
+
+def _single(tensors: Sequence[Tensor]) -> Any:
+    """A list, or the one thing in it."""
+    return tensors[0] if len(tensors) == 1 else list(tensors)
+
+
+class _Always(keras.Layer):
+    """The same value for each image of a batch."""
+
+    def __init__(self, value: np.ndarray) -> None:
+        super().__init__(dtype=str(value.dtype), trainable=False)
+        self._value = value
+
+    def call(self, images: Tensor) -> Tensor:
+        return tf.repeat(tf.constant(self._value)[tf.newaxis], tf.shape(images)[0], axis=0)
+
+
+class _StraightThrough(keras.Layer):
+    """Rounds, and lets the gradient pass as if it didn't."""
+
+    def call(self, pixels: Tensor) -> Tensor:
+        return pixels + tf.stop_gradient(tf.round(pixels) - pixels)
+
+
+class _GraphOf(keras.Layer):
+    """A model's graph on floats, where the model itself would make whole numbers of them."""
+
+    def __init__(self, model: keras.Model, **options: Any) -> None:
+        super().__init__(**options)
+        self._model = model
+
+    def call(self, inputs: Any, training: bool | None = None) -> Tensor:
+        run = functools.partial(_as_in, training)
+        return self._model._run_through_graph(inputs, operation_fn=run)
+
+
+def _as_in(training: bool | None, operation: Any) -> Callable[..., Any]:
+    """An operation, told whether this is training if it asks."""
+    if "training" in getattr(operation, "_call_context_args", ()):
+        return functools.partial(operation, training=training)
+    return operation
+
+
+# What comes out.
+
+
+def _output(model: keras.Model, asked: Interface) -> Tensor:
+    """The output with the classes, in the model's graph; None for a model that has none."""
+    outputs = getattr(model, "outputs", None)
+    if not outputs:
+        return None
+    names = list(getattr(model, "output_names", ()) or ())
+    if asked.output is not None:
+        if asked.output not in names:
+            raise unknown("output", asked.output, names)
+        return outputs[names.index(asked.output)]
+    if len(outputs) != 1:
+        raise InputError(
+            f"the model has {len(outputs)} outputs, {listed(names)}; say by output=NAME which of"
+            " them has the classes"
+        )
+    return outputs[0]
 
 
 def _check_output(whole: keras.Model, classes: int | None) -> int:
@@ -126,141 +275,6 @@ def _check_output(whole: keras.Model, classes: int | None) -> int:
     if classes is not None and has != classes:
         raise InputError(f"the model has {has} classes, and the data set has {classes}")
     return units
-
-
-# What comes before the last activation.
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A beginning of a model: up to `tensor` of its graph, then `head`."""
-
-    tensor: Tensor  # in the model's own graph; None for a model without one, called as it is
-    head: tuple[Callable[[Tensor], Tensor], ...] = ()  # nothing of which belongs to the model
-    activation: str | None = None  # that was left out
-    finish: Callable[[Tensor], Tensor] = lambda outputs: outputs  # float32 outputs to logits
-
-
-def _whole(model: keras.Model) -> _Part:
-    outputs = getattr(model, "outputs", None)
-    if outputs is not None and len(outputs) != 1:
-        raise InputError(f"the model has {len(outputs)} outputs; one, the classes, is allowed")
-    return _Part(outputs[0] if outputs else None)
-
-
-def _run(model: keras.Model, part: _Part, x: Tensor) -> Tensor:
-    """Add a part of a model to another graph, leaving no trace in its own."""
-    if part.tensor is None:
-        x = model(x)
-    elif part.tensor is not model.inputs[0]:
-        x = keras.Model(model.inputs[0], part.tensor, name=f"{model.name}_features")(x)
-    for step in part.head:
-        x = step(x)
-    return x
-
-
-def _logits_part(
-    model: keras.Model,
-    whole: keras.Model,
-    adapted: Callable[[_Part], keras.Model],
-    units: int,
-    probes: np.ndarray,
-) -> _Part | None:
-    """The part of the model that gives logits; None if its outputs are logits already."""
-    outputs = _call(whole, probes)
-    complete = _whole(model)
-    part = None if complete.tensor is None else _before_activation(complete.tensor)
-    # A layer may have an activation and more after it: that the part is right is seen by trying.
-    if part is not None and not _agrees(part, _call(adapted(part), probes), outputs, complete):
-        part = None
-    if units == 1:
-        if part is None or part.activation != "sigmoid":
-            raise InputError(
-                "the model has one output unit, which is allowed after a sigmoid only; a classifier"
-                " has a unit for each class"
-            )
-        # Logits (0, z), whose softmax is (1 - sigmoid(z), sigmoid(z)).
-        return replace(
-            part, finish=lambda z: keras.ops.concatenate([keras.ops.zeros_like(z), z], axis=-1)
-        )
-    if part is None and outputs.min() >= 0 and np.abs(outputs.sum(axis=1) - 1).max() < 1e-3:
-        tiny = float(np.finfo(np.float32).tiny)
-        return replace(complete, finish=lambda p: keras.ops.log(keras.ops.maximum(p, tiny)))
-    return part
-
-
-def _before_activation(tensor: Tensor) -> _Part | None:
-    """What gives `tensor` without its last softmax or sigmoid; None if it has none."""
-    operation, node_index, _ = tensor._keras_history
-    before = operation._inbound_nodes[node_index].input_tensors
-    if len(before) != 1:
-        return None
-    if _changes_nothing(operation):
-        return _before_activation(before[0])
-    if isinstance(operation, (keras.layers.Flatten, keras.layers.Reshape)):
-        part = _before_activation(before[0]) if before[0].shape[-1] == tensor.shape[-1] else None
-        return part and _Part(part.tensor, (*part.head, _twin(operation)), part.activation)
-    if isinstance(operation, keras.Model):
-        if len(getattr(operation, "outputs", None) or ()) != 1 or len(operation.inputs) != 1:
-            return None
-        part = _before_activation(operation.outputs[0])
-        return part and _Part(before[0], (_cut(operation, part),), part.activation)
-    activation = _activation(operation)
-    if activation is None:
-        return None
-    if isinstance(operation, keras.Layer) and not isinstance(
-        operation, (keras.layers.Activation, keras.layers.Softmax)
-    ):
-        linear = _twin(operation, activation=keras.activations.linear)
-        return _Part(before[0], (linear,), activation)
-    return _Part(before[0], (), activation)
-
-
-def _changes_nothing(operation: Any) -> bool:
-    """Whether an operation passes on its input, in inference."""
-    layers = keras.layers
-    idle = (layers.Dropout, layers.GaussianNoise, layers.Identity, layers.ActivityRegularization)
-    if isinstance(operation, layers.Activation):
-        return operation.activation is keras.activations.linear
-    return isinstance(operation, idle)
-
-
-def _activation(operation: Any) -> str | None:
-    """The softmax or sigmoid with which an operation ends, as far as can be told from outside."""
-    last = getattr(operation, "activation", operation)
-    if isinstance(last, keras.layers.Activation):
-        last = last.activation
-    if isinstance(last, keras.layers.Softmax):
-        return "softmax"
-    # keras.ops are operations of a class, activations are functions; TensorFlow's has a number.
-    found = getattr(last, "__name__", type(last).__name__).lower().removesuffix("_v2")
-    return found if found in ("softmax", "sigmoid") else None
-
-
-def _cut(model: keras.Model, part: _Part) -> keras.Model:
-    """A nested model without its last activation."""
-    given = model.inputs[0]
-    inputs = keras.Input(batch_shape=given.shape, dtype=given.dtype)
-    return keras.Model(inputs, _run(model, part, inputs), name=f"{model.name}_logits")
-
-
-def _twin(layer: keras.Layer, **changes: Any) -> keras.Layer:
-    """The same layer with the same weights, other attributes, and no place in a graph.
-
-    Keras copies a layer by saving and loading it, which would give it weights of its own; and its
-    attributes are set past Keras, which would note them in lists that both layers have.
-    """
-    twin = object.__new__(type(layer))
-    twin.__dict__.update(layer.__dict__, _inbound_nodes=[], _outbound_nodes=[], **changes)
-    return twin
-
-
-def _agrees(part: _Part, logits: np.ndarray, outputs: np.ndarray, complete: _Part) -> bool:
-    """Whether the activation that was left out makes the model's outputs of these logits."""
-    function = getattr(keras.ops, str(part.activation))
-    again = keras.ops.convert_to_numpy(function(logits))
-    half = keras.backend.standardize_dtype(complete.tensor.dtype) in ("float16", "bfloat16")
-    return bool(np.allclose(again, outputs, rtol=0, atol=2e-2 if half else 1e-4))
 
 
 # Whether attacks have something to hold on to.

@@ -5,31 +5,22 @@ from typing import TYPE_CHECKING, Annotated
 
 from resfool.archive import Archive, ModelSource
 from resfool.classifiers import files
+from resfool.classifiers.interface import Interface
 from resfool.datasets import sets
-from resfool.errors import InputError
-from resfool.parameters import Parameters, Subset
-from resfool.values import Names, PixelRange
+from resfool.errors import InputError, UsageError
+from resfool.parameters import Subset
+from resfool.values import Names, show
 
 if TYPE_CHECKING:
     import keras
 
 _MODEL = (
     "runs:/RUN_ID/model, models:/NAME/VERSION, models:/NAME@ALIAS, models:/m-ID or the path of a "
-    ".keras file"
+    ".keras or .h5 file or of an MLflow model folder"
 )
 
 
-class InputRange(Parameters):
-    """What a stranger's model takes."""
-
-    input_range: Annotated[
-        PixelRange,
-        "pixel values that the model takes for black and white, such as 0,255; models trained "
-        "here know their own.",
-    ] = (0.0, 1.0)
-
-
-class AnyModel(InputRange, Subset):
+class AnyModel(Interface, Subset):
     """How somebody's model is loaded, and with which images."""
 
     dataset: Annotated[
@@ -39,10 +30,19 @@ class AnyModel(InputRange, Subset):
     trust: Annotated[
         bool, "yes also loads models that bring code of their own, which may do anything."
     ] = False
+    modules: Annotated[
+        Names | None,
+        "with trust=yes, what to import first for the model's own classes: names of modules or "
+        "paths of .py files, comma separated.",
+    ] = None
 
     def check(self) -> None:
-        """Refuse a data set that nobody knows."""
+        """Refuse a data set that nobody knows, and code that nobody vouches for."""
         super().check()
+        if self.modules is not None and not self.trust:
+            raise UsageError(
+                f"modules={show(self.modules)} brings code, which runs with trust=yes alone"
+            )
         if self.dataset is not None:
             sets.check_known(self.dataset)
 
@@ -73,7 +73,7 @@ def find_models(archive: Archive, uris: Sequence[str], trust: bool) -> list[Mode
     sources = [archive.find_model(uri) for uri in dict.fromkeys(uris)]
     if not trust:
         for source in sources:
-            files.check_keras_file(files.find_keras_file(source.path))
+            files.check(files.find_file(source.path))
     return sources
 
 
@@ -95,9 +95,9 @@ def load_classifiers(
     ]
 
 
-def range_of(source: ModelSource, input_range: tuple[float, float]) -> tuple[float, float]:
-    """The pixel values that a model takes for black and white; ours take pixels as they are."""
-    return (0.0, 1.0) if source.training else input_range
+def interface_of(source: ModelSource, asked: AnyModel) -> Interface:
+    """How a model takes images; ours take pixels as they are."""
+    return Interface() if source.training else Interface(**asked.shared(Interface))
 
 
 def load_classifier(
@@ -115,7 +115,7 @@ def load_classifier(
         InputError: it can't be loaded, or doesn't fit the data.
     """
     if asked.trust:
-        model = files.load_trusted(source.load_trusted, source.uri)
+        model = files.load_trusted(source.path, source.load_trusted, asked.modules or ())
     else:
         model = files.load(source.path)
     from resfool.classifiers import adapting
@@ -125,7 +125,7 @@ def load_classifier(
             model,
             image_shape=data.image_shape,
             classes=data.classes,
-            input_range=range_of(source, asked.input_range),
+            interface=interface_of(source, asked),
             name=name,
         )
     except InputError as error:

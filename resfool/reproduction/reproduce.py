@@ -173,7 +173,7 @@ class _State:
         if _PAPERS_WAY in run.metrics:
             return
         self._monitor.say(f"judging {job.name} in the paper's way")
-        devices.start_tensorflow()
+        devices.start_keras()
         from resfool.classifiers import files, scores
 
         test = self.data[job].test
@@ -208,7 +208,7 @@ def _say_plan(
     if not to_make:
         monitor.say(f"nothing to make; {len(state.runs)} of {len(jobs)} runs are there")
         return []
-    devices.start_tensorflow()
+    devices.start_keras()
     from resfool.reproduction.estimates import seconds_of
 
     precisions = {job.training.precision for job in to_make if job.of is None}

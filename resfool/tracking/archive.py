@@ -107,7 +107,8 @@ class MLflowArchive(Archive):
 
     def find_model(self, uri: str) -> ModelSource:
         if not uri.startswith(("runs:/", "models:/")):
-            return super().find_model(uri)
+            found = super().find_model(uri)
+            return replace(found, load_trusted=lambda: _load_with_mlflow(found.path))
         try:
             stores.check_has("models")
             return _find_logged_model(self._client, uri)

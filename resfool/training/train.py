@@ -100,7 +100,7 @@ def train(
         # Without a state yet, so that a run killed before its first step can be resumed too.
         checkpoints.save(checkpoint, {}, same)
 
-    devices.start_tensorflow()
+    devices.start_keras()
     if warning := slowness(asked.precision):
         monitor.warn(warning)
     from resfool.classifiers.scores import Score, evaluate

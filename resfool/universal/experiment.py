@@ -8,11 +8,12 @@ import numpy as np
 
 from resfool import checkpoints, devices, identity
 from resfool.archive import Archive
-from resfool.classifiers.finding import find_models, load_classifier, load_data, range_of
+from resfool.classifiers.finding import find_models, interface_of, load_classifier, load_data
 from resfool.datasets.sets import Split, draw
 from resfool.errors import InputError
 from resfool.monitor import Monitor
 from resfool.universal.options import UniversalParameters
+from resfool.values import show
 
 if TYPE_CHECKING:
     from resfool.attacks.minimal import Minimal
@@ -83,17 +84,19 @@ def universal(
         path = archive.find_artifact(asked.matrix, "matrix.npz")
         stored = checkpoints.Arrays(*checkpoints.load(path))
 
-    devices.start_tensorflow()
+    devices.start_keras()
     from resfool.universal import judging
     from resfool.universal.matrices import matrix_in
     from resfool.universal.solving import digest
     from resfool.universal.work import Work
 
     model = load_classifier(source, source.name, data, asked)
+    interface = interface_of(source, asked)
     same = {
         "model": digest(*model.get_weights()),
         "image_shape": list(data.image_shape),
-        "input_range": list(range_of(source, asked.input_range)),
+        "input_range": list(interface.plain.input_range),
+        "interface": {n: show(v) for n, v in interface.given().items() if n != "input_range"},
     }
     matrix = None if stored is None else matrix_in(stored, str(asked.matrix), same, asked.made_by)
     settings = asked.settings()

@@ -51,12 +51,14 @@ def matrix_in(
     Raises:
         InputError: it is another model's, was made otherwise, or is damaged.
     """
-    # Matrices from before the range, or what made them, was recorded are taken as they are.
-    facts = {"input_range": identity["input_range"], **made_by, **stored.facts}
+    # Matrices from before the range, or what made them, was recorded are taken as they are; none of
+    # those from before interfaces was made through one.
+    facts = {"input_range": identity["input_range"], "interface": {}, **made_by, **stored.facts}
     for name, what in (
         ("image_shape", "images of the shape"),
         ("model", "a model with digest"),
         ("input_range", "pixel values in the range"),
+        ("interface", "a model that is taken by"),
     ):
         if facts.get(name) != identity[name]:
             raise InputError(

@@ -73,7 +73,7 @@ def transfer(
     vectors = np.stack([_load(source, data, asked.norm) for source in found])
     chosen = choose(data, asked.split, asked.samples, asked.seed)
 
-    devices.start_tensorflow()
+    devices.start_keras()
     from resfool.universal import judging
 
     names = distinct_names([source.name for source in sources])
