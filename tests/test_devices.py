@@ -1,9 +1,11 @@
 """TensorFlow starts without a word, unless it fails, and again where it is in use already."""
 
+import json
 import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -34,16 +36,25 @@ def test_what_native_code_said_is_shown_when_the_start_fails() -> None:
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="others are left to TensorFlow")
 @pytest.mark.parametrize(("value", "works"), [(None, "True"), ("0", "False")])
 def test_the_start_is_quiet_and_onednn_works_unless_the_user_turned_it_off(
-    value: str | None, works: str
+    value: str | None, works: str, tmp_path: Path
 ) -> None:
+    # Nor do settings of Keras's matter, wherever they are.
+    settings = {"backend": "jax", "floatx": "float16", "image_data_format": "channels_first"}
+    (tmp_path / "keras.json").write_text(json.dumps(settings))
     done = run(
-        "from resfool.devices import start_tensorflow\n"
-        "start_tensorflow()\n"
+        "from resfool.devices import start_keras\n"
+        "start_keras()\n"
         "from tensorflow.python.util import _pywrap_util_port\n"
-        "print(_pywrap_util_port.IsMklEnabled())\n",
+        "from keras import config\n"
+        "print(_pywrap_util_port.IsMklEnabled(), config.backend(), config.floatx(),"
+        " config.image_data_format())\n",
         TF_ENABLE_ONEDNN_OPTS=value,
+        KERAS_HOME=str(tmp_path),
+        KERAS_BACKEND=None if value else "torch",
+        TF_USE_LEGACY_KERAS="1",
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"{works}\n", "")
+    expected = f"{works} tensorflow float32 channels_last\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, expected, "")
 
 
 def test_workers_take_the_kernels_of_a_driver_that_had_tensorflow_already() -> None:
