@@ -44,8 +44,11 @@ def in_hdf5(model: keras.Model, path: Path, change: Callable[[Any], None] | None
 
 
 def convolutional() -> keras.Model:
-    convolution = [layers.DepthwiseConv2D(2), layers.BatchNormalization(), layers.Flatten()]
-    return sequential(*convolution, dense(4, "relu"), dense())
+    """Layers that Keras 2 wrote otherwise, and a model inside."""
+    inner = keras.Input((3, 3, 2))
+    features = keras.Model(inner, layers.Conv2D(3, 2)(inner), name="features")
+    first = [layers.DepthwiseConv2D(2), layers.BatchNormalization(), layers.SeparableConv2D(2, 1)]
+    return sequential(*first, features, layers.Flatten(), dense(4, "relu"), dense())
 
 
 def as_keras_2(config: Any) -> None:
@@ -56,9 +59,19 @@ def as_keras_2(config: Any) -> None:
         inner = node.get("config")
         if isinstance(inner, dict) and "dtype" in inner:
             inner["dtype"] = "float32"
-    _, first, normal, *_ = config["config"]["layers"]
+    as_keras_2_13(config)
+
+
+def as_keras_2_13(config: Any) -> None:
+    """What Keras 2 wrote otherwise even into `.keras` files."""
+    _, first, normal, separable, features, *_ = config["config"]["layers"]
     first["config"] |= {"groups": 1, "batch_input_shape": [None, 4, 4, 1]}
     normal["config"] |= {"axis": [3], "renorm": False, "fused": None}
+    zeros = {"class_name": "Zeros", "config": {}, "module": "tf_keras.initializers"}
+    separable["config"] |= {"kernel_initializer": zeros, "kernel_constraint": None}
+    features["module"] = "keras.src.engine.functional"
+    for ends in ("input_layers", "output_layers"):
+        features["config"][ends] = [features["config"][ends]]
 
 
 @pytest.mark.parametrize("name", ["m.h5", "m.hdf5", "m.keras", "model"])
@@ -78,12 +91,6 @@ def test_an_argument_that_keras_lost_is_dropped_from_a_keras_file_too(tmp_path: 
     model.save(tmp_path / "m.keras")
     path = rewritten(tmp_path / "m.keras", as_keras_2_13)
     np.testing.assert_array_equal(run(files.load(path), images()), run(model, images()))
-
-
-def as_keras_2_13(config: Any) -> None:
-    _, first, normal, *_ = config["config"]["layers"]
-    first["config"] |= {"groups": 1, "batch_input_shape": [None, 4, 4, 1]}
-    normal["config"]["axis"] = [3]
 
 
 def rewritten(path: Path, change: Callable[[Any], Any], version: str = "2.13.1") -> Path:
@@ -108,6 +115,11 @@ def registered(config: Any) -> None:
     config["config"]["layers"][1]["class_name"] = "shop>Mine"
 
 
+def operation(config: Any) -> None:
+    as_keras_2(config)
+    config["config"]["layers"][1]["class_name"] = "TFOpLambda"
+
+
 def code(config: Any) -> None:
     as_keras_2(config)
     config["config"]["layers"][1]["class_name"] = "Lambda"
@@ -123,6 +135,7 @@ def a_function(config: Any) -> None:
     [
         (own_class, "(Mine) is no layer or object of this Keras; trust=yes"),
         (registered, "(shop>Mine) is code outside Keras's layers and functions"),
+        (operation, "(TFOpLambda) is an operation of TensorFlow's, which no Keras 3 reads; export"),
         (code, "(Lambda) holds code of its own; trust=yes"),
         (a_function, "(deserialize) is code outside Keras's layers and functions"),
     ],

@@ -97,6 +97,12 @@ def _check_named(what: str, node: dict[str, Any], legacy: bool) -> None:
     name = content if kind == "function" else kind
     registered = node.get("registered_name")
     described = _described(kind, name, registered, content)
+    if kind in ("TFOpLambda", "SlicingOpLambda", "TensorFlowOpLayer"):
+        raise InputError(
+            f"{what}: {described} is an operation of TensorFlow's, which no Keras 3 reads; export"
+            " the model as a SavedModel with the TensorFlow that made it, model.save('folder'), and"
+            " give that folder with trust=yes"
+        )
     if name in _CODE or kind == "__lambda__":
         raise InputError(f"{what}: {described} holds code of its own{TRUST}")
     if legacy and module is None and registered is None:
@@ -151,8 +157,22 @@ def mend(config: Any) -> None:
         for name, value in node.items():
             if name.endswith("activation"):
                 node[name] = _keras_function(value)
-        if "class_name" in node and isinstance(node.get("config"), dict):
-            _mend_arguments(node["class_name"], node["config"])
+        if "class_name" in node:
+            _mend_module(node)
+            if isinstance(node.get("config"), dict):
+                _mend_arguments(node["class_name"], node["config"])
+
+
+# Where Keras 2 had the kinds of models, within its package, and where they are now.
+_MOVED = {"engine.functional": "keras.src.models.functional", "engine.sequential": "keras"}
+
+
+def _mend_module(node: dict[str, Any]) -> None:
+    """Keras 2, which is also published as tf_keras, as the same part of Keras 3."""
+    package, *parts = str(node.get("module") or "").split(".")
+    if package in ("keras", "tf_keras"):
+        inner = ".".join(parts[1:] if parts[:1] == ["src"] else parts)
+        node["module"] = _MOVED.get(inner, ".".join(["keras", *parts]))
 
 
 def _keras_function(value: Any) -> Any:
@@ -172,6 +192,10 @@ def _mend_arguments(kind: Any, arguments: dict[str, Any]) -> None:
     if kind != "InputLayer" and isinstance(shape, list):
         del arguments["batch_input_shape"]
         arguments["input_shape"] = shape[1:]
+    for ends in ("input_layers", "output_layers"):
+        # Keras 2 had a list even of one, of which Keras 3 would make a list of one tensor.
+        if isinstance(arguments.get(ends), list) and len(arguments[ends]) == 1:
+            (arguments[ends],) = arguments[ends]
     axis = arguments.get("axis")
     if kind == "BatchNormalization" and isinstance(axis, list) and len(axis) == 1:
         arguments["axis"] = axis[0]
@@ -183,8 +207,13 @@ _NEUTRAL: dict[str, Any] = {
     "groups": 1,
     "renorm": False,
     "renorm_momentum": 0.99,
+    "rng_type": "stateful",  # of augmentation, which rests in inference
     "time_major": False,
 }
+
+
+# Arguments that matter while a model is made and trained: it comes with weights.
+_FOR_TRAINING = ("_initializer", "_regularizer", "_constraint")
 
 
 def drop_neutral(config: Any) -> None:
@@ -200,7 +229,8 @@ def drop_neutral(config: Any) -> None:
         if isinstance(arguments, dict) and inspect.isclass(kind):
             for name in arguments.keys() - _known_arguments(kind):
                 value = arguments[name]
-                if value is None or (name in _NEUTRAL and value == _NEUTRAL[name]):
+                neutral = value is None or (name in _NEUTRAL and value == _NEUTRAL[name])
+                if neutral or name.endswith(_FOR_TRAINING):
                     del arguments[name]
 
 
