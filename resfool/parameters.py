@@ -25,10 +25,19 @@ from typing import (
     get_type_hints,
 )
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from resfool.errors import UsageError, unknown
-from resfool.values import Backend, Counts, NonNegativeFloat, PositiveCount, Precision, Seed, show
+from resfool.values import (
+    Backend,
+    Counts,
+    NonNegativeFloat,
+    PositiveCount,
+    Precision,
+    Seed,
+    plain,
+    show,
+)
 
 # How a parameter is declared.
 
@@ -82,15 +91,15 @@ class Parameter:
         """A value as its type wants it.
 
         Args:
-            given: of that type, or as the command line spells it; "none" stands for None where the
-                parameter may be None.
+            given: of that type, of one like it (a list, a path, numpy's), or as the command line
+                spells it; "none" stands for None where the parameter may be None.
 
         Raises:
             UsageError: it doesn't fit; one sentence says why, and names what comes nearest.
         """
         if given is self.default:
             return given
-        hint = self.hint
+        hint, given = self.hint, plain(given)
         if get_origin(hint) in (Union, UnionType):
             if given is None or (isinstance(given, str) and given.lower() == "none"):
                 return None
@@ -120,7 +129,7 @@ class Parameter:
 
 @functools.cache
 def _adapter(hint: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(hint)
+    return TypeAdapter(hint, config=ConfigDict(coerce_numbers_to_str=True))
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)

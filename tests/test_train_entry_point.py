@@ -24,7 +24,7 @@ from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
 from entry_points import train
-from resfool import checkpoints
+from resfool import checkpoints, errors
 from resfool.errors import InputError
 from resfool.parameters import Resumable
 from resfool.tracking import stores
@@ -440,7 +440,7 @@ def test_a_folder_of_nobody_is_refused(
 ) -> None:
     for options in ({"checkpoint_dir": "~nobody-here/c"}, {"dataset": "npz:~nobody-here/x.npz"}):
         assert "no such user" in refused(capsys, *words(**options))
-    assert not stores.present(Path("x" * 1000)), "a name that no file can have"
+    assert not errors.present(Path("x" * 1000)), "a name that no file can have"
 
 
 @pytest.mark.usefixtures("unpainted")

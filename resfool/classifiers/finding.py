@@ -8,7 +8,7 @@ from resfool.classifiers import files
 from resfool.datasets import sets
 from resfool.errors import InputError
 from resfool.parameters import Parameters, Subset
-from resfool.values import Names, PixelRange
+from resfool.values import Addresses, PixelRange
 
 if TYPE_CHECKING:
     import keras
@@ -56,7 +56,10 @@ class OneModel(AnyModel):
 class Models(AnyModel):
     """Models, and images for them."""
 
-    model: Annotated[Names, f"{_MODEL}; several, comma separated, are compared."]
+    model: Annotated[
+        Addresses,
+        f"{_MODEL}; several, comma separated, are compared. A file's path may have commas.",
+    ]
 
 
 def find_models(archive: Archive, uris: Sequence[str], trust: bool) -> list[ModelSource]:

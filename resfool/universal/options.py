@@ -11,9 +11,9 @@ from resfool.errors import InputError
 from resfool.parameters import Checkpoints, Drawn, Known, Parameters, Seeded, Workers
 from resfool.training.recipe import TrainParameters
 from resfool.values import (
+    Addresses,
     Counts,
     Epsilon,
-    Names,
     Norm,
     PositiveCount,
     Share,
@@ -154,9 +154,10 @@ class TransferParameters(Sized, Target):
     """Measure how well universal perturbations fool models that they may not be fitted on."""
 
     perturbation: Annotated[
-        Names | None,
-        "runs:/RUN_ID of universal runs or .npy files, comma separated, to apply instead of the "
-        "method, whose parameters then mean nothing; none attacks by the method.",
+        Addresses | None,
+        "runs:/RUN_ID of universal runs or .npy files of pixels from 0 to 1, comma separated, to "
+        "apply instead of the method, whose parameters then mean nothing; none attacks by the "
+        "method.",
     ] = None
 
 
