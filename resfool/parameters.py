@@ -25,7 +25,7 @@ from typing import (
     get_type_hints,
 )
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from resfool.errors import UsageError, unknown
 from resfool.values import (
@@ -129,7 +129,7 @@ class Parameter:
 
 @functools.cache
 def _adapter(hint: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(hint, config=ConfigDict(coerce_numbers_to_str=True))
+    return TypeAdapter(hint)
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)

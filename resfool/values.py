@@ -182,7 +182,8 @@ Epsilon = Annotated[float, BeforeValidator(lambda value: parse_epsilon(str(value
 Epsilons = Annotated[tuple[float, ...], BeforeValidator(parse_epsilons)]
 SizedNorm = Annotated[Norm, BeforeValidator(parse_norm)]
 PixelRange = Annotated[tuple[float, float], BeforeValidator(_parse_range)]
-Names = Annotated[tuple[str, ...], BeforeValidator(split_commas)]
+Word = Annotated[str, Field(coerce_numbers_to_str=True)]  # that may look like a number
+Names = Annotated[tuple[Word, ...], BeforeValidator(split_commas)]
 Addresses = Annotated[tuple[str, ...], BeforeValidator(split_addresses)]  # of models, files, runs
 Counts = Annotated[
     tuple[PositiveCount, ...], BeforeValidator(split_commas), BeforeValidator(_single)

@@ -16,7 +16,7 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 from resfool.archive import Archive, FinishedRun, InterruptedRun, ModelSource, PerturbationSource
-from resfool.errors import InputError, expanded, present, writing
+from resfool.errors import InputError, expanded, out_of_space, present
 from resfool.tracking import stores
 from resfool.tracking.training_run import CHECKPOINT_TAG
 
@@ -95,7 +95,7 @@ class MLflowArchive(Archive):
         def find_file(name: str) -> Path | None:
             if name not in names:
                 return None
-            return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name))
+            return _downloaded(run_id=run_id, artifact_path=name)
 
         return FinishedRun(
             run_id,
@@ -124,8 +124,7 @@ class MLflowArchive(Archive):
         run_id, _, inside = address.removeprefix("runs:/").partition("/")
         try:
             stores.check_has("runs")
-            with writing(f"the temporary folder {tempfile.gettempdir()}"):
-                return Path(mlflow.artifacts.download_artifacts(f"runs:/{run_id}/{inside or name}"))
+            return _downloaded(artifact_uri=f"runs:/{run_id}/{inside or name}")
         except MlflowException as error:
             reason, store = str(error).splitlines()[0], stores.address()
             raise InputError(f"{uri}: {store} has no run with {name} by it ({reason})") from None
@@ -146,6 +145,22 @@ class MLflowArchive(Archive):
         added = [Metric(name, value, now, 0) for name, value in metrics.items()]
         self._client.log_batch(run.run_id, metrics=added)
         return super().add_metrics(run, metrics)
+
+
+def _downloaded(**artifact: str) -> Path:
+    """Where an artifact lies on this machine: in the store, if this is here, or a copy.
+
+    Raises:
+        MlflowException: there is no such artifact.
+        InputError: there is no room for a copy.
+    """
+    try:
+        return Path(mlflow.artifacts.download_artifacts(**artifact))
+    except OSError as error:
+        if out_of_space(error):
+            folder = tempfile.gettempdir()
+            raise InputError(f"no space is left in the temporary folder {folder}") from error
+        raise MlflowException(str(error)) from error
 
 
 def _address(uri: str) -> str:
@@ -184,7 +199,7 @@ def _find_logged_model(client: MlflowClient, uri: str) -> ModelSource:
         model_id, run_id = found.model_id, found.run_id
     # The version that an alias means now.
     exact = f"models:/{name}/{version}" if name else uri
-    path = Path(mlflow.artifacts.download_artifacts(exact))
+    path = _downloaded(artifact_uri=exact)
     label = f"{name} {version}" if name else rest
     source = ModelSource(uri, label, path, lambda: _load_with_mlflow(path), model_id)
     if run_id is None:

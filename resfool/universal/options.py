@@ -18,6 +18,7 @@ from resfool.values import (
     PositiveCount,
     Share,
     SizedNorm,
+    Word,
     listed,
 )
 
@@ -55,7 +56,7 @@ ALGORITHMS: dict[str, Procedure] = {
     "gradient": Procedure(_late("fit_gradient"), ("passes",), passes=20),
 }
 
-Algorithm = Annotated[str, Known(ALGORITHMS)]
+Algorithm = Annotated[Word, Known(ALGORITHMS)]
 
 
 class Sized(Parameters):
