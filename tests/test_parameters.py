@@ -166,12 +166,12 @@ TEXTS = ("3", "20", "0.5", "8/255", "yes", "10,20", "0,1", "28,28,1", "l2:3", "a
 
 
 def parameters() -> list[Any]:
-    """Every declared parameter of every command and of the evaluator, with the texts it takes."""
-    kinds = dict.fromkeys(kind for one in commands.COMMANDS.values() for kind in one.takes)
-    found = {
-        (n, repr(p.hint)): p for k in (*kinds, MeasureParameters) for n, p in k.declared().items()
-    }
-    return [pytest.param(one, id=name) for (name, _), one in found.items()]
+    """Every declared parameter of every command and of the evaluator."""
+    kinds = [kind for one in commands.COMMANDS.values() for kind in one.takes]
+    kinds.append(MeasureParameters)
+    found = [one for kind in kinds for one in kind.declared().values()]
+    different = {(one.name, repr(one.hint)): one for one in found}
+    return [pytest.param(one, id=one.name) for one in different.values()]
 
 
 def as_python_has(value: Any) -> list[Any]:

@@ -82,11 +82,12 @@ def test_it_is_known_where_mlflow_run_was_called(tmp_path: Path, run: dict[str, 
 def test_a_relative_store_is_that_of_where_mlflow_run_was_called(
     store: MlflowClient, called_from: Path
 ) -> None:
-    shutil.copy(called_from.parent / "mlflow.db", called_from)
-    mlflow.set_tracking_uri("sqlite:///mlflow.db")
+    shutil.copy(called_from.parent / "mlflow.db", called_from / "my, ü.db")
+    mlflow.set_tracking_uri("sqlite:///my, ü.db?timeout=9")
     stores.prepare()
-    assert mlflow.get_tracking_uri() == f"sqlite:///{called_from}/mlflow.db"
     assert stores.exists()
+    assert stores.client().search_experiments()[0].name == "Default"
+    assert not list(called_from.parent.rglob("*%*")) and mlflow.get_tracking_uri().endswith("=9")
 
 
 def test_commas_divide_addresses_but_not_the_path_of_what_is_there(

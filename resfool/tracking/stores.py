@@ -12,7 +12,7 @@ import sqlite3
 import sys
 import tempfile
 from pathlib import Path
-from urllib.parse import urlparse, urlsplit
+from urllib.parse import unquote, urlparse, urlsplit
 from urllib.request import url2pathname
 
 import mlflow
@@ -35,7 +35,9 @@ def exists() -> bool:
 def _database() -> Path | None:
     """The file of a SQLite store."""
     uri = mlflow.get_tracking_uri()
-    return Path(uri.removeprefix(_SQLITE).partition("?")[0]) if uri.startswith(_SQLITE) else None
+    if not uri.startswith(_SQLITE):
+        return None
+    return Path(unquote(uri.removeprefix(_SQLITE).partition("?")[0]))
 
 
 def client() -> MlflowClient:
@@ -85,9 +87,14 @@ def prepare() -> None:
 def _find_relative() -> None:
     """Take a store whose place is relative as `mlflow run` does: from where it was called."""
     uri = mlflow.get_tracking_uri()
-    given = _database() or _folder(uri)
-    if given is not None and expanded(given) != given:
-        mlflow.set_tracking_uri(uri.replace(str(given), str(expanded(given)), 1))
+    database, folder = _database(), _folder(uri)
+    if database is not None and expanded(database) != database:
+        # MLflow would make a folder of the quoted name beside that of the whole path.
+        quoted = str(expanded(database)).replace("%", "%25").replace("?", "%3F")
+        _, mark, options = uri.partition("?")
+        mlflow.set_tracking_uri(f"{_SQLITE}{quoted}{mark}{options}")
+    elif folder is not None and expanded(folder) != folder:
+        mlflow.set_tracking_uri(str(expanded(folder)))
 
 
 def _folder(uri: str) -> Path | None:

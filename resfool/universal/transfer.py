@@ -141,10 +141,10 @@ def _load(source: PerturbationSource, data: sets.Dataset, norm: Norm) -> np.ndar
             raise InputError(f"{given} is too close to zero to be rescaled to norm={norm}")
     largest = float(np.abs(rescaled).max())
     if largest > 1 and norm.kind == "none" and not source.in_pixels:
-        divisor = "2, if its pixels go from -1 to 1" if largest <= 2 else "255, if it is of bytes"
+        signed = " or by 2 if its pixels go from -1 to 1" if largest <= 2 else ""
         raise InputError(
             f"{given} has values up to {largest:.4g}, and pixels go from 0 to 1 here; divide it by "
-            f"{divisor}, or say how large it shall be, such as norm=linf:10/255"
+            f"255 if it is of bytes{signed}, or say how large it shall be, as by norm=linf:10/255"
         )
     return rescaled[0]
 
