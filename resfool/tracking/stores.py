@@ -23,7 +23,6 @@ from resfool import checkpoints
 from resfool.errors import InputError, expanded, present, writing
 
 _SQLITE = "sqlite:///"
-_NEW_ARTIFACTS = "mlruns"  # where MLflow puts those of a new SQLite store
 
 
 def exists() -> bool:
@@ -73,6 +72,8 @@ def prepare() -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     if "MLFLOW_LOGGING_LEVEL" not in os.environ:
         logging.getLogger("mlflow").setLevel(logging.WARNING)
+        # It logs what it raises too, with all the SQL.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     _check_temporary_folder()
     _find_relative()
     uri = mlflow.get_tracking_uri()
@@ -101,7 +102,8 @@ def _folder(uri: str) -> Path | None:
     """The folder that a URI names, if it names one of this machine."""
     if uri.startswith("file:"):
         return Path(url2pathname(urlparse(uri).path))
-    return Path(uri) if ":/" not in uri and uri != "databricks" else None
+    remote = ":/" in uri or uri.startswith("databricks")
+    return None if remote else Path(uri)
 
 
 def _check_temporary_folder() -> None:
@@ -125,15 +127,20 @@ def check_artifacts(client: MlflowClient) -> None:
         else:
             number = os.environ.get("MLFLOW_EXPERIMENT_ID") or "0"
             found = client.get_experiment_by_name(name) if name else client.get_experiment(number)
-            place = found.artifact_location if found is not None else ""
+            place = found.artifact_location if found is not None else _new_artifacts()
     except MlflowException as error:
         raise unusable(error) from error
     check_place_of_artifacts(place)
 
 
-def check_place_of_artifacts(uri: str) -> None:
+def _new_artifacts() -> str | None:
+    """Where the artifacts of a new experiment go, if this machine decides."""
+    return None if _database() is None else "mlruns"
+
+
+def check_place_of_artifacts(uri: str | None) -> None:
     """Refuse a place for artifacts that is of this machine and can't be written."""
-    folder = _folder(uri)
+    folder = None if uri is None else _folder(uri)
     if folder is not None:
         check_folder("artifact store", folder)
 
@@ -142,7 +149,7 @@ def check_folder(what: str, path: Path) -> None:
     """Refuse a folder for something, which needn't exist yet, that can't be written or made."""
     whole = path.absolute()
     nearest = next(p for p in (whole, *whole.parents) if present(p))
-    with writing(f"the {what} {path}"), tempfile.TemporaryFile(dir=nearest, buffering=0) as file:
+    with writing(f"the {what} {whole}"), tempfile.TemporaryFile(dir=nearest, buffering=0) as file:
         file.write(bytes(4096))  # a full disk still has room for names
 
 
@@ -166,8 +173,9 @@ def _check_sqlite(path: Path) -> None:
         if not present(path.parent):
             raise InputError(f"the tracking store {path} can't be written: no folder {path.parent}")
         check_folder("tracking store's folder", path.parent)
-        check_folder("artifact store", Path(_NEW_ARTIFACTS))
+        check_place_of_artifacts(_new_artifacts())
         return
+    check_folder("tracking store's folder", path.parent)  # SQLite's journal goes there
     try:
         with contextlib.closing(sqlite3.connect(path, timeout=2)) as connection:
             connection.execute("BEGIN IMMEDIATE")
@@ -208,8 +216,8 @@ def unusable(error: MlflowException) -> InputError:
 
 
 def reason(error: MlflowException) -> str:
-    """What a store says is wrong, without the SQL that it happened in."""
-    return str(error.message).partition("\n[SQL")[0]
+    """What a store says is wrong, without SQLAlchemy's remarks and the SQL that it happened in."""
+    return str(error.message).partition("\n[SQL")[0].rpartition("prematurely) ")[2]
 
 
 def link(experiment_id: str, run_id: str) -> str:
