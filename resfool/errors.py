@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 
@@ -82,6 +82,11 @@ def expanded(path: str | Path) -> Path:
     return given if present(given) and not present(there) else there
 
 
+def project() -> str:
+    """The project's folder for `mlflow run`, as a user names it who calls it where this was."""
+    return str(Path.cwd()) if CALLED_FROM in os.environ else "."
+
+
 def present(path: Path) -> bool:
     """Whether something is at a path, as far as this user is let see."""
     try:
@@ -96,6 +101,27 @@ def looked_in(path: str | Path) -> str:
         return ""
     folders = dict.fromkeys([os.environ.get(CALLED_FROM) or str(Path.cwd()), str(Path.cwd())])
     return f" in {' or '.join(folders)}"
+
+
+_SQLITE = "sqlite:///"
+
+
+def database_in(uri: str) -> Path | None:
+    """The file of a SQLite database, if a URI names one."""
+    if not uri.startswith(_SQLITE):
+        return None
+    return Path(unquote(uri.removeprefix(_SQLITE).partition("?")[0]))
+
+
+def expanded_uri(uri: str) -> str:
+    """A database's URI, with a relative path to one of SQLite's as `expanded` takes it."""
+    database = database_in(uri)
+    if database is None or expanded(database) == database:
+        return uri
+    # Not quoted in full: MLflow would make a folder of the quoted name beside that of the path.
+    quoted = str(expanded(database)).replace("%", "%25").replace("?", "%3F")
+    _, mark, options = uri.partition("?")
+    return f"{_SQLITE}{quoted}{mark}{options}"
 
 
 def _is_file_uri(path: str | Path) -> bool:

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 from typing import Any, NoReturn
 
+import keras
 import mlflow
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ from mlflow.exceptions import MlflowException
 from entry_points import train
 from resfool import checkpoints, command_line, errors
 from resfool.archive import Archive
-from resfool.errors import InputError, expanded
+from resfool.classifiers import files
+from resfool.errors import InputError, expanded, expanded_uri
 from resfool.tracking import stores
 from resfool.tracking.archive import MLflowArchive
 from resfool.tracking.run import Run
@@ -48,6 +50,9 @@ def test_a_relative_path_counts_from_where_the_command_was_called(called_from: P
     assert expanded("/absolute") == Path("/absolute")
     assert expanded("~") == Path.home()
     assert expanded("file:///a%20b") == Path("/a b")
+    assert expanded_uri("sqlite:///new.db?a=b") == f"sqlite:///{called_from}/new.db?a=b"
+    assert expanded_uri("sqlite:///old") == f"sqlite:///{called_from}/old"
+    assert expanded_uri("mysql://host/new.db") == "mysql://host/new.db"
     with pytest.raises(InputError, match=r"in .*called from or .*project"):
         Archive().find_model("nowhere.keras")
 
@@ -143,6 +148,9 @@ def test_a_model_is_found_by_what_is_nearly_its_address(
     with pytest.raises(InputError, match="it must have a version, such as models:/net/1"):
         archive.find_model("models:/net")
     assert "this run has finished" in refused(train.main, capsys, *words(resume=f"runs:/{run_id}/"))
+    folder = archive.find_model(f"{exact.path}/")  # that MLflow saved
+    assert files.find_keras_file(folder.path).name == "model.keras"
+    assert isinstance(folder.load_trusted(), keras.Model)
     Path(run_id).write_text("a file of this name is meant, not the run")
     assert archive.find_model(run_id).path == Path(run_id)
 
@@ -175,7 +183,9 @@ def test_artifacts_that_cannot_be_written_are_refused_before_anything(
 def test_artifacts_of_a_new_store_go_into_the_working_directory(store: MlflowClient) -> None:
     mlflow.set_tracking_uri(f"sqlite:///{Path.cwd()}/new.db")
     Path("mlruns").touch()  # no folder can be made in its place
-    with pytest.raises(InputError, match=f"the artifact store {Path.cwd()}/mlruns can't be written"):
+    with pytest.raises(
+        InputError, match=f"the artifact store {Path.cwd()}/mlruns can't be written"
+    ):
         Run()
     assert not Path("new.db").exists()
 

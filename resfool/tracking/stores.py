@@ -12,7 +12,7 @@ import sqlite3
 import sys
 import tempfile
 from pathlib import Path
-from urllib.parse import unquote, urlparse, urlsplit
+from urllib.parse import urlparse, urlsplit
 from urllib.request import url2pathname
 
 import mlflow
@@ -20,9 +20,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from resfool import checkpoints
-from resfool.errors import InputError, expanded, present, writing
-
-_SQLITE = "sqlite:///"
+from resfool.errors import InputError, database_in, expanded, expanded_uri, present, writing
 
 
 def exists() -> bool:
@@ -33,10 +31,7 @@ def exists() -> bool:
 
 def _database() -> Path | None:
     """The file of a SQLite store."""
-    uri = mlflow.get_tracking_uri()
-    if not uri.startswith(_SQLITE):
-        return None
-    return Path(unquote(uri.removeprefix(_SQLITE).partition("?")[0]))
+    return database_in(mlflow.get_tracking_uri())
 
 
 def client() -> MlflowClient:
@@ -88,14 +83,11 @@ def prepare() -> None:
 def _find_relative() -> None:
     """Take a store whose place is relative as `mlflow run` does: from where it was called."""
     uri = mlflow.get_tracking_uri()
-    database, folder = _database(), _folder(uri)
-    if database is not None and expanded(database) != database:
-        # MLflow would make a folder of the quoted name beside that of the whole path.
-        quoted = str(expanded(database)).replace("%", "%25").replace("?", "%3F")
-        _, mark, options = uri.partition("?")
-        mlflow.set_tracking_uri(f"{_SQLITE}{quoted}{mark}{options}")
-    elif folder is not None and expanded(folder) != folder:
-        mlflow.set_tracking_uri(str(expanded(folder)))
+    folder = _folder(uri)
+    relative = folder is not None and not folder.is_absolute()
+    whole = str(expanded(uri)) if relative else expanded_uri(uri)
+    if whole != uri:
+        mlflow.set_tracking_uri(whole)
 
 
 def _folder(uri: str) -> Path | None:

@@ -14,7 +14,7 @@ import psutil
 from optuna import distributions, pruners, samplers
 from optuna.trial import FrozenTrial, TrialState
 
-from resfool.errors import InputError
+from resfool.errors import InputError, expanded_uri
 from resfool.trials.options import Pruner, Sampler
 from resfool.trials.space import Choice, Span
 
@@ -64,7 +64,7 @@ class Study:
         self.space_of = {n: _distribution(span) for n, span in space.items()}
         try:
             self._study = optuna.create_study(
-                storage=storage,
+                storage=expanded_uri(storage),
                 study_name=name,
                 direction="maximize",
                 load_if_exists=True,
