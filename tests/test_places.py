@@ -57,6 +57,14 @@ def test_a_relative_path_counts_from_where_the_command_was_called(called_from: P
         Archive().find_model("nowhere.keras")
 
 
+def test_a_line_to_copy_names_the_project_from_where_the_command_was_called(
+    called_from: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert errors.project() == str(called_from.parent / "project")
+    monkeypatch.delenv(errors.CALLED_FROM)
+    assert errors.project() == "."
+
+
 def test_without_another_folder_a_path_is_what_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(errors.CALLED_FROM, raising=False)
     assert expanded("a/b") == Path("a/b")

@@ -87,7 +87,9 @@ class UniversalParameters(OneModel, Solving, Labelled, Approximation, Drawn, Wor
         Algorithm, "1 to 4 as in the paper, or gradient or random, to compare with."
     ] = "2"
     matrix: Annotated[
-        str | None, "runs:/RUN_ID of an earlier run, whose matrix of perturbations is used again."
+        str | None,
+        "runs:/RUN_ID of an earlier run, whose matrix of perturbations is used again, or its .npz "
+        "file.",
     ] = None
     epsilon: Annotated[
         Epsilon, "length of the step of algorithm 3, where pixels go from 0 to 1."
