@@ -171,8 +171,8 @@ def writing(place: str) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or error
-        if isinstance(error, shutil.Error):  # a list of source, target and what was wrong
-            reason = error.args[0][0][-1]
+        if isinstance(error, shutil.Error) and isinstance(error.args[0], list):
+            *_, reason = error.args[0][0]  # of a copy's failures: source, target and what was wrong
         raise InputError(f"{place} can't be written: {reason}") from error
 
 

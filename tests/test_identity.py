@@ -32,7 +32,7 @@ NOT_RESULTS = {"options", "recipe", "presentation"}
 PINNED = {
     "train": ("e62de5f69643a9a5", "90e0f244be4f9a5b"),
     "attack": ("56aa5d1102c24214", "22b84b5a48ea1eef"),
-    "universal": ("a292f6ee4a0b757b", ""),
+    "universal": ("a292f6ee4a0b757b", "98230a2fb3c33791"),
 }
 
 

@@ -233,10 +233,10 @@ class Run(Monitor):
         )
         requirements = [f"{name}=={metadata.version(name)}" for name in ("keras", "tensorflow")]
         # The function needs this run to be MLflow's active one.
+        places = f"{tempfile.gettempdir()} or {self._client.get_run(self.run_id).info.artifact_uri}"
         active = (
             mlflow.start_run(run_id=self.run_id, nested=True) if self._beside else nullcontext()
         )
-        places = f"{tempfile.gettempdir()} or {self._client.get_run(self.run_id).info.artifact_uri}"
         with writing(f"the model's file in {places}"), active:
             info = mlflow.keras.log_model(
                 model, name="model", signature=signature, pip_requirements=requirements
