@@ -163,6 +163,19 @@ def test_a_model_is_found_by_what_is_nearly_its_address(
     assert archive.find_model(run_id).path == Path(run_id)
 
 
+def test_the_part_of_a_run_that_has_left_a_perturbation_is_named(store: MlflowClient) -> None:
+    with Run() as run:
+        run.begin("the whole", {}, [])
+        with run.part("a part", {}) as part:
+            part.log({"perturbation.npy": np.zeros(2)})
+    archive = MLflowArchive()
+    with pytest.raises(InputError, match=f"; its part runs:/{part.run_id} has one$"):
+        archive.find_perturbation(f"runs:/{run.run_id}")
+    for address in (part.run_id, f"runs:/{part.run_id}/", f"runs:/{part.run_id}/perturbation.npy"):
+        found = archive.find_perturbation(address)
+        assert (found.uri, found.name, found.path.name) == (address, "a part", "perturbation.npy")
+
+
 def words(**options: Any) -> list[str]:
     return [f"--{name}={show(value)}" for name, value in (QUICK | options).items()]
 

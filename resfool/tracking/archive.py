@@ -127,7 +127,16 @@ class MLflowArchive(Archive):
             return _downloaded(artifact_uri=f"runs:/{run_id}/{inside or name}")
         except MlflowException as error:
             reason, store = str(error).splitlines()[0], stores.address()
-            raise InputError(f"{uri}: {store} has no run with {name} by it ({reason})") from None
+            sentence = f"{uri}: {store} has no run with {name} by it ({reason})"
+            raise InputError(sentence + self._part_with(run_id, name)) from None
+
+    def _part_with(self, run_id: str, name: str) -> str:
+        """What to give instead of a run whose part has left a file, for a sentence."""
+        of_run = f"tags.mlflow.parentRunId = '{run_id}'"
+        parts = self._search({}, of_run) if run_id.isalnum() else []
+        files = {run.info.run_id: self._client.list_artifacts(run.info.run_id) for run in parts}
+        found = [part for part, left in files.items() if name in {file.path for file in left}]
+        return f"; its part runs:/{found[0]} has one" if found else ""
 
     def find_perturbation(self, uri: str) -> PerturbationSource:
         found, address = super().find_perturbation(uri), _address(uri)
