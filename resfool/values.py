@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from resfool.errors import expanded, present
+from resfool.errors import InputError, expanded, present
 
 Precision = Literal["float32", "bfloat16"]
 LabelSource = Literal["true", "prediction"]
@@ -42,10 +42,17 @@ def split_addresses(value: Any) -> Any:
     parts, found = value.split(","), []
     while parts:
         paths = [",".join(parts[:count]) for count in range(len(parts), 0, -1)]
-        path = next((path for path in paths if present(expanded(path))), parts[0])
+        path = next(filter(_is_there, paths), parts[0])
         found.append(path.strip())
         del parts[: path.count(",") + 1]
     return found
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return present(expanded(path))
+    except InputError:  # the home folder of nobody, which is said where it is read
+        return False
 
 
 def _single(value: Any) -> Any:

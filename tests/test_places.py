@@ -111,6 +111,7 @@ def test_commas_divide_addresses_but_not_the_path_of_what_is_there(
         Path(name).touch()
     assert split_addresses("a,b.keras") == ["a,b.keras"]
     assert split_addresses("c.keras,a,b.keras,ü, d") == ["c.keras", "a,b.keras", "ü, d"]
+    assert split_addresses("~nobody-here/a,b") == ["~nobody-here/a", "b"]
     assert split_addresses("runs:/1/model, models:/n@a,e") == ["runs:/1/model", "models:/n@a", "e"]
 
 
@@ -141,7 +142,7 @@ def test_addresses_that_are_nearly_right_are_understood(given: str, meant: str) 
 def test_a_model_is_found_by_what_is_nearly_its_address(
     store: MlflowClient, train_once: TrainOnce, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_id, archive = train_once(steps=20), MLflowArchive()
+    run_id, archive = train_once(steps=150), MLflowArchive()
     exact = archive.find_model(f"runs:/{run_id}/model")
     for address in (run_id, f"runs:/{run_id}", f"{run_id}/", exact.model_id or ""):
         found = archive.find_model(address)
