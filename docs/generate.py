@@ -7,7 +7,7 @@ from pathlib import Path
 from resfool.commands import COMMANDS
 from resfool.datasets.sets import DATASETS
 from resfool.parameters import Parameter
-from resfool.values import Names, show
+from resfool.values import Addresses, Names, show
 
 DOCS = Path(__file__).parent
 MLPROJECT = DOCS.parent / "MLproject"
@@ -49,7 +49,8 @@ def table(command: str) -> str:
     own = COMMANDS[command].parameters
     for name, one in own.items():
         default = "required" if one.required else f"`{show(one.default)}`"
-        choices = {*own} if one.hint in (Names, Names | None) else {*one.choices}
+        several = Names, Names | None, Addresses, Addresses | None
+        choices = {*own} if one.hint in several else {*one.choices}
         text = _code(re.sub(r"(?<!\.)\.$", "", one.text), choices)
         lines.append(f"| `{name}` | {default} | {text} |")
     return "\n".join(lines) + "\n"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from resfool.errors import InputError, expanded
+from resfool.errors import InputError, expanded, looked_in, present
 from resfool.values import Row
 
 
@@ -75,6 +75,7 @@ class PerturbationSource:
     uri: str  # as it was given
     name: str  # short, for tables and legends: what it was fitted on, if that is known
     path: Path  # its `.npy` file
+    in_pixels: bool = False  # whether a run of this project made it, of pixels from 0 to 1
 
 
 class Archive:
@@ -111,8 +112,8 @@ class Archive:
             InputError: there is no such model.
         """
         path = expanded(uri)
-        if not path.exists():
-            raise InputError(f"model={uri}: there is no such file or folder")
+        if not present(path):
+            raise InputError(f"model={uri}: there is no such file or folder{looked_in(uri)}")
         return ModelSource(uri, path.stem, path)
 
     def find_artifact(self, uri: str, name: str) -> Path:
@@ -128,7 +129,7 @@ class Archive:
         path = expanded(uri)
         path = path / name if path.is_dir() else path
         if not path.is_file():
-            raise InputError(f"{uri}: there is no file {path}")
+            raise InputError(f"{uri}: there is no file {path}{looked_in(uri)}")
         return path
 
     def find_perturbation(self, uri: str) -> PerturbationSource:

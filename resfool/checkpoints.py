@@ -4,14 +4,14 @@ import contextlib
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from resfool.errors import InputError
+from resfool.errors import InputError, writing
 
 try:
     import fcntl
@@ -38,20 +38,21 @@ def save(path: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any])
         facts: anything that JSON holds.
 
     Raises:
-        OSError: the folder can't be written.
+        InputError: the folder can't be written, or its disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **{_FACTS: text}, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    with writing(f"the folder {path.parent}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                np.savez(file, allow_pickle=False, **{_FACTS: text}, **arrays)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
 
 
 def load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -101,11 +102,9 @@ def hold(path: Path) -> IO[str]:
     Raises:
         InputError: another process holds it, or its folder can't be written.
     """
-    try:
+    with writing(f"the checkpoint folder {path.parent}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.with_suffix(".lock").open("w")
-    except OSError as error:
-        raise InputError(f"the checkpoint folder {path.parent} can't be written: {error}") from None
     if fcntl is not None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -115,6 +114,22 @@ def hold(path: Path) -> IO[str]:
         except OSError:
             pass  # a file system without locks
     return lock
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process is within this for the same folder.
+
+    The lock is of the folder itself, so it leaves no file, and ends with its process, however that
+    ends. Where a system has no such locks, nobody waits.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            if fcntl is not None:
+                descriptor = os.open(folder, os.O_RDONLY)
+                stack.callback(os.close, descriptor)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
 
 
 def discard(path: Path) -> None:

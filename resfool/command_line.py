@@ -9,7 +9,14 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NoReturn
 
-from resfool.errors import InputError, NonFiniteLossError, UsageError, WorkError, unknown
+from resfool.errors import (
+    InputError,
+    NonFiniteLossError,
+    UsageError,
+    WorkError,
+    out_of_space,
+    unknown,
+)
 from resfool.parameters import Parameter, Parameters
 from resfool.values import show
 
@@ -109,6 +116,10 @@ def one_sentence_errors() -> Iterator[None]:
         _exit(error, 2)
     except (InputError, NonFiniteLossError, WorkError) as error:
         _exit(error, 1)
+    except OSError as error:
+        if not out_of_space(error):
+            raise
+        _exit(f"{error.filename or 'a disk'} can't be written: {error.strerror or error}", 1)
     except KeyboardInterrupt:
         _exit("interrupted", 130)
 

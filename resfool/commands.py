@@ -5,16 +5,18 @@ MLflow, pandas and matplotlib are imported when a command runs: its words are ch
 
 import contextlib
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resfool import __version__, command_line, interrupts
 from resfool.attacks import attack as attacks
 from resfool.attacks.options import AttackParameters
 from resfool.datasets.sets import Dataset, draw, load
-from resfool.errors import UsageError, expanded, unknown
+from resfool.errors import CALLED_FROM, UsageError, expanded, unknown
 from resfool.parameters import Checkpoints, Parameter, Parameters, Resumable, Workers
 from resfool.progress import ProgressReport
 from resfool.reproduction import reproduce as reproduction
@@ -316,9 +318,26 @@ def run(name: str, argv: Sequence[str] | None = None, program: str | None = None
     """
     command = COMMANDS[name]
     with command_line.one_sentence_errors():
+        _note_caller()
         asked = command_line.parse(*command.takes, argv=argv, program=program, text=command.text)
         interrupts.raise_once()
         command.run(*asked)
+
+
+def _note_caller() -> None:
+    """Note where `mlflow run` was called, which runs commands in the project's folder.
+
+    Its process, whose child this one is, is still there; PWD was set anew by the shell between.
+    """
+    project = Path(__file__).resolve().parents[1]
+    if "MLFLOW_RUN_ID" not in os.environ or Path.cwd() != project:
+        return
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        caller = psutil.Process(os.getppid()).cwd()
+        if caller != str(project):
+            os.environ[CALLED_FROM] = caller
 
 
 def main(argv: Sequence[str] | None = None) -> None:

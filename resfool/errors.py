@@ -2,8 +2,14 @@
 
 import contextlib
 import difflib
+import errno
+import os
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
+from urllib.request import url2pathname
 
 
 class InputError(ValueError):
@@ -48,16 +54,81 @@ class TrialError(WorkError):
     """A trial failed."""
 
 
+# Paths that a user gave.
+
+# The environment variable with the folder from which a command was called, where it works in
+# another one, as those of `mlflow run` do; processes that the command starts inherit it.
+CALLED_FROM = "RESFOOL_CALLED_FROM"
+
+
 def expanded(path: str | Path) -> Path:
-    """A path that a user gave, with the home folder for ~.
+    """A path that a user gave: a file: URI without its scheme, with the home folder for ~.
+
+    A relative one counts from where the command was called. If nothing is there, but in the folder
+    that the command works in, it is that.
 
     Raises:
         InputError: there is no user of that name.
     """
+    local = url2pathname(urlsplit(str(path)).path) if _is_file_uri(path) else path
     try:
-        return Path(path).expanduser()
+        given = Path(local).expanduser()
     except RuntimeError:
         raise InputError(f"{path}: there is no such user's home folder") from None
+    called_from = os.environ.get(CALLED_FROM)
+    if called_from is None or given.is_absolute():
+        return given
+    there = Path(called_from, given)
+    return given if present(given) and not present(there) else there
+
+
+def project() -> str:
+    """The project's folder for `mlflow run`, as a user names it who calls it where this was."""
+    return str(Path.cwd()) if CALLED_FROM in os.environ else "."
+
+
+def present(path: Path) -> bool:
+    """Whether something is at a path, as far as this user is let see."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def looked_in(path: str | Path) -> str:
+    """The folders in which `expanded` looks for a relative path, for a sentence."""
+    if Path(path).expanduser().is_absolute() or _is_file_uri(path):
+        return ""
+    folders = dict.fromkeys([os.environ.get(CALLED_FROM) or str(Path.cwd()), str(Path.cwd())])
+    return f" in {' or '.join(folders)}"
+
+
+_SQLITE = "sqlite:///"
+
+
+def database_in(uri: str) -> Path | None:
+    """The file of a SQLite database, if a URI names one."""
+    if not uri.startswith(_SQLITE):
+        return None
+    return Path(unquote(uri.removeprefix(_SQLITE).partition("?")[0]))
+
+
+def expanded_uri(uri: str) -> str:
+    """A database's URI, with a relative path to one of SQLite's as `expanded` takes it."""
+    database = database_in(uri)
+    if database is None or expanded(database) == database:
+        return uri
+    # Not quoted in full: MLflow would make a folder of the quoted name beside that of the path.
+    quoted = str(expanded(database)).replace("%", "%25").replace("?", "%3F")
+    _, mark, options = uri.partition("?")
+    return f"{_SQLITE}{quoted}{mark}{options}"
+
+
+def _is_file_uri(path: str | Path) -> bool:
+    return isinstance(path, str) and path.startswith("file:/")
+
+
+# What others raise.
 
 
 @contextlib.contextmanager
@@ -75,10 +146,40 @@ def reading(path: object) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
+        if out_of_space(error):
+            raise InputError(
+                f"cannot read {path}: no space is left in {tempfile.gettempdir()}, the folder for "
+                "temporary files; TMPDIR names another"
+            ) from error
         raise InputError(
             f"cannot read {path}, which is missing, damaged or not what it should be"
             f" ({short(error)})"
         ) from error
+
+
+@contextlib.contextmanager
+def writing(place: str) -> Iterator[None]:
+    """Turn the error of a place that can't be written, or is full, into one InputError.
+
+    Args:
+        place: what it is and where, for the message.
+
+    Raises:
+        InputError: what was done inside failed.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        if isinstance(error, shutil.Error) and isinstance(error.args[0], list):
+            *_, reason = error.args[0][0]  # of a copy's failures: source, target and what was wrong
+        raise InputError(f"{place} can't be written: {reason}") from error
+
+
+def out_of_space(error: BaseException) -> bool:
+    """Whether an error says that a disk, or this user's share of it, is full."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or (isinstance(error, OSError) and "No space left on device" in str(error))
 
 
 def short(error: Exception) -> str:

@@ -28,7 +28,16 @@ from typing import (
 from pydantic import TypeAdapter, ValidationError
 
 from resfool.errors import UsageError, unknown
-from resfool.values import Backend, Counts, NonNegativeFloat, PositiveCount, Precision, Seed, show
+from resfool.values import (
+    Backend,
+    Counts,
+    NonNegativeFloat,
+    PositiveCount,
+    Precision,
+    Seed,
+    plain,
+    show,
+)
 
 # How a parameter is declared.
 
@@ -82,15 +91,15 @@ class Parameter:
         """A value as its type wants it.
 
         Args:
-            given: of that type, or as the command line spells it; "none" stands for None where the
-                parameter may be None.
+            given: of that type, of one like it (a list, a path, numpy's), or as the command line
+                spells it; "none" stands for None where the parameter may be None.
 
         Raises:
             UsageError: it doesn't fit; one sentence says why, and names what comes nearest.
         """
         if given is self.default:
             return given
-        hint = self.hint
+        hint, given = self.hint, plain(given)
         if get_origin(hint) in (Union, UnionType):
             if given is None or (isinstance(given, str) and given.lower() == "none"):
                 return None

@@ -2,11 +2,14 @@
 
 import itertools
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
+
+from resfool.errors import InputError, expanded, present
 
 Precision = Literal["float32", "bfloat16"]
 LabelSource = Literal["true", "prediction"]
@@ -18,9 +21,38 @@ NormKind = Literal["none", "l2", "linf"]
 Row = dict[str, float]
 
 
+def plain(value: Any) -> Any:
+    """A value from Python in the types that parameters know: paths as text, nothing of numpy's."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):  # numpy's arrays and scalars
+        return value.tolist()
+    return tuple(map(plain, value)) if isinstance(value, list | tuple) else value
+
+
 def split_commas(value: Any) -> Any:
     """A list as the command line has it; what isn't text stays as it is."""
     return value.split(",") if isinstance(value, str) else value
+
+
+def split_addresses(value: Any) -> Any:
+    """Addresses as the command line has them; no comma in the path of what is there divides it."""
+    if not isinstance(value, str):
+        return value
+    parts, found = value.split(","), []
+    while parts:
+        paths = [",".join(parts[:count]) for count in range(len(parts), 0, -1)]
+        path = next(filter(_is_there, paths), parts[0])
+        found.append(path.strip())
+        del parts[: path.count(",") + 1]
+    return found
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return present(expanded(path))
+    except InputError:  # the home folder of nobody, which is said where it is read
+        return False
 
 
 def _single(value: Any) -> Any:
@@ -163,7 +195,9 @@ Epsilon = Annotated[float, BeforeValidator(lambda value: parse_epsilon(str(value
 Epsilons = Annotated[tuple[float, ...], BeforeValidator(parse_epsilons)]
 SizedNorm = Annotated[Norm, BeforeValidator(parse_norm)]
 PixelRange = Annotated[tuple[float, float], BeforeValidator(_parse_range)]
-Names = Annotated[tuple[str, ...], BeforeValidator(split_commas)]
+Word = Annotated[str, Field(coerce_numbers_to_str=True)]  # that may look like a number
+Names = Annotated[tuple[Word, ...], BeforeValidator(split_commas)]
+Addresses = Annotated[tuple[str, ...], BeforeValidator(split_addresses)]  # of models, files, runs
 Counts = Annotated[
     tuple[PositiveCount, ...], BeforeValidator(split_commas), BeforeValidator(_single)
 ]

@@ -3,15 +3,18 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from resfool import commands, evaluator, values
+from resfool.attacks.options import MeasureParameters
 from resfool.errors import InputError, UsageError
 from resfool.networks import shape
-from resfool.parameters import Known, Parameters, plainly
+from resfool.parameters import Known, Parameter, Parameters, plainly
 from resfool.values import Counts, Epsilon, Norm, PositiveCount, SizedNorm, show
 
 
@@ -156,6 +159,45 @@ def test_norms_are_read_and_shown_again(text: str, norm: Norm) -> None:
 def test_what_is_no_norm_is_refused(text: str, sentence: str) -> None:
     with pytest.raises(ValidationError, match=sentence):
         TypeAdapter(SizedNorm).validate_python(text)
+
+
+# Texts of which each parameter takes one or more.
+TEXTS = ("3", "20", "0.5", "8/255", "yes", "10,20", "0,1", "28,28,1", "l2:3", "a b,c", "none")
+
+
+def parameters() -> list[Any]:
+    """Every declared parameter of every command and of the evaluator."""
+    kinds = [kind for one in commands.COMMANDS.values() for kind in one.takes]
+    kinds.append(MeasureParameters)
+    found = [one for kind in kinds for one in kind.declared().values()]
+    different = {(one.name, repr(one.hint)): one for one in found}
+    return [pytest.param(one, id=one.name) for one in different.values()]
+
+
+def as_python_has(value: Any) -> list[Any]:
+    """What people give in Python for a value that a parameter has."""
+    if value is None or isinstance(value, Norm):
+        return [value, str(value).lower()]
+    if isinstance(value, str):
+        return [value, Path(value), np.str_(value)]
+    if isinstance(value, tuple):
+        single = [value[0], *as_python_has(value[0])] if len(value) == 1 else []
+        return [value, list(value), np.array(value), list(np.array(value)), *single]
+    return [value, np.asarray(value), np.asarray(value)[()], str(value)]
+
+
+@pytest.mark.parametrize("parameter", parameters())
+def test_python_gives_values_as_the_command_line_does(parameter: Parameter) -> None:
+    taken = 0
+    for text in (*TEXTS, *parameter.choices):
+        try:
+            value = parameter.checked(text)
+        except UsageError:
+            continue
+        taken += 1
+        for given in as_python_has(value):
+            assert parameter.checked(given) == value, (text, given)
+    assert taken, "no text is taken, so nothing was tested"
 
 
 # How parameters are declared

@@ -64,7 +64,7 @@ def planted(two_sided: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathF
             [np.stack([direction, -direction], axis=1), np.array([-middle, middle])]
         )
         model.save(folder / f"{name}.keras")
-    np.save(folder / "down.npy", -7.0 * directions[0].reshape(SHAPE))
+    np.save(folder / "down.npy", -1.9 * directions[0].reshape(SHAPE))
     np.save(folder / "up.npy", 0.03 * directions[0].reshape(SHAPE))
     return folder
 
@@ -113,15 +113,44 @@ def test_without_a_norm_a_perturbation_stays_as_it_is(
 ) -> None:
     down, up = (str(planted / f"{name}.npy") for name in ("down", "up"))
     found = transferred(planted, "one", perturbation=(down, up, down))
-    np.testing.assert_allclose(found.l2_norms, [7, 0.03], rtol=1e-6)
+    np.testing.assert_allclose(found.l2_norms, [1.9, 0.03], rtol=1e-6)
     positive = (two_sided["scores"] > 0).mean()
     assert found.rates["fooling_rate"][0, 0] == positive
     # So long a step leaves the range of pixels.
-    moved = np.clip(two_sided["images"] - 7 * two_sided["directions"][0].reshape(SHAPE), 0, 1)
+    moved = np.clip(two_sided["images"] - 1.9 * two_sided["directions"][0].reshape(SHAPE), 0, 1)
     scores = moved.reshape(-1, PIXELS) @ two_sided["directions"][0]
     middle = np.median(two_sided["images"].reshape(-1, PIXELS) @ two_sided["directions"][0])
     expected = ((scores > middle) != (two_sided["scores"] > 0)).mean()
     assert found.rates["clipped_fooling_rate"][0, 0] == expected
+
+
+def test_a_leading_axis_of_one_says_nothing(planted: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "up.npy", np.load(planted / "up.npy")[np.newaxis])
+    kept, led = (
+        transferred(planted, "one", perturbation=folder / "up.npy")
+        for folder in (planted, tmp_path)
+    )
+    for name, rates in kept.rates.items():
+        np.testing.assert_array_equal(led.rates[name], rates)
+
+
+def test_a_perturbation_of_bytes_is_refused_unless_its_size_is_given(
+    planted: Path, tmp_path: Path
+) -> None:
+    up = np.load(planted / "up.npy")
+    path = tmp_path / "bytes.npy"
+    np.save(path, 255 * up)
+    largest = 255 * np.abs(up).max()
+    with pytest.raises(
+        InputError, match=rf"up to {largest:.4g}, .* divide it by 255 if it is of bytes,"
+    ):
+        transferred(planted, "one", perturbation=path)
+    found = transferred(planted, "one", perturbation=path, norm=f"l2:{np.linalg.norm(up)}")
+    expected = transferred(planted, "one", perturbation=planted / "up.npy")
+    np.testing.assert_array_equal(found.rates["fooling_rate"], expected.rates["fooling_rate"])
+    np.save(path, up / np.abs(up).max() * 2)
+    with pytest.raises(InputError, match="or by 2 if its pixels go from -1 to 1"):
+        transferred(planted, "one", perturbation=path)
 
 
 def test_python_is_told_that_a_perturbation_is_missing(planted: Path) -> None:
@@ -253,7 +282,9 @@ def write_bad_files() -> None:
     Path("text.npy").write_text("0, 1, 2")
     np.save("whole.npy", np.ones(shape, np.float32))
     Path("half.npy").write_bytes(Path("whole.npy").read_bytes()[:200])
-    np.save("turned.npy", np.ones((1, *shape), np.float32))
+    np.save("several.npy", np.ones((2, *shape), np.float32))
+    np.save("turned.npy", np.ones((1, 8, 8), np.float32))
+    np.save("smaller.npy", np.ones((7, 8, 1), np.float32))
     np.save("levels.npy", np.ones(shape, np.uint8))
     np.save("huge.npy", np.full(shape, 1e300))
     for value in ("nan", "inf", "0"):
@@ -275,7 +306,9 @@ def write_bad_files() -> None:
         ({"perturbation": "archive.npy"}, "cannot read perturbation=archive.npy"),
         ({"perturbation": "text.npy"}, "cannot read perturbation=text.npy"),
         ({"perturbation": "half.npy"}, "cannot read perturbation=half.npy"),
-        ({"perturbation": "turned.npy"}, "(1, 8, 8, 1), and the images of digits have (8, 8, 1)"),
+        ({"perturbation": "turned.npy"}, "its channels must come last"),
+        ({"perturbation": "several.npy"}, "it holds 2, of which each must have a file of its own"),
+        ({"perturbation": "smaller.npy"}, "(7, 8, 1), and the images of digits have (8, 8, 1)"),
         ({"perturbation": "levels.npy"}, "holds uint8; it must hold floats"),
         ({"perturbation": "nan.npy"}, "not finite"),
         ({"perturbation": "inf.npy"}, "not finite"),

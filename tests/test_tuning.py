@@ -15,6 +15,7 @@ import optuna
 import pytest
 from mlflow import MlflowClient
 from optuna.distributions import CategoricalDistribution
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
 from entry_points import tune
@@ -350,3 +351,13 @@ def test_tune_as_a_user_runs_it(store: MlflowClient, capsys: pytest.CaptureFixtu
         history = store.get_metric_history(run.info.run_id, "validation_accuracy")
         assert [metric.step for metric in history][-1:] == [60] or "pruned" in run.data.params
         assert "test_accuracy" not in run.data.metrics
+
+
+def test_a_storage_that_fills_up_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise StorageInternalError("the commit") from OSError("disk is full\n[SQL: ...]")
+
+    study = Study("s", {}, storage="sqlite://", sampler="random", pruner="none", seed=0)
+    monkeypatch.setattr(study._study, "ask", full)
+    with pytest.raises(InputError, match=r"^storage=sqlite:// can't be written: disk is full$"):
+        study.propose()

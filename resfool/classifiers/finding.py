@@ -9,14 +9,14 @@ from resfool.classifiers.interface import Interface
 from resfool.datasets import sets
 from resfool.errors import InputError, UsageError
 from resfool.parameters import Subset
-from resfool.values import Names, show
+from resfool.values import Addresses, Names, show
 
 if TYPE_CHECKING:
     import keras
 
 _MODEL = (
     "runs:/RUN_ID/model, models:/NAME/VERSION, models:/NAME@ALIAS, models:/m-ID or the path of a "
-    ".keras or .h5 file or of an MLflow model folder"
+    ".keras or .h5 file or of a folder of MLflow's"
 )
 
 
@@ -32,8 +32,8 @@ class AnyModel(Interface, Subset):
     ] = False
     modules: Annotated[
         Names | None,
-        "with trust=yes, what to import first for the model's own classes: names of modules or "
-        "paths of .py files, comma separated.",
+        "with trust=yes, where its own classes are: names that Python can import or paths of .py "
+        "files, comma separated.",
     ] = None
 
     def check(self) -> None:
@@ -56,7 +56,10 @@ class OneModel(AnyModel):
 class Models(AnyModel):
     """Models, and images for them."""
 
-    model: Annotated[Names, f"{_MODEL}; several, comma separated, are compared."]
+    model: Annotated[
+        Addresses,
+        f"{_MODEL}; several, comma separated, are compared. A file's path may have commas.",
+    ]
 
 
 def find_models(archive: Archive, uris: Sequence[str], trust: bool) -> list[ModelSource]:

@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,7 +16,7 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 from resfool.archive import Archive, FinishedRun, InterruptedRun, ModelSource, PerturbationSource
-from resfool.errors import InputError
+from resfool.errors import InputError, expanded, out_of_space, present
 from resfool.tracking import stores
 from resfool.tracking.training_run import CHECKPOINT_TAG
 
@@ -39,7 +40,7 @@ class MLflowArchive(Archive):
     @cached_property
     def _client(self) -> MlflowClient:
         # Made late: the first client of a new store makes its tables, which takes seconds.
-        return MlflowClient()
+        return stores.client()
 
     def has_run(self, run_id: str) -> bool:
         if not stores.exists():
@@ -58,7 +59,7 @@ class MLflowArchive(Archive):
     def find_interrupted(self, facts: Mapping[str, str]) -> InterruptedRun | None:
         for run in self._search(facts, "attributes.status != 'FINISHED'"):
             path = run.data.tags.get(CHECKPOINT_TAG)
-            if path is not None and stores.present(Path(path)):
+            if path is not None and present(Path(path)):
                 curve = self._client.get_metric_history(run.info.run_id, "train_loss")
                 step = max((metric.step for metric in curve), default=0)
                 return InterruptedRun(str(run.info.run_id), step)
@@ -94,7 +95,7 @@ class MLflowArchive(Archive):
         def find_file(name: str) -> Path | None:
             if name not in names:
                 return None
-            return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name))
+            return _downloaded(run_id=run_id, artifact_path=name)
 
         return FinishedRun(
             run_id,
@@ -106,42 +107,81 @@ class MLflowArchive(Archive):
         )
 
     def find_model(self, uri: str) -> ModelSource:
-        if not uri.startswith(("runs:/", "models:/")):
-            found = super().find_model(uri)
-            return replace(found, load_trusted=lambda: _load_with_mlflow(found.path))
+        address = _address(uri)
+        if not address.startswith(("runs:/", "models:/")):
+            return _with_mlflows_loader(super().find_model(uri))
         try:
             stores.check_has("models")
-            return _find_logged_model(self._client, uri)
+            return replace(_find_logged_model(self._client, address), uri=uri)
         except MlflowException as error:
             reason, store = error.message.splitlines()[0], stores.address()
             raise InputError(f"model={uri}: there is no such model in {store} ({reason})") from None
 
     def find_artifact(self, uri: str, name: str) -> Path:
-        if not uri.startswith("runs:/"):
+        address = _address(uri)
+        if not address.startswith("runs:/"):
             return super().find_artifact(uri, name)
-        run_id, _, inside = uri.removeprefix("runs:/").partition("/")
+        run_id, _, inside = address.removeprefix("runs:/").partition("/")
         try:
             stores.check_has("runs")
-            return Path(mlflow.artifacts.download_artifacts(f"runs:/{run_id}/{inside or name}"))
-        except (MlflowException, OSError) as error:
+            return _downloaded(artifact_uri=f"runs:/{run_id}/{inside or name}")
+        except MlflowException as error:
             reason, store = str(error).splitlines()[0], stores.address()
-            raise InputError(f"{uri}: {store} has no run with {name} by it ({reason})") from None
+            sentence = f"{uri}: {store} has no run with {name} by it ({reason})"
+            raise InputError(sentence + self._part_with(run_id, name)) from None
+
+    def _part_with(self, run_id: str, name: str) -> str:
+        """What to give instead of a run whose part has left a file, for a sentence."""
+        of_run = f"tags.mlflow.parentRunId = '{run_id}'"
+        parts = self._search({}, of_run) if run_id.isalnum() else []
+        files = {run.info.run_id: self._client.list_artifacts(run.info.run_id) for run in parts}
+        found = [part for part, left in files.items() if name in {file.path for file in left}]
+        return f"; its part runs:/{found[0]} has one" if found else ""
 
     def find_perturbation(self, uri: str) -> PerturbationSource:
-        found = super().find_perturbation(uri)
-        if not uri.startswith("runs:/"):
+        found, address = super().find_perturbation(uri), _address(uri)
+        if not address.startswith("runs:/"):
             return found
-        run = self._client.get_run(uri.removeprefix("runs:/").partition("/")[0])
+        run = self._client.get_run(stores.run_id_in(address))
         facts = run.data.params
-        fitted = f"{facts.get('model_name')} algorithm {facts.get('algorithm')}"
-        known = "model_name" in facts and "algorithm" in facts
-        return replace(found, name=fitted if known else str(run.info.run_name))
+        if "model_name" not in facts or "algorithm" not in facts:
+            return replace(found, name=str(run.info.run_name))
+        name = f"{facts['model_name']} algorithm {facts['algorithm']}"
+        return replace(found, name=name, in_pixels=True)
 
     def add_metrics(self, run: FinishedRun, metrics: Mapping[str, float]) -> FinishedRun:
         now = int(time.time() * 1000)
         added = [Metric(name, value, now, 0) for name, value in metrics.items()]
         self._client.log_batch(run.run_id, metrics=added)
         return super().add_metrics(run, metrics)
+
+
+def _downloaded(**artifact: str) -> Path:
+    """Where an artifact lies on this machine: in the store, if this is here, or a copy.
+
+    Raises:
+        MlflowException: there is no such artifact.
+        InputError: there is no room for a copy.
+    """
+    try:
+        return Path(mlflow.artifacts.download_artifacts(**artifact))
+    except OSError as error:
+        if out_of_space(error):
+            folder = tempfile.gettempdir()
+            raise InputError(f"no space is left in the temporary folder {folder}") from error
+        raise MlflowException(str(error)) from error
+
+
+def _address(uri: str) -> str:
+    """What a user means by an address: a file, if there is one of that name."""
+    return uri if present(expanded(uri)) else stores.canonical(uri)
+
+
+def _with_mlflows_loader(source: ModelSource) -> ModelSource:
+    """A model of a file, or of a folder that MLflow saved and can load."""
+    if not (source.path / "MLmodel").is_file():
+        return source
+    return replace(source, load_trusted=lambda: _load_with_mlflow(source.path))
 
 
 def _find_logged_model(client: MlflowClient, uri: str) -> ModelSource:
@@ -153,7 +193,14 @@ def _find_logged_model(client: MlflowClient, uri: str) -> ModelSource:
         run_id, _, folder = rest.partition("/")
         outputs = client.get_run(run_id).outputs
         ids = [output.model_id for output in outputs.model_outputs] if outputs else []
-        model_id = next((one for one in ids if client.get_logged_model(one).name == folder), None)
+        by_name = {client.get_logged_model(one).name: one for one in ids}
+        if not folder and len(by_name) == 1:
+            (folder,) = by_name
+            uri = f"runs:/{run_id}/{folder}"
+        model_id = by_name.get(folder)
+        if model_id is None and not (folder and client.list_artifacts(run_id, folder)):
+            known = " and ".join(f"runs:/{run_id}/{name}" for name in by_name)
+            raise MlflowException(f"the run has {known or 'no model'}")
     elif _MODEL_ID.fullmatch(rest):
         model_id, run_id = rest, client.get_logged_model(rest).source_run_id
     else:
@@ -161,7 +208,7 @@ def _find_logged_model(client: MlflowClient, uri: str) -> ModelSource:
         model_id, run_id = found.model_id, found.run_id
     # The version that an alias means now.
     exact = f"models:/{name}/{version}" if name else uri
-    path = Path(mlflow.artifacts.download_artifacts(exact))
+    path = _downloaded(artifact_uri=exact)
     label = f"{name} {version}" if name else rest
     source = ModelSource(uri, label, path, lambda: _load_with_mlflow(path), model_id)
     if run_id is None:
@@ -178,6 +225,10 @@ def _find_logged_model(client: MlflowClient, uri: str) -> ModelSource:
 def _registered(client: MlflowClient, rest: str) -> tuple[str, str, Any]:
     """Name, version and entry of NAME/VERSION, NAME/latest, NAME/ALIAS or NAME@ALIAS."""
     name, separator, which = rest.rpartition("@" if "@" in rest else "/")
+    versions = [] if separator else client.search_model_versions(f"name='{rest}'")
+    if versions:
+        latest = max(int(version.version) for version in versions)
+        raise MlflowException(f"it must have a version, such as models:/{rest}/{latest}")
     if not separator or not name or not which:
         raise MlflowException("it must be models:/NAME/VERSION, models:/NAME@ALIAS or models:/m-ID")
     if which == "latest" and "@" not in rest:

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
 from resfool import checkpoints
+from resfool.errors import writing
 from resfool.monitor import Leaves
 
 
@@ -29,11 +31,13 @@ def log(client: MlflowClient, run_id: str, folder: Path, leaves: Leaves) -> dict
     """
     for name, leaf in leaves.items():
         _write(leaf, folder / name)
-    client.log_artifacts(run_id, str(folder))
+    run = client.get_run(run_id)
+    with writing(f"the artifact store {run.info.artifact_uri}"):
+        client.log_artifacts(run_id, str(folder))
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     files = {path.relative_to(folder).as_posix(): path for path in paths}
     tables = [f"{name}.json" for name in leaves]
-    _show_tables(client, run_id, [file for file in tables if file in files])
+    _show_tables(client, run, [file for file in tables if file in files])
     return files
 
 
@@ -52,10 +56,10 @@ def _write(leaf: Any, path: Path) -> None:
         leaf.to_json(f"{path}.json", orient="split", index=False, date_format="iso")
 
 
-def _show_tables(client: MlflowClient, run_id: str, files: Iterable[str]) -> None:
+def _show_tables(client: MlflowClient, run: Run, files: Iterable[str]) -> None:
     """Set the tag by which MLflow's user interface knows tables."""
-    known = json.loads(client.get_run(run_id).data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
+    known = json.loads(run.data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
     tables = [{"path": file, "type": "table"} for file in files]
     new = [table for table in tables if table not in known]
     if new:
-        client.set_tag(run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([*known, *new]))
+        client.set_tag(run.info.run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([*known, *new]))

@@ -23,7 +23,7 @@ from mlflow.exceptions import MlflowException
 
 from resfool import interrupts
 from resfool.datasets.sets import Dataset
-from resfool.errors import InputError
+from resfool.errors import InputError, writing
 from resfool.monitor import Leaves, Monitor, Use
 from resfool.tracking import leaves, stores
 from resfool.values import Part, Row, show
@@ -59,8 +59,6 @@ class Run(Monitor):
         self, progress: Progress | None = None, *, nested: bool = False, beside: bool = False
     ) -> None:
         nested = nested or beside
-        if not nested:
-            stores.prepare()
         self.seconds = 0.0
         self._progress = progress
         self._nested = nested
@@ -75,6 +73,10 @@ class Run(Monitor):
         self._last_step = 0
         self._recorded: set[tuple[str, int]] = set()  # points that the store has already
         self._project_run = os.environ.get("MLFLOW_RUN_ID")
+        if not nested:
+            stores.prepare()
+            if stores.exists():  # if not, `prepare` has checked what it will be
+                stores.check_artifacts(self._client)
 
     def __enter__(self) -> Self:
         return self
@@ -90,6 +92,8 @@ class Run(Monitor):
         finally:
             if status == "KILLED" and self._project_run is not None and not self._nested:
                 start_keeping_killed(self._project_run)
+        if isinstance(error, MlflowException):
+            raise stores.unusable(error) from error
 
     def _close(self, status: str, error: BaseException | None) -> None:
         """End the run, whatever becomes of what still has to be recorded.
@@ -112,8 +116,8 @@ class Run(Monitor):
         except MlflowException as failure:
             lost = failure
         if lost is not None and error is None:
-            store = stores.address()
-            raise InputError(f"{store} doesn't take the last figures: {lost.message}") from lost
+            store, reason = stores.address(), stores.reason(lost)
+            raise InputError(f"{store} doesn't take the last figures: {reason}") from lost
 
     @property
     def run_id(self) -> str:
@@ -123,7 +127,7 @@ class Run(Monitor):
     @cached_property
     def _client(self) -> MlflowClient:
         # Made late: the first client of a new store makes its tables, which takes seconds.
-        return MlflowClient()
+        return stores.client()
 
     # What an experiment tells
 
@@ -135,6 +139,7 @@ class Run(Monitor):
         # A signal between the opening and our note of it would leave a run RUNNING for ever.
         with interrupts.deferred():
             try:
+                _ = self._client  # makes a new store's tables, before anything else asks for them
                 run = self._start(name)
             except MlflowException as error:
                 raise stores.unusable(error) from error
@@ -189,7 +194,8 @@ class Run(Monitor):
 
     def log(self, left: Leaves) -> None:
         """Log what a result leaves: figures, tables, arrays and bytes, by their names."""
-        with tempfile.TemporaryDirectory() as folder:
+        temporary = f"the temporary folder {tempfile.gettempdir()}"
+        with writing(temporary), tempfile.TemporaryDirectory() as folder:
             leaves.log(self._client, self.run_id, Path(folder), left)
 
     def tag(self, name: str, value: Any) -> None:
@@ -227,7 +233,11 @@ class Run(Monitor):
         )
         requirements = [f"{name}=={metadata.version(name)}" for name in ("keras", "tensorflow")]
         # The function needs this run to be MLflow's active one.
-        with mlflow.start_run(run_id=self.run_id, nested=True) if self._beside else nullcontext():
+        places = f"{tempfile.gettempdir()} or {self._client.get_run(self.run_id).info.artifact_uri}"
+        active = (
+            mlflow.start_run(run_id=self.run_id, nested=True) if self._beside else nullcontext()
+        )
+        with writing(f"the model's file in {places}"), active:
             info = mlflow.keras.log_model(
                 model, name="model", signature=signature, pip_requirements=requirements
             )

@@ -9,7 +9,7 @@ import mlflow
 from mlflow.exceptions import MlflowException
 
 from resfool import checkpoints
-from resfool.errors import InputError, expanded
+from resfool.errors import InputError, expanded, present
 from resfool.monitor import Use
 from resfool.parameters import Resumable
 from resfool.tracking import stores
@@ -41,8 +41,9 @@ class TrainingRun(Run):
         self.checkpoint: Path | None = None
         self._lock: IO[str] | None = None
         if asked.resume is not None:
-            self.reopen(asked.resume)
-            self.checkpoint = self._find_checkpoint(asked.resume)
+            run_id = stores.run_id_in(asked.resume)
+            self.reopen(run_id)
+            self.checkpoint = self._find_checkpoint(run_id)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: object
@@ -83,12 +84,13 @@ class TrainingRun(Run):
         except MlflowException:
             store = stores.address()
             raise InputError(f"resume={run_id}: there is no such run in {store}") from None
+        stores.check_place_of_artifacts(run.info.artifact_uri)
         if run.info.status == "FINISHED":
             raise InputError(f"resume={run_id}: this run has finished; there is nothing to resume")
         path = run.data.tags.get(CHECKPOINT_TAG)
         if path is None:
             raise InputError(f"resume={run_id}: this run is no training of resfool's")
-        if not stores.present(Path(path)):
+        if not present(Path(path)):
             host = run.data.tags.get(_HOST_TAG, "unknown")
             raise InputError(f"resume={run_id}: its checkpoint {path} (host {host}) isn't here")
         return Path(path)

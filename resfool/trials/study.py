@@ -5,21 +5,24 @@ import logging
 import os
 import platform
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import optuna
 import psutil
 from optuna import distributions, pruners, samplers
+from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 
-from resfool.errors import InputError
+from resfool.errors import InputError, expanded_uri
 from resfool.trials.options import Pruner, Sampler
 from resfool.trials.space import Choice, Span
 
 _ENDED = TrialState.COMPLETE, TrialState.PRUNED
 _RUN, _DRIVER = "run_id", "driver"
+Words = ParamSpec("Words")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,22 @@ class TriedTrial:
     value: float
     pruned: bool
     seconds: float
+
+
+def _written(
+    method: "Callable[Concatenate[Study, Words], Result]",
+) -> "Callable[Concatenate[Study, Words], Result]":
+    """The same, with one sentence where the storage can't be written any more."""
+
+    @functools.wraps(method)
+    def called(study: "Study", /, *args: Words.args, **options: Words.kwargs) -> Result:
+        try:
+            return method(study, *args, **options)
+        except StorageInternalError as error:
+            reason = str(error.__cause__ or error).splitlines()[0]
+            raise InputError(f"storage={study.storage} can't be written: {reason}") from error
+
+    return called
 
 
 class Study:
@@ -46,8 +65,8 @@ class Study:
         seed: of the sampler.
 
     Raises:
-        InputError: the storage can't be used, or another process of this machine is at work on
-            the study.
+        InputError: the storage can't be used, now or later, or another process of this machine is
+            at work on the study.
     """
 
     def __init__(
@@ -61,10 +80,11 @@ class Study:
         seed: int,
     ) -> None:
         optuna.logging.set_verbosity(logging.WARNING)
+        self.storage = storage
         self.space_of = {n: _distribution(span) for n, span in space.items()}
         try:
             self._study = optuna.create_study(
-                storage=storage,
+                storage=expanded_uri(storage),
                 study_name=name,
                 direction="maximize",
                 load_if_exists=True,
@@ -90,11 +110,13 @@ class Study:
         found = self._study.user_attrs.get(_RUN)
         return None if found is None else str(found)
 
+    @_written
     def record_in(self, run_id: str) -> None:
         """Remember the run that the study is recorded in, and that this process is at work."""
         self._study.set_user_attr(_RUN, run_id)
         self._study.set_user_attr(_DRIVER, _this_process())
 
+    @_written
     def recover(self) -> int:
         """Put what a killed process was at back into the queue; how many trials that are."""
         lost = [t for t in self._study.trials if t.state == TrialState.RUNNING]
@@ -103,12 +125,14 @@ class Study:
             self._study.enqueue_trial(trial.params)
         return len(lost)
 
+    @_written
     def propose(self) -> tuple[int, dict[str, Any]]:
         """The next trial's number, and the settings that it tries."""
         trial = self._study.ask(self.space_of)
         self._running[trial.number] = trial
         return trial.number, dict(trial.params)
 
+    @_written
     def report(self, number: int, step: int, value: float) -> bool:
         """Take a running trial's accuracy at a step; whether it isn't worth going on."""
         trial = self._running[number]
@@ -117,11 +141,13 @@ class Study:
             trial.report(value, step)
         return bool(trial.should_prune())
 
+    @_written
     def tell(self, number: int, value: float | None) -> None:
         """End a trial: with its final accuracy, or None if it was stopped early."""
         state = TrialState.PRUNED if value is None else TrialState.COMPLETE
         self._study.tell(self._running.pop(number), value, state=state)
 
+    @_written
     def fail(self, number: int) -> None:
         """End a trial that went wrong and says nothing about its settings."""
         self._study.tell(self._running.pop(number), state=TrialState.FAIL)

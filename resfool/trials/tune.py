@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from resfool import identity
 from resfool.archive import Archive
 from resfool.datasets.sets import load_data
-from resfool.errors import TrialError
+from resfool.errors import TrialError, project
 from resfool.monitor import Monitor
 from resfool.training.recipe import TrainParameters
 from resfool.trials.options import TuneParameters
@@ -189,4 +189,4 @@ def _command(training: TrainParameters) -> str:
         for name, value in training.given().items()
         if name not in left_out
     ]
-    return " ".join(["mlflow run . -e train", *words])
+    return " ".join([f"mlflow run {shlex.quote(project())} -e train", *words])

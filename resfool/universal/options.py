@@ -11,13 +11,14 @@ from resfool.errors import InputError
 from resfool.parameters import Checkpoints, Drawn, Known, Parameters, Seeded, Workers
 from resfool.training.recipe import TrainParameters
 from resfool.values import (
+    Addresses,
     Counts,
     Epsilon,
-    Names,
     Norm,
     PositiveCount,
     Share,
     SizedNorm,
+    Word,
     listed,
 )
 
@@ -55,7 +56,7 @@ ALGORITHMS: dict[str, Procedure] = {
     "gradient": Procedure(_late("fit_gradient"), ("passes",), passes=20),
 }
 
-Algorithm = Annotated[str, Known(ALGORITHMS)]
+Algorithm = Annotated[Word, Known(ALGORITHMS)]
 
 
 class Sized(Parameters):
@@ -86,7 +87,9 @@ class UniversalParameters(OneModel, Solving, Labelled, Approximation, Drawn, Wor
         Algorithm, "1 to 4 as in the paper, or gradient or random, to compare with."
     ] = "2"
     matrix: Annotated[
-        str | None, "runs:/RUN_ID of an earlier run, whose matrix of perturbations is used again."
+        str | None,
+        "runs:/RUN_ID of an earlier run, whose matrix of perturbations is used again, or its .npz "
+        "file.",
     ] = None
     epsilon: Annotated[
         Epsilon, "length of the step of algorithm 3, where pixels go from 0 to 1."
@@ -154,9 +157,10 @@ class TransferParameters(Sized, Target):
     """Measure how well universal perturbations fool models that they may not be fitted on."""
 
     perturbation: Annotated[
-        Names | None,
-        "runs:/RUN_ID of universal runs or .npy files, comma separated, to apply instead of the "
-        "method, whose parameters then mean nothing; none attacks by the method.",
+        Addresses | None,
+        "runs:/RUN_ID of universal runs or .npy files of pixels from 0 to 1, comma separated, to "
+        "apply instead of the method, whose parameters count for nothing then; none attacks by the "
+        "method.",
     ] = None
 
 

@@ -119,13 +119,19 @@ def _load(source: PerturbationSource, data: sets.Dataset, norm: Norm) -> np.ndar
     # This reads plain arrays only, where np.load would open archives too.
     with reading(given), source.path.open("rb") as file:
         stored = np.lib.format.read_array(file, allow_pickle=False)
+    whole = stored.shape
+    if len(whole) == 4 and len(stored) == 1:
+        stored = stored[0]
     if stored.shape != data.image_shape:
         raise InputError(
-            f"{given} has the shape {stored.shape}, and the images of {data.name} have "
-            f"{data.image_shape}"
+            f"{given} has the shape {whole}, and the images of {data.name} have "
+            f"{data.image_shape}{_how_to_fit(whole, data.image_shape)}"
         )
     if stored.dtype.kind != "f":
-        raise InputError(f"{given} holds {stored.dtype}; it must hold floats, in pixel units")
+        raise InputError(
+            f"{given} holds {stored.dtype}; it must hold floats, in pixel units: divide bytes by "
+            "255"
+        )
     with np.errstate(over="ignore", invalid="ignore"):
         vector = stored.astype(np.float32)
         if not np.isfinite(vector).all():
@@ -133,7 +139,23 @@ def _load(source: PerturbationSource, data: sets.Dataset, norm: Norm) -> np.ndar
         rescaled = lowrank.rescaled(vector[np.newaxis], norm)
         if norm.kind != "none" and not np.allclose(lowrank.sizes(rescaled, norm.kind), norm.size):
             raise InputError(f"{given} is too close to zero to be rescaled to norm={norm}")
+    largest = float(np.abs(rescaled).max())
+    if largest > 1 and norm.kind == "none" and not source.in_pixels:
+        signed = " or by 2 if its pixels go from -1 to 1" if largest <= 2 else ""
+        raise InputError(
+            f"{given} has values up to {largest:.4g}, and pixels go from 0 to 1 here; divide it by "
+            f"255 if it is of bytes{signed}, or say how large it shall be, as by norm=linf:10/255"
+        )
     return rescaled[0]
+
+
+def _how_to_fit(shape: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+    """What makes a perturbation of one shape one of another, if little does, for a sentence."""
+    if len(shape) == 4 and shape[1:] == wanted:
+        return f"; it holds {shape[0]}, of which each must have a file of its own"
+    if shape[-3:] == (wanted[2], *wanted[:2]):
+        return "; its channels must come last"
+    return ""
 
 
 def _metrics(
