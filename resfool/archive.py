@@ -113,7 +113,7 @@ class Archive:
         """
         path = expanded(uri)
         if not present(path):
-            raise InputError(f"model={uri}: there is no such file or folder{looked_in(uri)}")
+            raise InputError(f"model={uri}: there is no such file{looked_in(uri)}")
         return ModelSource(uri, path.stem, path)
 
     def find_artifact(self, uri: str, name: str) -> Path:
