@@ -29,7 +29,7 @@ from resfool.attacks import presentation
 from resfool.attacks.options import MeasureParameters
 from resfool.datasets.sets import draw
 from resfool.errors import InputError
-from resfool.monitor import Leaves
+from resfool.monitor import Leaves, Monitor
 from resfool.tracking import leaves
 from resfool.values import Row, epsilon_step, show
 
@@ -107,7 +107,8 @@ def measure(model: Any, dataset: Any, asked: MeasureParameters) -> tuple["Attack
 
     from resfool.attacks import examples
     from resfool.attacks.epsilons import over_epsilons
-    from resfool.classifiers import adapting
+    from resfool.attacks.memory import enough_for, images_per_pass
+    from resfool.classifiers import adapting, inference
 
     classifier = adapting.as_classifier(
         original, image_shape=shape, classes=None, input_range=asked.input_range, name=original.name
@@ -124,10 +125,10 @@ def measure(model: Any, dataset: Any, asked: MeasureParameters) -> tuple["Attack
     low, high = asked.input_range
     scaled = np.clip((pixels[rows].astype(np.float64) - low) / (high - low), 0, 1)
     images = scaled.astype(np.float32).reshape(-1, *shape)
-    curve = over_epsilons(
-        classifier, images, labels, asked, seed=asked.seed, batch_size=asked.batch_size
-    )
-    return examples.attacked(original.name, dataset.name, names, curve, asked.seed), rows
+    size = images_per_pass(asked.batch_size, classifier, len(images), Monitor())
+    with enough_for(inference.even(len(images), size)):
+        curve = over_epsilons(classifier, images, labels, asked, seed=asked.seed, batch_size=size)
+        return examples.attacked(original.name, dataset.name, names, curve, asked.seed), rows
 
 
 # What MLflow hands over.

@@ -28,7 +28,16 @@ from typing import (
 from pydantic import TypeAdapter, ValidationError
 
 from resfool.errors import UsageError, unknown
-from resfool.values import Backend, Counts, NonNegativeFloat, PositiveCount, Precision, Seed, show
+from resfool.values import (
+    Backend,
+    BatchSize,
+    Counts,
+    NonNegativeFloat,
+    PositiveCount,
+    Precision,
+    Seed,
+    show,
+)
 
 # How a parameter is declared.
 
@@ -248,7 +257,11 @@ class Drawn(Seeded):
         PositiveCount | None,
         "images to take, drawn at random; none is 1000, or all if there are fewer.",
     ] = None
-    batch_size: Annotated[PositiveCount, "images per pass."] = 250
+    batch_size: Annotated[
+        BatchSize,
+        "images per pass, or all if there are fewer; auto takes 250, or as many as the memory "
+        "holds.",
+    ] = "auto"
 
 
 class Seeds(Parameters):

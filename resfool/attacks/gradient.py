@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from resfool.classifiers import inference
-from resfool.classifiers.inference import BATCH_SIZE
+from resfool.classifiers.inference import BATCH_SIZE, Rows
 from resfool.monitor import Advance, quiet
 
 # Where 1 - p has lost half of float32's digits, the loss gradient is mostly rounding error.
@@ -61,12 +61,12 @@ Batches = Iterator[tuple[slice, list[np.ndarray]]]  # some of N rows, and arrays
 def batchwise(
     model: keras.Model,
     function: Callable[..., Any],
-    arrays: Sequence[np.ndarray],
+    arrays: Sequence[Rows],
     *settings: Any,
     batch_size: int,
     progress: Advance = quiet,
 ) -> Batches:
-    """Run a compiled function on N rows, of which a short batch is filled up.
+    """Run a compiled function on N rows, batch by batch.
 
     Args:
         model: its first argument.
@@ -74,12 +74,12 @@ def batchwise(
             a row for each of the batch.
         arrays: (N, ...) each.
         *settings: of the function.
-        batch_size: rows per pass.
+        batch_size: rows per pass, at most.
         progress: is told the rows done.
     """
     call = inference.compiled(model, function)
-    for rows in inference.batches(len(arrays[0]), batch_size):
-        found = call(*(inference.filled(array[rows], batch_size) for array in arrays), *settings)
+    for rows, tensors in inference.tensors(*arrays, batch_size=batch_size):
+        found = call(*tensors, *settings)
         size = rows.stop - rows.start
         yield rows, [part.numpy()[:size] for part in found]
         progress(size)
@@ -113,7 +113,7 @@ def sign_gradients(
     arrays = images, wanted.astype(np.int32)
     signs = np.empty(images.shape, np.int8)
     logits = np.empty((len(images), model.output_shape[-1]), np.float32)
-    batches = batchwise(model, _sign_gradient, arrays, batch_size=batch_size, progress=progress)
+    batches = batchwise(model, sign_gradient, arrays, batch_size=batch_size, progress=progress)
     for rows, found in batches:
         signs[rows], logits[rows] = found
     own = inference.predicted(logits)
@@ -171,7 +171,7 @@ def along(
         batch_size=batch_size,
         progress=progress,
     )
-    return _collected(found, len(epsilons), len(images))
+    return collected(found, len(epsilons), len(images))
 
 
 def judged(
@@ -183,11 +183,12 @@ def judged(
     progress: Advance = quiet,
 ) -> Outcome:
     """Classify images (N, H, W, C) that were moved before; predictions and so on, (1, N) each."""
-    found = batchwise(model, _judged, (images, moved), batch_size=batch_size, progress=progress)
-    return _collected(found, 1, len(images))
+    found = batchwise(model, look, (images, moved), batch_size=batch_size, progress=progress)
+    return collected(found, 1, len(images))
 
 
-def _collected(batches: Batches, epsilons: int, images: int) -> Outcome:
+def collected(batches: Batches, epsilons: int, images: int) -> Outcome:
+    """Outcomes of batches, as one: of E epsilons and N images."""
     kinds = np.int64, np.float32, np.float32
     classes, confidences, norms = (np.empty((epsilons, images), kind) for kind in kinds)
     for rows, parts in batches:
@@ -205,14 +206,17 @@ def random_signs(shape: Sequence[int], seed: int) -> np.ndarray:
     Returns:
         int8 of that shape.
     """
-    bits = np.random.default_rng(seed).integers(0, 2, shape, np.int8)
-    return 2 * bits - 1
+    signs = np.random.default_rng(seed).integers(0, 2, shape, np.int8)
+    signs *= 2
+    signs -= 1
+    return signs
 
 
 # What is compiled: a model and tensors in, tensors out. `clip` is settled when it is traced.
 
 
-def _sign_gradient(model: keras.Model, images: Any, labels: Any) -> tuple[Any, Any]:
+def sign_gradient(model: keras.Model, images: Any, labels: Any) -> tuple[Any, Any]:
+    """The signs of the loss gradient with respect to the images, int8; the logits."""
     gradient, logits = loss_gradient(model, images, labels)
     return tf.cast(tf.sign(gradient), tf.int8), logits
 
@@ -251,7 +255,7 @@ def step(images: Any, directions: Any, epsilon: Any, clip: bool) -> Any:
 def _along(model: keras.Model, images: Any, directions: Any, epsilons: Any, clip: bool) -> Any:
     # Two at a time: while one waits for memory, the other computes. More would take more memory.
     found = tf.map_fn(
-        lambda epsilon: _judged(model, images, step(images, directions, epsilon, clip)),
+        lambda epsilon: look(model, images, step(images, directions, epsilon, clip)),
         epsilons,
         fn_output_signature=(tf.int64, tf.float32, tf.float32),
         parallel_iterations=2,
@@ -259,7 +263,8 @@ def _along(model: keras.Model, images: Any, directions: Any, epsilons: Any, clip
     return [tf.transpose(part) for part in found]
 
 
-def _judged(model: keras.Model, images: Any, moved: Any) -> tuple[Any, Any, Any]:
+def look(model: keras.Model, images: Any, moved: Any) -> tuple[Any, Any, Any]:
+    """What a model makes of images that were moved: see `Outcome`."""
     logits = model(moved, training=False)
     confidences = tf.reduce_max(tf.nn.softmax(logits), axis=1)
     norms = tf.norm(tf.reshape(moved - images, (tf.shape(images)[0], -1)), axis=1)

@@ -5,6 +5,7 @@ images share, and equation 8 adds up the first few: v_uap = sum over i = 1..a of
 paper section VI.B, Figures 7 and 11.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -132,7 +133,7 @@ def rescaled(vectors: np.ndarray, norm: Norm) -> np.ndarray:
     return vectors * factors.astype(np.float32).reshape(-1, *[1] * (vectors.ndim - 1))
 
 
-def singular_values(matrix: np.ndarray) -> np.ndarray:
+def singular_values(matrix: "np.ndarray | UnitRows") -> np.ndarray:
     """The singular values of a matrix of one perturbation a row, largest first.
 
     They are the roots of the eigenvalues of the smaller Gram matrix, in float64, which takes a
@@ -148,17 +149,47 @@ def singular_values(matrix: np.ndarray) -> np.ndarray:
     return _roots(linalg.eigvalsh(_gram(matrix), overwrite_a=True))
 
 
-def unit_rows(perturbations: np.ndarray) -> np.ndarray:
-    """Perturbations (N, ...) as rows, float32 (N, D), each of l2 norm 1 (or 0 if it is zero)."""
-    rows = perturbations.reshape(len(perturbations), -1).astype(np.float32)
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(norms > 0, norms, 1.0)
+class UnitRows:
+    """Perturbations (N, ...) as rows, float32 (N, D), each of l2 norm 1 (or 0 if it is zero).
+
+    It is a matrix that is made where it is looked at: signs take a quarter of its memory.
+    """
+
+    def __init__(self, perturbations: np.ndarray) -> None:
+        self._rows = perturbations.reshape(len(perturbations), -1)
+        self.shape = self._rows.shape
+        self._norms = np.concatenate([_divisors(self._rows[part]) for part in _pieces(self.shape)])
+
+    def __getitem__(self, place: tuple[slice, slice]) -> np.ndarray:
+        """Some rows and columns."""
+        return self._rows[place].astype(np.float32) / self._norms[place[0]]
 
 
-def random_matrix(rows: np.ndarray, seed: int) -> np.ndarray:
+def random_matrix(rows: np.ndarray | UnitRows, seed: int) -> np.ndarray:
     """Gaussian rows of the same norms as some rows (N, D): the benchmark of their spectrum."""
     drawn = np.random.default_rng(seed).standard_normal(rows.shape, np.float32)
-    return unit_rows(drawn) * np.linalg.norm(rows, axis=1, keepdims=True)
+    for part in _pieces(rows.shape):
+        drawn[part] /= _divisors(drawn[part])
+        drawn[part] *= _norms(rows[part, :])
+    return drawn
+
+
+def _norms(rows: np.ndarray) -> np.ndarray:
+    """The l2 norms of rows (n, D), float32 (n, 1)."""
+    return np.linalg.norm(rows.astype(np.float32, copy=False), axis=1, keepdims=True)
+
+
+def _divisors(rows: np.ndarray) -> np.ndarray:
+    """What makes unit rows of rows (n, D): their norms, or 1 where one is zero."""
+    norms = _norms(rows)
+    return np.where(norms > 0, norms, np.float32(1.0))
+
+
+def _pieces(shape: tuple[int, ...]) -> Iterator[slice]:
+    """The slices that cut the rows of a matrix into pieces of so many entries that take little."""
+    step = max(1, _EXACT_ENTRIES // shape[1])
+    for start in range(0, shape[0], step):
+        yield slice(start, start + step)
 
 
 def _by_gram(matrix: np.ndarray, rank: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -177,13 +208,14 @@ def _by_gram(matrix: np.ndarray, rank: int | None) -> tuple[np.ndarray, np.ndarr
     return values, right / values[:wanted, np.newaxis]
 
 
-def _gram(matrix: np.ndarray) -> np.ndarray:
+def _gram(matrix: np.ndarray | UnitRows) -> np.ndarray:
     """The smaller of A^T A and A A^T, in float64."""
     rows, columns = matrix.shape
     gram = np.zeros((min(rows, columns),) * 2)
-    thin = matrix if rows >= columns else matrix.T
-    for start in range(0, len(thin), _PIECE):
-        piece = thin[start : start + _PIECE].astype(np.float64)
+    for start in range(0, max(rows, columns), _PIECE):
+        part = slice(start, start + _PIECE)
+        piece = matrix[part, :] if rows >= columns else matrix[:, part].T
+        piece = piece.astype(np.float64)
         gram += piece.T @ piece
     return gram
 

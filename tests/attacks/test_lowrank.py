@@ -28,7 +28,7 @@ def test_rows_of_norm_one_and_zero_rows() -> None:
     perturbations = np.zeros((3, 2, 2, 1), np.int8)
     perturbations[0] = 1
     perturbations[2, 0, 0] = -1
-    rows = lowrank.unit_rows(perturbations)
+    rows = lowrank.UnitRows(perturbations)[:, :]
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), [1, 0, 1])
 
 

@@ -60,7 +60,7 @@ def _rate(model: keras.Model, images: np.ndarray, vector: np.ndarray) -> float:
 def test_of_few_images_each_weighs_as_much(five_classes: keras.Model, images: np.ndarray) -> None:
     few: Any = {"norm": Norm("l2", 0.3), "passes": 2}
     one, other = (
-        ascent.gradient_trained(five_classes, images[:7], batch_size=size, **few).vector
+        ascent.gradient_trained(five_classes, images[:7], images_per_step=size, **few).vector
         for size in (7, 250)
     )
     np.testing.assert_array_equal(one, other)
