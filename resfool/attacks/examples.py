@@ -124,6 +124,6 @@ def attacked(
 ) -> Attacked:
     """Look closer at an attack: its spectrum, beside a random matrix by `seed`, and examples."""
     matrix = lowrank.UnitRows(curve.directions)
-    noise = lowrank.random_matrix(matrix, seed)
+    noise = lowrank.GaussianRows(matrix, seed)
     spectra = lowrank.singular_values(matrix), lowrank.singular_values(noise)
     return Attacked(name, where, class_names, curve, *spectra, examples(curve))

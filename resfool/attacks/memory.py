@@ -19,7 +19,7 @@ from resfool.monitor import Monitor
 from resfool.values import BatchSize
 
 _GIB = 2**30
-_ENOUGH = 1.5 * _GIB  # for a pass on a CPU, where a larger one takes no less time an image
+_ENOUGH = 0.75 * _GIB  # of a pass on a CPU, where larger ones take no less time for an image
 _MARGIN = 1.25  # of the estimate, see `_estimated`
 
 
@@ -33,7 +33,7 @@ def images_per_pass(asked: BatchSize, model: keras.Model, count: int, monitor: M
 
     Args:
         asked: a number, which is taken; or "auto" for BATCH_SIZE, halved until a pass fits into
-            half of the memory that is free, and on a CPU into 1.5 GiB.
+            half of the memory that is free, and on a CPU into 0.75 GiB.
         model: from images to logits.
         count: of the images that there are.
         monitor: is told if it isn't BATCH_SIZE.

@@ -177,7 +177,7 @@ def _approximated(work: "Work", matrix: "Matrix") -> tuple["Ranked", tuple[np.nd
     )
     for row in ranked.rows:
         monitor.point({"step": int(row["rank"])} | row)
-    noise = lowrank.singular_values(lowrank.random_matrix(matrix.rows, asked.seed))
+    noise = lowrank.singular_values(lowrank.GaussianRows(matrix.rows, asked.seed))
     share = lowrank.energy(noise, 10)
     monitor.point({"step": 0, "random_energy_of_10_directions": share})
     return ranked, (decomposition.singular_values, noise)

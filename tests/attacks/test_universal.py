@@ -249,7 +249,7 @@ def test_the_mnist_networks_figures(seed: int) -> None:
     held_out = training.dataset.test.images
     matrix = minimal_matrix(model, fitting)
     decomposition = lowrank.decompose(matrix.rows)
-    random = lowrank.random_matrix(matrix.rows, 0)
+    random = lowrank.GaussianRows(matrix.rows, 0)[:, :]
     assert decomposition.energy(10) >= 0.8
     assert lowrank.decompose(random).energy(10) <= 0.15
 
