@@ -259,8 +259,7 @@ class Drawn(Seeded):
     ] = None
     batch_size: Annotated[
         BatchSize,
-        "images per pass, or all if there are fewer; auto takes 250, or as many as the memory "
-        "holds.",
+        "images per pass, or all if there are fewer; auto is 250, or as many as memory is there for.",
     ] = "auto"
 
 

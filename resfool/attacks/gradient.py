@@ -180,10 +180,9 @@ def judged(
     moved: np.ndarray,
     *,
     batch_size: int = BATCH_SIZE,
-    progress: Advance = quiet,
 ) -> Outcome:
     """Classify images (N, H, W, C) that were moved before; predictions and so on, (1, N) each."""
-    found = batchwise(model, look, (images, moved), batch_size=batch_size, progress=progress)
+    found = batchwise(model, look, (images, moved), batch_size=batch_size)
     return collected(found, 1, len(images))
 
 

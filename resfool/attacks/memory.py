@@ -48,13 +48,13 @@ def images_per_pass(asked: BatchSize, model: keras.Model, count: int, monitor: M
     while most > 1 and most * needed / size > room:
         most //= 2
     monitor.say(
-        f"{most} images per pass: {size} would take about {needed / _GIB:.1f} GiB of memory, and "
-        f"batch_size=auto takes up to {room / _GIB:.1f} GiB"
+        f"batch_size=auto is {most} here: {size} images per pass would take about "
+        f"{_shown(needed)} of memory, and a pass gets {_shown(room)}"
     )
     if needed / size > room:
         monitor.warn(
-            f"even one image takes about {needed / size / _GIB:.1f} GiB of memory, and half of "
-            f"what is free is {room / _GIB:.1f} GiB: that may be too little"
+            f"even one image takes about {_shown(needed / size)} of memory, more than half of "
+            "what is free, so it may run out"
         )
     return most
 
@@ -73,6 +73,11 @@ def enough_for(size: int) -> Iterator[None]:
         if size > 1:
             what, advice = f"{size} images", f"; give a smaller batch_size, such as {size // 2}"
         raise InputError(f"a pass of {what} takes more memory than there is{advice}") from error
+
+
+def _shown(size: float) -> str:
+    """Bytes for people."""
+    return f"{size / _GIB:.1f} GiB" if size >= _GIB else f"{size / 2**20:.0f} MiB"
 
 
 def _estimated(model: keras.Model, size: int) -> float:

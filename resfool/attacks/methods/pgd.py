@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 
 from resfool.attacks.methods.moving import Moved, Start
-from resfool.monitor import Advance, quiet
 from resfool.parameters import Parameters
 from resfool.values import Epsilon, PositiveCount
 
@@ -82,7 +81,6 @@ def projected_gradient_descent(
     clip: bool = True,
     places: np.ndarray | None = None,
     batch_size: int,
-    progress: Advance = quiet,
 ) -> np.ndarray:
     """The iterated fast gradient sign with a random start, within an l-infinity ball.
 
@@ -99,8 +97,7 @@ def projected_gradient_descent(
         seed: of the random starts; an image's start depends on the seed and its place only.
         clip: keep the images in [0, 1].
         places: int (N,), the images' numbers in a larger set; None counts from 0.
-        batch_size: images per pass.
-        progress: is told the images done.
+        batch_size: images per pass, at most.
 
     Returns:
         float32 (N, H, W, C), the images after the last step.
@@ -115,7 +112,6 @@ def projected_gradient_descent(
         *_lengths(epsilon, steps, step_size),
         clip,
         batch_size=batch_size,
-        progress=progress,
     ):
         result[rows] = moved
     return result
