@@ -259,7 +259,7 @@ class Drawn(Seeded):
     ] = None
     batch_size: Annotated[
         BatchSize,
-        "images per pass, or all if there are fewer; auto is 250, or as many as memory is there for.",
+        "images per pass, or all if there are fewer; auto is 250, or less if memory is short.",
     ] = "auto"
 
 

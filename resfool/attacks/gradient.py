@@ -3,6 +3,7 @@
 The methods of attack are made of these. Source: paper section VI.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from resfool.classifiers import inference
-from resfool.classifiers.inference import BATCH_SIZE, Rows
+from resfool.classifiers.inference import BATCH_SIZE, LazyRows, Rows
 from resfool.monitor import Advance, quiet
 
 # Where 1 - p has lost half of float32's digits, the loss gradient is mostly rounding error.
@@ -141,7 +142,7 @@ def perturbed(
 def along(
     model: keras.Model,
     images: np.ndarray,
-    directions: np.ndarray,
+    directions: Rows,
     epsilons: Sequence[float],
     *,
     clip: bool = True,
@@ -195,7 +196,7 @@ def collected(batches: Batches, epsilons: int, images: int) -> Outcome:
     return Outcome(classes, confidences, norms)
 
 
-def random_signs(shape: Sequence[int], seed: int) -> np.ndarray:
+def random_signs(shape: Sequence[int], seed: int) -> LazyRows:
     """Directions of -1 and 1 at random: the benchmark beside the signs of gradients.
 
     Args:
@@ -203,12 +204,19 @@ def random_signs(shape: Sequence[int], seed: int) -> np.ndarray:
         seed: decides them all; the first rows are the same for any N.
 
     Returns:
-        int8 of that shape.
+        int8 of that shape, drawn when they are asked for.
     """
-    signs = np.random.default_rng(seed).integers(0, 2, shape, np.int8)
-    signs *= 2
-    signs -= 1
-    return signs
+    size = math.prod(shape[1:])
+
+    def drawn(rows: slice) -> np.ndarray:
+        # Numpy makes eight of them out of a number of the generator, which can leap ahead.
+        leap, skipped = divmod(rows.start * size, 8)
+        random = np.random.Generator(np.random.PCG64(seed).advance(leap))
+        count = skipped + (rows.stop - rows.start) * size
+        signs = 2 * random.integers(0, 2, count, np.int8)[skipped:] - 1
+        return signs.reshape(-1, *shape[1:])
+
+    return LazyRows(shape[0], drawn)
 
 
 # What is compiled: a model and tensors in, tensors out. `clip` is settled when it is traced.

@@ -248,11 +248,15 @@ def _gram(matrix: Matrix) -> np.ndarray:
     long, short = max(rows, columns), min(rows, columns)
     gram = np.zeros((short, short))
     for slab in _slices(long, _PIECE * max(1, _SLAB // (_PIECE * short))):
-        thin = matrix[slab, :] if rows >= columns else matrix[:, slab].T
-        for part in _slices(len(thin), _PIECE):
-            piece = thin[part].astype(np.float64)
-            gram += piece.T @ piece
+        _add_gram(gram, matrix[slab, :] if rows >= columns else matrix[:, slab].T)
     return gram
+
+
+def _add_gram(gram: np.ndarray, thin: np.ndarray) -> None:
+    """Add A^T A of more rows, float32 (n, D), to the one so far, float64 (D, D)."""
+    for part in _slices(len(thin), _PIECE):
+        piece = thin[part].astype(np.float64)
+        gram += piece.T @ piece
 
 
 def _roots(eigenvalues: np.ndarray) -> np.ndarray:

@@ -59,7 +59,7 @@ class LazyRows:
 
     Attributes:
         count: N.
-        make: from a slice to those rows, (n, ...).
+        make: from a slice, whose ends are numbers from 0 to N, to those rows, (n, ...).
     """
 
     count: int
@@ -69,7 +69,7 @@ class LazyRows:
         return self.count
 
     def __getitem__(self, rows: slice, /) -> np.ndarray:
-        return self.make(rows)
+        return self.make(slice(*rows.indices(self.count)))
 
 
 def picked(array: np.ndarray, places: np.ndarray) -> LazyRows:
