@@ -1,6 +1,7 @@
 """How many images a pass through a model takes, so that the memory there is holds it."""
 
 import contextlib
+import math
 import resource
 from collections import Counter
 from collections.abc import Iterator
@@ -19,8 +20,11 @@ from resfool.monitor import Monitor
 from resfool.values import BatchSize
 
 _GIB = 2**30
-_ENOUGH = 0.75 * _GIB  # of a pass on a CPU, where larger ones take no less time for an image
-_MARGIN = 1.25  # of the estimate, see `_estimated`
+_ENOUGH = _GIB  # for a gradient on a CPU, where larger passes take no less time for an image
+_MARGIN = 1.15  # of the estimate, see `_of_gradient`
+# What solvers take beside: the same again, and so many times the images, for the gradients of ten
+# logits. Passes of two networks took as much.
+_SOLVING_GRADIENTS, _SOLVING_IMAGES = 2, 32
 
 
 def largest(asked: BatchSize) -> int:
@@ -28,33 +32,45 @@ def largest(asked: BatchSize) -> int:
     return BATCH_SIZE if asked == "auto" else asked
 
 
-def images_per_pass(asked: BatchSize, model: keras.Model, count: int, monitor: Monitor) -> int:
+def images_per_pass(
+    asked: BatchSize, model: keras.Model, count: int, monitor: Monitor, *, solving: bool = False
+) -> int:
     """How many images a pass takes at most.
 
     Args:
-        asked: a number, which is taken; or "auto" for BATCH_SIZE, halved until a pass fits into
-            half of the memory that is free, and on a CPU into 0.75 GiB.
+        asked: a number, which is taken; or "auto" for BATCH_SIZE, halved until a pass takes no more
+            than half of the memory that is free, and on a CPU 1 GiB for its gradient.
         model: from images to logits.
         count: of the images that there are.
-        monitor: is told if it isn't BATCH_SIZE.
+        monitor: is told if they are fewer than BATCH_SIZE and than there are, and why.
+        solving: whether smallest perturbations are solved for.
     """
     if asked != "auto":
         return asked
     size = inference.even(count, BATCH_SIZE)
-    needed, room = _estimated(model, size), _room()
-    if needed <= room:
+    gradient_takes = pass_takes = _of_gradient(model, size)
+    if solving:
+        pass_takes *= _SOLVING_GRADIENTS
+        pass_takes += _SOLVING_IMAGES * 4 * size * math.prod(model.input_shape[1:])
+    half = _free() / 2
+    enough = math.inf if tf.config.list_logical_devices("GPU") else _ENOUGH
+    fitting = size * min(half / pass_takes, enough / gradient_takes)
+    if fitting >= size:
         return BATCH_SIZE
     most = BATCH_SIZE
-    while most > 1 and most * needed / size > room:
+    while most > max(fitting, 1):
         most //= 2
+    reason = f"passes of more than {_shown(enough)} are no faster"
+    if half / pass_takes < enough / gradient_takes:
+        reason = f"half of what is free is {_shown(half)}"
     monitor.say(
-        f"batch_size=auto is {most} here: {size} images per pass would take about "
-        f"{_shown(needed)} of memory, and a pass gets {_shown(room)}"
+        f"batch_size=auto is {most} here: a pass of {size} images would take about "
+        f"{_shown(pass_takes)} of memory, and {reason}"
     )
-    if needed / size > room:
+    if pass_takes / size > half:
         monitor.warn(
-            f"even one image takes about {_shown(needed / size)} of memory, more than half of "
-            "what is free, so it may run out"
+            f"even one image takes about {_shown(pass_takes / size)} of memory, and half of what "
+            f"is free is {_shown(half)}, so it may run out"
         )
     return most
 
@@ -80,12 +96,12 @@ def _shown(size: float) -> str:
     return f"{size / _GIB:.1f} GiB" if size >= _GIB else f"{size / 2**20:.0f} MiB"
 
 
-def _estimated(model: keras.Model, size: int) -> float:
+def _of_gradient(model: keras.Model, size: int) -> float:
     """Bytes that a pass of so many images takes, with their gradient.
 
-    That is the most that the tensors of its graph take at a time, if each is kept from where it is
-    computed to where it is used last. Passes of 11 networks on a CPU took 0.13 to 1.14 times
-    as much. The graph is kept: a pass of that size compiles it no more.
+    They are estimated as the most that the tensors of its graph take at a time, if each is kept
+    from where it is computed to where it is used last. Passes of 11 networks on a CPU took 0.13 to
+    1.14 times as much. The graph is kept: a pass of that size compiles it no more.
     """
     function: Any = inference.compiled(model, gradient.sign_gradient)
     images = tf.TensorSpec((size, *model.input_shape[1:]), tf.float32)
@@ -106,12 +122,12 @@ def _estimated(model: keras.Model, size: int) -> float:
     return _MARGIN * most
 
 
-def _room() -> float:
-    """Bytes that a pass may take."""
+def _free() -> int:
+    """Bytes that passes may take: of the GPUs if there are any, or else of this process."""
     if tf.config.list_logical_devices("GPU"):
-        return min(_of_gpus()) / 2
-    free = [psutil.virtual_memory().available, *_left_by_groups(), *_left_of_addresses()]
-    return min(max(0, min(free)) / 2, _ENOUGH)
+        return min(_of_gpus())
+    left = psutil.virtual_memory().available, *_left_by_groups(), *_left_of_addresses()
+    return max(0, min(left))
 
 
 def _of_gpus() -> list[int]:

@@ -104,7 +104,8 @@ def universal(
     title = f"universal {asked.algorithm} on {source.name}, {data.name}"
     monitor.begin(title, facts, [(data, "train", "fitted"), (data, "test", "judged")])
     most = max(len(fitting), len(held_out))
-    size = images_per_pass(asked.batch_size, model, most, monitor)
+    solving = "solver" in asked.procedure.takes
+    size = images_per_pass(asked.batch_size, model, most, monitor, solving=solving)
     work = Work(model, fitting, held_out.images, asked, same, monitor, map, size)
     ranked, spectra, rates = None, None, []
     with enough_for(inference.even(most, size)):

@@ -45,13 +45,14 @@ def model() -> keras.Model:
 
 
 def test_a_pass_needs_its_activations_and_little_more(model: keras.Model) -> None:
-    one, many = (memory._estimated(model, size) for size in (1, 50))
+    one, many = (memory._of_gradient(model, size) for size in (1, 50))
     assert 3 * MIB < one < 9 * MIB
     assert 40 * one < many < 50.1 * one
 
 
 def test_auto_halves_until_a_pass_fits(model: keras.Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = memory._estimated(model, 250)
+    whole = memory._of_gradient(model, 250)
+    monkeypatch.setattr(memory, "_ENOUGH", 2 * whole)
     for share, count, expected in (
         (1.0, 1000, 250),
         (0.99, 1000, 125),
@@ -60,13 +61,36 @@ def test_auto_halves_until_a_pass_fits(model: keras.Model, monkeypatch: pytest.M
         (0.04, 20, 7),
         (0.005, 20, 1),
     ):
-        monkeypatch.setattr(memory, "_room", lambda share=share: share * whole)
+        monkeypatch.setattr(memory, "_free", lambda share=share: 2 * share * whole)
         listener = Listener()
         assert memory.images_per_pass("auto", model, count, listener) == expected
         assert len(listener.said) == (expected < 250) and not listener.warned
-    monkeypatch.setattr(memory, "_room", lambda: 0.003 * whole)
+    monkeypatch.setattr(memory, "_free", lambda: 2 * 0.003 * whole)
     assert memory.images_per_pass("auto", model, 1000, listener) == 1
     assert "even one image" in listener.warned[0]
+    assert "half of what is free" in listener.said[-1]
+
+
+def test_auto_takes_no_more_than_helps_and_more_for_solvers(
+    model: keras.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, listener = memory._of_gradient(model, 250), Listener()
+    monkeypatch.setattr(memory, "_free", lambda: 100 * whole)
+    monkeypatch.setattr(memory, "_ENOUGH", 0.3 * whole)
+    assert memory.images_per_pass("auto", model, 1000, listener) == 62
+    assert "no faster" in listener.said[-1]
+    assert memory.images_per_pass("auto", model, 1000, listener, solving=True) == 62
+    monkeypatch.setattr(memory, "_ENOUGH", 0.001 * whole)
+    assert memory.images_per_pass("auto", model, 1000, listener) == 1
+    assert not listener.warned  # there is enough of it
+    monkeypatch.setattr(memory, "_ENOUGH", whole)
+    monkeypatch.setattr(memory, "_free", lambda: 2 * whole)
+    assert memory.images_per_pass("auto", model, 1000, listener) == 250
+    images = 32 * 4 * 250 * 64 * 64  # float32, for ten gradients
+    monkeypatch.setattr(memory, "_free", lambda: 2 * (2 * whole + images))
+    assert memory.images_per_pass("auto", model, 1000, listener, solving=True) == 250
+    monkeypatch.setattr(memory, "_free", lambda: 1.98 * (2 * whole + images))
+    assert memory.images_per_pass("auto", model, 1000, listener, solving=True) == 125
 
 
 def test_a_number_is_taken_without_a_look(model: keras.Model) -> None:
@@ -105,16 +129,14 @@ def test_control_groups_leave_what_their_tightest_limit_leaves(
     assert min(memory._left_by_groups()) == 300
 
 
-def test_the_room_is_half_of_what_the_tightest_limit_leaves(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_tightest_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     own: Any = psutil.Process().memory_info().vms
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (own + 200 * MIB, own + 900 * MIB))
-    assert 0.9 * 100 * MIB < memory._room() <= 1.1 * 100 * MIB
+    assert 180 * MIB < memory._free() < 220 * MIB
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (1, 1))
-    assert memory._room() == 0
+    assert memory._free() == 0
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (resource.RLIM_INFINITY,) * 2)
-    assert 100 * MIB < memory._room() <= memory._ENOUGH
+    assert 100 * MIB < memory._free() <= psutil.virtual_memory().total
 
 
 @pytest.mark.parametrize(
