@@ -31,7 +31,7 @@ from resfool.attacks.options import MeasureParameters
 from resfool.classifiers.interface import Interface
 from resfool.datasets.sets import draw
 from resfool.errors import InputError
-from resfool.monitor import Leaves
+from resfool.monitor import Leaves, Monitor
 from resfool.tracking import leaves
 from resfool.values import Row, epsilon_step, show
 
@@ -110,7 +110,8 @@ def measure(model: Any, dataset: Any, asked: MeasureParameters) -> tuple["Attack
 
     from resfool.attacks import examples
     from resfool.attacks.epsilons import over_epsilons
-    from resfool.classifiers import adapting
+    from resfool.attacks.memory import enough_for, images_per_pass
+    from resfool.classifiers import adapting, inference
 
     classifier = adapting.as_classifier(
         original,
@@ -129,10 +130,10 @@ def measure(model: Any, dataset: Any, asked: MeasureParameters) -> tuple["Attack
             f"class_names={show(names)} are {len(names)} names, and the model has {classes} classes"
         )
     images = interface.pixels(pixels[rows].reshape(-1, *shape))
-    curve = over_epsilons(
-        classifier, images, labels, asked, seed=asked.seed, batch_size=asked.batch_size
-    )
-    return examples.attacked(original.name, dataset.name, names, curve, asked.seed), rows
+    size = images_per_pass(asked.batch_size, classifier, len(images), Monitor())
+    with enough_for(inference.even(len(images), size)):
+        curve = over_epsilons(classifier, images, labels, asked, seed=asked.seed, batch_size=size)
+        return examples.attacked(original.name, dataset.name, names, curve, asked.seed), rows
 
 
 # What MLflow hands over.

@@ -41,6 +41,9 @@ _LATER: dict[str, Any] = {
     "std": None,
 }
 
+# What a value that leaves a choice to the program counts as: it decides how, not what is computed.
+_CHOICES = {("batch_size", "auto"): 250}
+
 
 def key(settings: Mapping[str, Any], dataset_digest: str) -> str:
     """What experiments of one kind have in common that end with the same figures.
@@ -53,7 +56,7 @@ def key(settings: Mapping[str, Any], dataset_digest: str) -> str:
         A digest, 16 hex digits.
     """
     telling = {
-        name: show(value)
+        name: show(_CHOICES.get((name, value), value))
         for name, value in settings.items()
         if name not in _PLACES and not (name in _LATER and value == _LATER[name])
     }

@@ -30,6 +30,7 @@ from pydantic import TypeAdapter, ValidationError
 from resfool.errors import UsageError, unknown
 from resfool.values import (
     Backend,
+    BatchSize,
     Counts,
     NonNegativeFloat,
     PositiveCount,
@@ -257,7 +258,10 @@ class Drawn(Seeded):
         PositiveCount | None,
         "images to take, drawn at random; none is 1000, or all if there are fewer.",
     ] = None
-    batch_size: Annotated[PositiveCount, "images per pass."] = 250
+    batch_size: Annotated[
+        BatchSize,
+        "images per pass, or all if there are fewer; auto is 250, or less if memory is short.",
+    ] = "auto"
 
 
 class Seeds(Parameters):

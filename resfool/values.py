@@ -3,11 +3,11 @@
 import itertools
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, WrapValidator
 
 from resfool.errors import InputError, expanded, present
 
@@ -185,7 +185,16 @@ def _check_image_shape(sizes: tuple[int, ...]) -> tuple[int, ...]:
     return sizes
 
 
+def _check_batch_size(value: Any, check: Callable[[Any], Any]) -> Any:
+    try:
+        return check(value)
+    except ValidationError:
+        raise ValueError("must be auto or a whole number of 1 or more") from None
+
+
 PositiveCount = Annotated[int, Field(ge=1)]
+# Images of a pass; "auto" takes as many as the memory holds.
+BatchSize = Annotated[PositiveCount | Literal["auto"], WrapValidator(_check_batch_size)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]

@@ -112,6 +112,19 @@ def test_a_method_shows_what_it_counted(method: str) -> None:
     np.testing.assert_array_equal(images, before)
 
 
+def test_corrections_are_looked_for_in_whole_batches_of_the_wrong_ones_first() -> None:
+    images = np.random.default_rng(0).random((10, 1, 3, 1), np.float32)
+    labels = images.reshape(10, 3).argmax(axis=1)
+    labels[[2, 7]] = (labels[[2, 7]] + 1) % 3
+    for size in (1, 4, 250):
+        curve = over_epsilons(
+            pixels_are_logits(), images, labels, HowToAttack(epsilons=(0.1,)), batch_size=size
+        )
+        assert curve.corrections is not None
+        np.testing.assert_array_equal(curve.corrections.images[:2], images[[2, 7]])
+        assert len(curve.corrections.labels) == 10
+
+
 def test_with_true_labels_a_wrong_prediction_is_pushed_further() -> None:
     images = pixels_in_a_row([[0.4, 0.5, 0.8]])
     asked = HowToAttack(epsilons=(0.1,))

@@ -114,6 +114,53 @@ def test_signs_and_logits_of_a_network_equal_the_plain_ones(arch: Any) -> None:
     np.testing.assert_array_equal(found.signs[certain], np.sign(slope)[certain])
 
 
+@pytest.mark.parametrize(
+    ("count", "batch_size", "sizes"),
+    [
+        (4, 250, [4]),
+        (250, 250, [250]),
+        (251, 250, [126, 125]),
+        (1000, 250, [250] * 4),
+        (10, 4, [4, 4, 2]),
+        (9, 7, [5, 4]),
+        (3, 1, [1, 1, 1]),
+        (0, 5, []),
+    ],
+)
+def test_batches_are_even_and_as_few_as_can_be(
+    count: int, batch_size: int, sizes: list[int]
+) -> None:
+    cut = list(inference.batches(count, batch_size))
+    assert [rows.stop - rows.start for rows in cut] == sizes
+    numbers = np.arange(count)
+    assert [n for rows in cut for n in numbers[rows]] == numbers.tolist()
+
+
+def test_no_batch_has_more_rows_than_there_are_and_one_size_is_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    traced: list[int] = []
+
+    def seen(model: keras.Model, images: Any) -> Any:
+        traced.append(images.shape[0])
+        return tf.reduce_sum(images, axis=(2, 3))
+
+    monkeypatch.setattr(inference, "_logits", seen)
+    model, asked = classifier([]), []
+    for count, size in ((4, 4), (251, 126), (4, 4), (252, 126)):
+        some = np.random.default_rng(count).random((count, *SHAPE), np.float32)
+
+        def made(rows: slice, some: np.ndarray = some) -> np.ndarray:
+            asked.append(rows.stop - rows.start)
+            return some[rows]
+
+        found = inference.logits(model, inference.LazyRows(count, made))
+        np.testing.assert_allclose(found, some.sum(axis=(2, 3)), rtol=1e-5)
+        assert max(asked) == size and traced[-1] in (4, 126)
+        asked.clear()
+    assert traced == [4, 126]
+
+
 def test_new_weights_are_seen_without_compiling_anew() -> None:
     model = classifier([norm()])
     before = inference.logits(model, images())

@@ -15,7 +15,11 @@ from resfool.attacks.options import MeasureParameters
 from resfool.errors import InputError, UsageError
 from resfool.networks import shape
 from resfool.parameters import Known, Parameter, Parameters, plainly
-from resfool.values import Counts, Epsilon, Norm, PositiveCount, SizedNorm, show
+from resfool.values import BatchSize, Counts, Epsilon, Norm, PositiveCount, SizedNorm, show
+
+
+class Batched(Parameters):
+    batch_size: Annotated[BatchSize, "images per pass."] = 5
 
 
 def test_defaults_are_the_papers() -> None:
@@ -122,6 +126,20 @@ def test_numbers_are_shown_as_they_are_typed(value: object, text: str) -> None:
 def test_every_pixel_level_is_read_back_as_it_is_shown() -> None:
     for level in range(256):
         assert values.parse_epsilon(show(level / 255)) == level / 255
+
+
+@pytest.mark.parametrize(("given", "value"), [("auto", "auto"), ("12", 12), ("12.0", 12), (1, 1)])
+def test_a_batch_size_is_a_count_or_auto(given: Any, value: Any) -> None:
+    assert Batched.of({"batch_size": given}).batch_size == value
+
+
+@pytest.mark.parametrize("given", ["0", "-3", "2.5", "Auto", "none", "", 0])
+def test_what_is_no_batch_size_is_refused(given: Any) -> None:
+    with pytest.raises(UsageError) as caught:
+        Batched.of({"batch_size": given})
+    assert str(caught.value) == (
+        f"batch_size={given} isn't allowed: batch_size must be auto or a whole number of 1 or more"
+    )
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,8 @@ def attack(
     devices.start_keras()
     from resfool.attacks.epsilons import over_epsilons
     from resfool.attacks.examples import attacked
+    from resfool.attacks.memory import enough_for, images_per_pass
+    from resfool.classifiers import inference
 
     names = distinct_names([source.name for source in sources])
     loaded = load_classifiers(sources, names, data, asked)
@@ -65,20 +67,22 @@ def attack(
     for number, (source, name, classifier) in enumerate(zip(sources, names, loaded, strict=True)):
         own = identity.facts("attack", settings | {"model": (source.uri,)}, data.digest)
         with monitor.part_of(names, number, facts | own | {"model": source.uri}) as part:
-            curve = over_epsilons(
-                classifier,
-                chosen.images,
-                chosen.labels,
-                asked,
-                seed=asked.seed,
-                batch_size=asked.batch_size,
-                progress=monitor.counter(len(names) * passes, name, number * passes),
-            )
+            size = images_per_pass(asked.batch_size, classifier, len(chosen), part)
+            with enough_for(inference.even(len(chosen), size)):
+                curve = over_epsilons(
+                    classifier,
+                    chosen.images,
+                    chosen.labels,
+                    asked,
+                    seed=asked.seed,
+                    batch_size=size,
+                    progress=monitor.counter(len(names) * passes, name, number * passes),
+                )
+                result = attacked(name, where, data.class_names, curve, asked.seed)
             part.fact("model_name", name)
             part.fact("parameter_count", classifier.count_params())
             for row in curve.rows:
                 part.point({"step": epsilon_step(row["epsilon"])} | row)
-            result = attacked(name, where, data.class_names, curve, asked.seed)
             record(part, source, result, data, asked.split)
             results.append(result)
     return results

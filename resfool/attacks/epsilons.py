@@ -10,6 +10,7 @@ from resfool.attacks import gradient
 from resfool.attacks.gradient import Outcome
 from resfool.attacks.methods.moving import Start
 from resfool.attacks.options import METHODS, HowToAttack
+from resfool.classifiers import inference
 from resfool.classifiers.inference import BATCH_SIZE
 from resfool.classifiers.scores import rate
 from resfool.monitor import Advance, quiet
@@ -31,7 +32,8 @@ class Curve:
         move: from the numbers of some images and an epsilon to those images under attack.
         smallest: float32 (N,), the smallest epsilon that changes the class, if it was looked for.
         corrections: where true labels were attacked, some misclassified images moved away from
-            their predictions instead: only that way can a small perturbation correct them.
+            their predictions instead: only that way can a small perturbation correct them. Other
+            images are among them, behind those.
     """
 
     epsilons: tuple[float, ...]
@@ -102,12 +104,14 @@ def over_epsilons(
         for row in rows:
             row["cumulative_fooling_rate"] = float((moved.smallest <= row["epsilon"]).mean())
     corrections = None
-    wrong = np.flatnonzero(clean.classes[0] != labels)[:batch_size]
-    if asked.label_source == "true" and len(wrong):
+    wrong = clean.classes[0] != labels
+    if asked.label_source == "true" and wrong.any():
         shown = tuple(asked.epsilons[e] for e in shown_epsilons(asked.epsilons))
         away = HowToAttack(epsilons=shown, label_source="prediction", clip=asked.clip)
-        few = images[wrong], labels[wrong]
-        corrections = over_epsilons(model, *few, away, batch_size=batch_size)
+        # Whole batches of the size for which the model is compiled already.
+        size = inference.even(len(images), batch_size)
+        few = np.argsort(~wrong, kind="stable")[: max(1, BATCH_SIZE // size) * size]
+        corrections = over_epsilons(model, images[few], labels[few], away, batch_size=size)
     return Curve(
         epsilons=asked.epsilons,
         rows=rows,

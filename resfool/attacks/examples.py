@@ -123,7 +123,7 @@ def attacked(
     name: str, where: str, class_names: Sequence[str], curve: Curve, seed: int
 ) -> Attacked:
     """Look closer at an attack: its spectrum, beside a random matrix by `seed`, and examples."""
-    matrix = lowrank.unit_rows(curve.directions)
-    noise = lowrank.random_matrix(matrix, seed)
+    matrix = lowrank.UnitRows(curve.directions)
+    noise = lowrank.GaussianRows(matrix, seed)
     spectra = lowrank.singular_values(matrix), lowrank.singular_values(noise)
     return Attacked(name, where, class_names, curve, *spectra, examples(curve))

@@ -3,6 +3,7 @@
 The methods of attack are made of these. Source: paper section VI.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from resfool.classifiers import inference
-from resfool.classifiers.inference import BATCH_SIZE
+from resfool.classifiers.inference import BATCH_SIZE, LazyRows, Rows
 from resfool.monitor import Advance, quiet
 
 # Where 1 - p has lost half of float32's digits, the loss gradient is mostly rounding error.
@@ -61,12 +62,12 @@ Batches = Iterator[tuple[slice, list[np.ndarray]]]  # some of N rows, and arrays
 def batchwise(
     model: keras.Model,
     function: Callable[..., Any],
-    arrays: Sequence[np.ndarray],
+    arrays: Sequence[Rows],
     *settings: Any,
     batch_size: int,
     progress: Advance = quiet,
 ) -> Batches:
-    """Run a compiled function on N rows, of which a short batch is filled up.
+    """Run a compiled function on N rows, batch by batch.
 
     Args:
         model: its first argument.
@@ -74,12 +75,12 @@ def batchwise(
             a row for each of the batch.
         arrays: (N, ...) each.
         *settings: of the function.
-        batch_size: rows per pass.
+        batch_size: rows per pass, at most.
         progress: is told the rows done.
     """
     call = inference.compiled(model, function)
-    for rows in inference.batches(len(arrays[0]), batch_size):
-        found = call(*(inference.filled(array[rows], batch_size) for array in arrays), *settings)
+    for rows, tensors in inference.tensors(*arrays, batch_size=batch_size):
+        found = call(*tensors, *settings)
         size = rows.stop - rows.start
         yield rows, [part.numpy()[:size] for part in found]
         progress(size)
@@ -113,7 +114,7 @@ def sign_gradients(
     arrays = images, wanted.astype(np.int32)
     signs = np.empty(images.shape, np.int8)
     logits = np.empty((len(images), model.output_shape[-1]), np.float32)
-    batches = batchwise(model, _sign_gradient, arrays, batch_size=batch_size, progress=progress)
+    batches = batchwise(model, sign_gradient, arrays, batch_size=batch_size, progress=progress)
     for rows, found in batches:
         signs[rows], logits[rows] = found
     own = inference.predicted(logits)
@@ -141,7 +142,7 @@ def perturbed(
 def along(
     model: keras.Model,
     images: np.ndarray,
-    directions: np.ndarray,
+    directions: Rows,
     epsilons: Sequence[float],
     *,
     clip: bool = True,
@@ -171,7 +172,7 @@ def along(
         batch_size=batch_size,
         progress=progress,
     )
-    return _collected(found, len(epsilons), len(images))
+    return collected(found, len(epsilons), len(images))
 
 
 def judged(
@@ -180,14 +181,14 @@ def judged(
     moved: np.ndarray,
     *,
     batch_size: int = BATCH_SIZE,
-    progress: Advance = quiet,
 ) -> Outcome:
     """Classify images (N, H, W, C) that were moved before; predictions and so on, (1, N) each."""
-    found = batchwise(model, _judged, (images, moved), batch_size=batch_size, progress=progress)
-    return _collected(found, 1, len(images))
+    found = batchwise(model, look, (images, moved), batch_size=batch_size)
+    return collected(found, 1, len(images))
 
 
-def _collected(batches: Batches, epsilons: int, images: int) -> Outcome:
+def collected(batches: Batches, epsilons: int, images: int) -> Outcome:
+    """Outcomes of batches, as one: of E epsilons and N images."""
     kinds = np.int64, np.float32, np.float32
     classes, confidences, norms = (np.empty((epsilons, images), kind) for kind in kinds)
     for rows, parts in batches:
@@ -195,7 +196,7 @@ def _collected(batches: Batches, epsilons: int, images: int) -> Outcome:
     return Outcome(classes, confidences, norms)
 
 
-def random_signs(shape: Sequence[int], seed: int) -> np.ndarray:
+def random_signs(shape: Sequence[int], seed: int) -> LazyRows:
     """Directions of -1 and 1 at random: the benchmark beside the signs of gradients.
 
     Args:
@@ -203,16 +204,26 @@ def random_signs(shape: Sequence[int], seed: int) -> np.ndarray:
         seed: decides them all; the first rows are the same for any N.
 
     Returns:
-        int8 of that shape.
+        int8 of that shape, drawn when they are asked for.
     """
-    bits = np.random.default_rng(seed).integers(0, 2, shape, np.int8)
-    return 2 * bits - 1
+    size = math.prod(shape[1:])
+
+    def drawn(rows: slice) -> np.ndarray:
+        # Numpy makes eight of them out of a number of the generator, which can leap ahead.
+        leap, skipped = divmod(rows.start * size, 8)
+        random = np.random.Generator(np.random.PCG64(seed).advance(leap))
+        count = skipped + (rows.stop - rows.start) * size
+        signs = 2 * random.integers(0, 2, count, np.int8)[skipped:] - 1
+        return signs.reshape(-1, *shape[1:])
+
+    return LazyRows(shape[0], drawn)
 
 
 # What is compiled: a model and tensors in, tensors out. `clip` is settled when it is traced.
 
 
-def _sign_gradient(model: keras.Model, images: Any, labels: Any) -> tuple[Any, Any]:
+def sign_gradient(model: keras.Model, images: Any, labels: Any) -> tuple[Any, Any]:
+    """The signs of the loss gradient with respect to the images, int8; the logits."""
     gradient, logits = loss_gradient(model, images, labels)
     return tf.cast(tf.sign(gradient), tf.int8), logits
 
@@ -251,7 +262,7 @@ def step(images: Any, directions: Any, epsilon: Any, clip: bool) -> Any:
 def _along(model: keras.Model, images: Any, directions: Any, epsilons: Any, clip: bool) -> Any:
     # Two at a time: while one waits for memory, the other computes. More would take more memory.
     found = tf.map_fn(
-        lambda epsilon: _judged(model, images, step(images, directions, epsilon, clip)),
+        lambda epsilon: look(model, images, step(images, directions, epsilon, clip)),
         epsilons,
         fn_output_signature=(tf.int64, tf.float32, tf.float32),
         parallel_iterations=2,
@@ -259,7 +270,8 @@ def _along(model: keras.Model, images: Any, directions: Any, epsilons: Any, clip
     return [tf.transpose(part) for part in found]
 
 
-def _judged(model: keras.Model, images: Any, moved: Any) -> tuple[Any, Any, Any]:
+def look(model: keras.Model, images: Any, moved: Any) -> tuple[Any, Any, Any]:
+    """What a model makes of images that were moved: see `Outcome`."""
     logits = model(moved, training=False)
     confidences = tf.reduce_max(tf.nn.softmax(logits), axis=1)
     norms = tf.norm(tf.reshape(moved - images, (tf.shape(images)[0], -1)), axis=1)

@@ -5,6 +5,7 @@ images share, and equation 8 adds up the first few: v_uap = sum over i = 1..a of
 paper section VI.B, Figures 7 and 11.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +18,8 @@ RandomCoefficients = Literal["gaussian", "singular"]  # of equation 8, see `rand
 
 DEVIATION = 5.0  # the standard deviation of the paper's coefficients: "variance set to 25"
 _EXACT_ENTRIES = 4_000_000  # up to here a full decomposition in float64 takes seconds
+_ENTRIES = 4_000_000  # that are drawn, or normed, at a time
+_SLAB = 64_000_000  # entries of a matrix that are made at a time
 _PIECE = 4096  # rows in float64 at a time: all of a large matrix would be twice its memory
 
 
@@ -132,7 +135,7 @@ def rescaled(vectors: np.ndarray, norm: Norm) -> np.ndarray:
     return vectors * factors.astype(np.float32).reshape(-1, *[1] * (vectors.ndim - 1))
 
 
-def singular_values(matrix: np.ndarray) -> np.ndarray:
+def singular_values(matrix: "Matrix") -> np.ndarray:
     """The singular values of a matrix of one perturbation a row, largest first.
 
     They are the roots of the eigenvalues of the smaller Gram matrix, in float64, which takes a
@@ -148,17 +151,79 @@ def singular_values(matrix: np.ndarray) -> np.ndarray:
     return _roots(linalg.eigvalsh(_gram(matrix), overwrite_a=True))
 
 
-def unit_rows(perturbations: np.ndarray) -> np.ndarray:
-    """Perturbations (N, ...) as rows, float32 (N, D), each of l2 norm 1 (or 0 if it is zero)."""
-    rows = perturbations.reshape(len(perturbations), -1).astype(np.float32)
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(norms > 0, norms, 1.0)
+class UnitRows:
+    """Perturbations (N, ...) as rows, float32 (N, D), each of l2 norm 1 (or 0 if it is zero).
+
+    It is a matrix that is made where it is looked at: signs take a quarter of its memory.
+    """
+
+    def __init__(self, perturbations: np.ndarray) -> None:
+        self._rows = perturbations.reshape(len(perturbations), -1)
+        self.shape = self._rows.shape
+        pieces = _slices(self.shape[0], _ENTRIES // self.shape[1])
+        self._norms = np.concatenate([_norms(self._rows[piece]) for piece in pieces])
+
+    def __getitem__(self, place: tuple[slice, slice]) -> np.ndarray:
+        """Some rows and columns."""
+        found = self._rows[place].astype(np.float32)
+        found /= _divisors(self._norms[place[0]])
+        return found
 
 
-def random_matrix(rows: np.ndarray, seed: int) -> np.ndarray:
-    """Gaussian rows of the same norms as some rows (N, D): the benchmark of their spectrum."""
-    drawn = np.random.default_rng(seed).standard_normal(rows.shape, np.float32)
-    return unit_rows(drawn) * np.linalg.norm(rows, axis=1, keepdims=True)
+class GaussianRows:
+    """Gaussian rows of the same norms as some rows: the benchmark of their spectrum.
+
+    It is a matrix, float32 (N, D), that is drawn where it is looked at, every time anew.
+
+    Args:
+        rows: (N, D), whose norms they shall have.
+        seed: decides them.
+    """
+
+    def __init__(self, rows: "Matrix", seed: int) -> None:
+        self.shape: tuple[int, ...] = rows.shape
+        self._seed = seed
+        norms = [(_norms(drawn), _norms(rows[piece, :])) for piece, drawn in self._drawn()]
+        self._norms, self._wanted = map(np.concatenate, zip(*norms, strict=True))
+
+    def __getitem__(self, place: tuple[slice, slice]) -> np.ndarray:
+        """Some rows and columns."""
+        rows, columns = (slice(*p.indices(n)) for p, n in zip(place, self.shape, strict=True))
+        found = np.empty((rows.stop - rows.start, columns.stop - columns.start), np.float32)
+        for piece, drawn in self._drawn():
+            first, end = max(rows.start, piece.start), min(rows.stop, piece.stop)
+            if first < end:
+                part = drawn[first - piece.start : end - piece.start, columns]
+                found[first - rows.start : end - rows.start] = part
+        found /= _divisors(self._norms[rows])
+        found *= self._wanted[rows]
+        return found
+
+    def _drawn(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """All rows as they are drawn, piece by piece."""
+        random = np.random.default_rng(self._seed)
+        count, columns = self.shape
+        for piece in _slices(count, _ENTRIES // columns):
+            yield piece, random.standard_normal((piece.stop - piece.start, columns), np.float32)
+
+
+Matrix = np.ndarray | UnitRows | GaussianRows
+
+
+def _norms(rows: np.ndarray) -> np.ndarray:
+    """The l2 norms of rows (n, D), float32 (n, 1)."""
+    return np.linalg.norm(rows.astype(np.float32, copy=False), axis=1, keepdims=True)
+
+
+def _divisors(norms: np.ndarray) -> np.ndarray:
+    """What makes unit rows of rows with these norms; it leaves zero as it is."""
+    return np.where(norms > 0, norms, np.float32(1.0))
+
+
+def _slices(count: int, step: int) -> Iterator[slice]:
+    """The slices that cut a range into pieces of at most `step`, or 1."""
+    for start in range(0, count, max(1, step)):
+        yield slice(start, min(start + max(1, step), count))
 
 
 def _by_gram(matrix: np.ndarray, rank: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -177,15 +242,21 @@ def _by_gram(matrix: np.ndarray, rank: int | None) -> tuple[np.ndarray, np.ndarr
     return values, right / values[:wanted, np.newaxis]
 
 
-def _gram(matrix: np.ndarray) -> np.ndarray:
+def _gram(matrix: Matrix) -> np.ndarray:
     """The smaller of A^T A and A A^T, in float64."""
     rows, columns = matrix.shape
-    gram = np.zeros((min(rows, columns),) * 2)
-    thin = matrix if rows >= columns else matrix.T
-    for start in range(0, len(thin), _PIECE):
-        piece = thin[start : start + _PIECE].astype(np.float64)
-        gram += piece.T @ piece
+    long, short = max(rows, columns), min(rows, columns)
+    gram = np.zeros((short, short))
+    for slab in _slices(long, _PIECE * max(1, _SLAB // (_PIECE * short))):
+        _add_gram(gram, matrix[slab, :] if rows >= columns else matrix[:, slab].T)
     return gram
+
+
+def _add_gram(gram: np.ndarray, thin: np.ndarray) -> None:
+    """Add A^T A of more rows, float32 (n, D), to the one so far, float64 (D, D)."""
+    for part in _slices(len(thin), _PIECE):
+        piece = thin[part].astype(np.float64)
+        gram += piece.T @ piece
 
 
 def _roots(eigenvalues: np.ndarray) -> np.ndarray:

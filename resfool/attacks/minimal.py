@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
+from resfool.attacks import lowrank
 from resfool.attacks.solvers import SOLVERS, Solver, Subspace
 from resfool.attacks.solvers.problem import Attempt, Map, Problem, one_by_one
 from resfool.classifiers import inference
-from resfool.classifiers.inference import BATCH_SIZE
+from resfool.classifiers.inference import BATCH_SIZE, LazyRows
 from resfool.errors import InputError, unknown
 from resfool.monitor import Advance, quiet
 
@@ -40,6 +41,10 @@ class Minimal:
     flipped: np.ndarray
     evaluations: np.ndarray
     seconds: np.ndarray
+
+    def first(self, count: int) -> "Minimal":
+        """The first `count` images of these."""
+        return Minimal(**{name: part[:count] for name, part in vars(self).items()})
 
     def followed_by(self, other: "Minimal") -> "Minimal":
         """These images and then the others."""
@@ -108,18 +113,20 @@ def _verified(problem: Problem, attempt: Attempt) -> Minimal:
     passes, count = 0, len(problem.images)
     began = time.perf_counter()
 
-    def scaled(lengths: np.ndarray) -> np.ndarray:
-        moved = attempt.perturbations * lengths.astype(np.float32).reshape(-1, 1, 1, 1)
+    def scaled(lengths: np.ndarray, rows: slice) -> np.ndarray:
+        length = lengths[rows].astype(np.float32).reshape(-1, 1, 1, 1)
+        moves = attempt.perturbations[rows] * length
         if problem.clip:
-            moved = np.clip(problem.images + moved, 0.0, 1.0) - problem.images
-        return moved
+            images = problem.images[rows]
+            moves = np.clip(images + moves, 0.0, 1.0) - images
+        return moves
 
     # All images go through every pass, each in its own place, so that the model computes the very
     # bits that it computes when these images are judged elsewhere.
     def flips(lengths: np.ndarray) -> np.ndarray:
         nonlocal passes
         passes += 1
-        moved = problem.images + scaled(lengths)
+        moved = LazyRows(count, lambda rows: problem.images[rows] + scaled(lengths, rows))
         found = inference.logits(problem.model, moved, problem.batch_size)
         return np.asarray(found.argmax(axis=1) != problem.classes)
 
@@ -142,8 +149,10 @@ def _verified(problem: Problem, attempt: Attempt) -> Minimal:
         nearer = flips(middle)
         low, high = np.where(nearer, low, middle), np.where(nearer, middle, high)
     high[~flipped] = 0.0
-    perturbations = scaled(high).astype(np.float32)
-    norms = np.linalg.norm(perturbations.reshape(count, -1).astype(np.float64), axis=1)
+    perturbations, norms = np.empty(problem.images.shape, np.float32), np.empty(count)
+    for rows in inference.batches(count, problem.batch_size):
+        perturbations[rows] = scaled(high, rows)
+        norms[rows] = lowrank.sizes(perturbations[rows], "l2")
     return Minimal(
         perturbations=perturbations,
         norms=np.where(flipped, norms, np.inf).astype(np.float32),

@@ -1,8 +1,9 @@
-"""Running a classifier on any number of images: compiled once, in batches of one fixed size."""
+"""Running a classifier on any number of images: compiled once, in batches of one size."""
 
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -11,7 +12,7 @@ import tensorflow as tf
 from resfool.errors import InputError
 from resfool.networks.layers import fused_inference
 
-BATCH_SIZE = 250  # images of one forward pass
+BATCH_SIZE = 250  # images of one pass, at most
 
 Function = Callable[..., Any]  # a model and tensors in, tensors out
 
@@ -42,30 +43,93 @@ def _bound(function: Function, model: Callable[[], Any]) -> Function:
     return call
 
 
-def batches(count: int, batch_size: int) -> Iterator[slice]:
-    """The slices that cut `count` rows into batches; the last one may be shorter."""
-    for start in range(0, count, batch_size):
-        yield slice(start, min(start + batch_size, count))
+class Rows(Protocol):
+    """N rows, such as images: an array or LazyRows."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray:
+        """Some of them, (n, ...)."""
 
 
-def filled(rows: np.ndarray, batch_size: int) -> Any:
-    """Rows (N, ...), one to `batch_size`, as a tensor of exactly (batch_size, ...).
+@dataclass(frozen=True)
+class LazyRows:
+    """N rows that are made when they are asked for, so that never all of them take memory.
 
-    What is missing repeats the last row: a short batch would be compiled anew.
+    Attributes:
+        count: N.
+        make: from a slice, whose ends are numbers from 0 to N, to those rows, (n, ...).
     """
-    missing = batch_size - len(rows)
-    if missing:
-        rows = np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])
-    return tf.constant(rows)
+
+    count: int
+    make: Callable[[slice], np.ndarray]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray:
+        return self.make(slice(*rows.indices(self.count)))
 
 
-def logits(model: keras.Model, images: np.ndarray, batch_size: int = BATCH_SIZE) -> np.ndarray:
+def picked(array: np.ndarray, places: np.ndarray) -> LazyRows:
+    """Some rows of an array by their numbers, int (n,)."""
+    return LazyRows(len(places), lambda rows: array[places[rows]])
+
+
+def even(count: int, batch_size: int) -> int:
+    """The size of the batches that cut `count` rows most evenly, and no finer than need be.
+
+    It is `batch_size` at most: 251 rows in batches of 250 are 126 and 125, four are one batch.
+    """
+    passes = max(1, -(-count // batch_size))
+    return max(1, -(-count // passes))
+
+
+def batches(count: int, batch_size: int) -> Iterator[slice]:
+    """The slices that cut `count` rows into even batches; the last one may be shorter."""
+    size = even(count, batch_size)
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
+
+
+def padded(count: int, size: int) -> np.ndarray:
+    """The numbers of `count` rows, the last one repeated up to a multiple of `size`.
+
+    Functions are compiled for a number of rows: so a few go through one that is there already.
+    """
+    return np.minimum(np.arange(-(-count // size) * size), count - 1)
+
+
+def tensors(*arrays: Rows, batch_size: int) -> Iterator[tuple[slice, list[Any]]]:
+    """Cut arrays of N rows into tensors that all have the same number of rows.
+
+    Args:
+        arrays: (N, ...) each.
+        batch_size: rows of a batch, at most.
+
+    Yields:
+        Which rows come next, and a tensor for each array, (n, ...). The last batch repeats the
+        last row in place of what it lacks: it would be compiled anew.
+    """
+    count = len(arrays[0])
+    size = even(count, batch_size)
+    for rows in batches(count, batch_size):
+        yield rows, [filled(array[rows], size) for array in arrays]
+
+
+def filled(rows: np.ndarray, size: int) -> Any:
+    """Rows (n, ...), one to `size`, as a tensor of (size, ...) that repeats the last one."""
+    return tf.constant(rows if len(rows) == size else rows[padded(len(rows), size)])
+
+
+def logits(model: keras.Model, images: Rows, batch_size: int = BATCH_SIZE) -> np.ndarray:
     """A model's logits for any number of images.
 
     Args:
         model: from images to logits.
         images: float32 (N, H, W, C) in [0, 1].
-        batch_size: images per forward pass.
+        batch_size: images per forward pass, at most.
 
     Returns:
         float32 (N, classes).
@@ -73,8 +137,8 @@ def logits(model: keras.Model, images: np.ndarray, batch_size: int = BATCH_SIZE)
     forward = compiled(model, _logits)
     return np.concatenate(
         [
-            forward(filled(images[rows], batch_size)).numpy()[: rows.stop - rows.start]
-            for rows in batches(len(images), batch_size)
+            forward(batch).numpy()[: rows.stop - rows.start]
+            for rows, (batch,) in tensors(images, batch_size=batch_size)
         ]
     )
 

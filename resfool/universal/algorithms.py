@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from resfool.attacks.memory import largest
 from resfool.universal import ascent, iterated, matrices, solving
 from resfool.universal.matrices import Matrix
 from resfool.universal.vectors import Fit, random_vectors
@@ -18,7 +19,8 @@ def fit_algorithm1(work: Work) -> Fit:
 
 def fit_gradient(work: Work) -> Fit:
     """Stochastic gradient ascent."""
-    return ascent.gradient_trained(work.model, work.fitting.images, **_in_passes(work))
+    own: Any = {"images_per_step": largest(work.asked.batch_size)}
+    return ascent.gradient_trained(work.model, work.fitting.images, **own, **_in_passes(work))
 
 
 def _in_passes(work: Work) -> dict[str, Any]:
@@ -31,7 +33,7 @@ def _in_passes(work: Work) -> dict[str, Any]:
         work.monitor.point({"step": number + 1, "fitting_fooling_rate": rate})
         advance(1, f"fooled {rate:.3f} of the fitting images")
 
-    shared = {name: getattr(asked, name) for name in ("norm", "seed", "batch_size")}
+    shared = {"norm": asked.norm, "seed": asked.seed, "batch_size": work.batch_size}
     return shared | {"passes": passes, "report": report}
 
 
@@ -50,11 +52,11 @@ def fit_algorithm2(work: Work) -> Matrix:
 def fit_algorithm3(work: Work) -> Matrix:
     """A step along the sign of each image's gradient."""
     images, asked = work.fitting.images, work.asked
-    options: Any = {"epsilon": asked.epsilon, "batch_size": asked.batch_size}
+    options: Any = {"epsilon": asked.epsilon, "batch_size": work.batch_size}
     return matrices.sign_matrix(work.model, images, work.labels, **options)
 
 
 def fit_algorithm4(work: Work) -> Matrix:
     """The shortest such step of each image that changes its class."""
-    images, batch_size = work.fitting.images, work.asked.batch_size
+    images, batch_size = work.fitting.images, work.batch_size
     return matrices.smallest_sign_matrix(work.model, images, work.labels, batch_size=batch_size)

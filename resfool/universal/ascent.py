@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from resfool.attacks import lowrank
 from resfool.classifiers import inference
+from resfool.classifiers.inference import BATCH_SIZE
 from resfool.universal.vectors import Best, Fit, Report, perturbed_by, projected
 from resfool.values import Norm
 
@@ -25,7 +26,8 @@ def gradient_trained(
     passes: int = 30,
     seed: int = 0,
     clip: bool = False,
-    batch_size: int = 100,
+    images_per_step: int = 100,
+    batch_size: int = BATCH_SIZE,
     report: Report = lambda number, rate: None,
 ) -> Fit:
     """A universal perturbation in all pixels, trained by stochastic gradients and projected.
@@ -37,7 +39,8 @@ def gradient_trained(
         passes: over the images.
         seed: of the order of the images.
         clip: keep perturbed images in [0, 1].
-        batch_size: images per step.
+        images_per_step: that each gradient is of.
+        batch_size: images per pass, at most.
         report: is told each pass and the fooling rate after it.
 
     Source: Shafahi et al., "Universal adversarial training", arXiv:1811.11304.
@@ -47,18 +50,18 @@ def gradient_trained(
         steepest = np.sign(slope) if norm.kind == "linf" else slope
         return lowrank.rescaled(steepest[np.newaxis], Norm(norm.kind, 1.0))[0]
 
-    steps = -(-len(images) // batch_size)
+    steps = -(-len(images) // images_per_step)
     path = ascend(
-        SmoothRate(model, images, clip),
+        SmoothRate(model, images, clip, batch_size),
         np.zeros(images.shape[1:], np.float32),
         direction=unit,
         retract=lambda vector: projected(vector, norm),
         size=norm.size,
         steps=passes * steps,
         random=np.random.default_rng(seed),
-        batch_size=batch_size,
+        images_per_step=images_per_step,
     )
-    best = Best(model, images, clip)
+    best = Best(model, images, clip, batch_size)
     rates = []
     for number in range(passes):
         *_, vector = itertools.islice(path, steps)
@@ -70,16 +73,30 @@ def gradient_trained(
 class SmoothRate:
     """What an ascent raises: a smooth fooling rate of images, float32 (N, H, W, C) in [0, 1].
 
+    A pass takes at most `batch_size` of them.
     An image counts as sigmoid(-margin / scale). The margin is how far the logit of its clean class
     is ahead of the best other, the scale half the mean margin without a perturbation.
     """
 
-    def __init__(self, model: keras.Model, images: np.ndarray, clip: bool) -> None:
+    def __init__(self, model: keras.Model, images: np.ndarray, clip: bool, batch_size: int) -> None:
         self.model, self.images, self.clip = model, images, clip
-        logits = inference.logits(model, images)
+        self.batch_size = batch_size
+        logits = inference.logits(model, images, batch_size)
         self.clean = inference.predicted(logits)
         first, second = np.partition(logits, (-2, -1), axis=1)[:, [-1, -2]].T
         self.scale = max(float((first - second).mean()) / 2, 1e-6)
+
+    def slope(self, rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
+        """The rate's gradient with respect to the vector (H, W, C), of the images of some rows."""
+        slope_of = inference.compiled(self.model, _slope)
+        settings = tf.constant(self.scale), tf.constant(vector), self.clip
+        slope = np.zeros_like(vector)
+        for part in inference.batches(len(rows), self.batch_size):
+            # As they are: what fills up a batch would weigh as an image.
+            images, clean = (tf.constant(of[rows[part]]) for of in (self.images, self.clean))
+            share = np.float32((part.stop - part.start) / len(rows))
+            slope += share * slope_of(images, clean, *settings).numpy()
+        return slope
 
 
 def ascend(
@@ -91,7 +108,7 @@ def ascend(
     size: float,
     steps: int,
     random: np.random.Generator,
-    batch_size: int,
+    images_per_step: int,
 ) -> Iterator[np.ndarray]:
     """Stochastic gradient ascent with momentum and shrinking steps.
 
@@ -103,22 +120,15 @@ def ascend(
         size: the norm of the vectors; a step is a share of it.
         steps: how many.
         random: picks the images of each step.
-        batch_size: how many of them, at most.
+        images_per_step: how many of them, at most.
 
     Yields:
         The vector after each step, float32 (H, W, C).
     """
-    slope_of = inference.compiled(target.model, _slope)
-    batch_size = min(batch_size, len(target.images))  # else the filling would weigh as an image
-    scale = tf.constant(target.scale)
     vector, velocity = start, np.zeros_like(start)
     for step in range(steps):
-        rows = random.permutation(len(target.images))[:batch_size]
-        batch, clean = (
-            inference.filled(part[rows], batch_size) for part in (target.images, target.clean)
-        )
-        slope = slope_of(batch, clean, scale, tf.constant(vector), target.clip).numpy()
-        velocity = _MOMENTUM * velocity + direction(slope)
+        rows = random.permutation(len(target.images))[:images_per_step]
+        velocity = _MOMENTUM * velocity + direction(target.slope(rows, vector))
         length = _FIRST_STEP * size * (1 - step / steps)
         vector = retract((vector + length * velocity).astype(np.float32))
         yield vector

@@ -18,7 +18,8 @@ from resfool.values import Norm
 _CANDIDATES = 64  # Gaussian draws among the starting points
 _STARTS = 6  # ascents, each from one of the best candidates
 _STEPS = 80  # of each ascent
-_BATCH_SIZE = 100  # images of a step
+_FIRST_LOOK = 250  # images that candidates are compared on
+_IMAGES_PER_STEP = 100
 
 
 def coefficients(
@@ -32,6 +33,7 @@ def coefficients(
     seed: int,
     draws: int = 1,
     clip: bool = False,
+    batch_size: int = BATCH_SIZE,
 ) -> np.ndarray:
     """The coefficients f_i of equation 8, by any of the rules.
 
@@ -46,16 +48,19 @@ def coefficients(
         seed: of the draws, or of the search.
         draws: how many, of the random rules; the others give one.
         clip: keep perturbed images in [0, 1].
+        batch_size: images per pass, at most.
 
     Returns:
         float64 (draws, rank), scaled to the norm.
     """
     if rule == "first":
         chosen = np.zeros((1, rank))
-        chosen[0, 0] = first_vector_sign(model, images, decomposition, norm=norm, clip=clip)
+        chosen[0, 0] = first_vector_sign(
+            model, images, decomposition, norm=norm, clip=clip, batch_size=batch_size
+        )
         return _scaled(chosen, decomposition, _definite(norm, 1))
     if rule == "optimised":
-        return _optimised(model, images, decomposition, rank, norm, seed, clip)
+        return _optimised(model, images, decomposition, rank, norm, seed, clip, batch_size)
     random = lowrank.random_coefficients(rule, decomposition, rank, seed=seed, draws=draws)
     return _scaled(random, decomposition, norm)
 
@@ -67,10 +72,12 @@ def first_vector_sign(
     *,
     norm: Norm,
     clip: bool = False,
+    batch_size: int = BATCH_SIZE,
 ) -> int:
     """The sign, 1 or -1, with which the first singular vector fools more of the fitting images."""
     both = _scaled(np.array([[1.0], [-1.0]]), decomposition, _definite(norm, 1))
-    rates = applied(model, images, _vectors(both, decomposition, images), clip=clip).rates
+    vectors = _vectors(both, decomposition, images)
+    rates = applied(model, images, vectors, clip=clip, batch_size=batch_size).rates
     return 1 if rates[0] >= rates[1] else -1
 
 
@@ -82,6 +89,7 @@ def _optimised(
     norm: Norm,
     seed: int,
     clip: bool,
+    batch_size: int,
 ) -> np.ndarray:
     """Coefficients (1, rank) that fool as many of the fitting images as can be at a given norm.
 
@@ -96,14 +104,15 @@ def _optimised(
     signed = _scaled(np.concatenate([np.eye(rank), -np.eye(rank)]), decomposition, norm)
 
     def ordered(rows: np.ndarray, on: np.ndarray) -> np.ndarray:
-        rates = applied(model, on, _vectors(rows, decomposition, images), clip=clip).rates
+        vectors = _vectors(rows, decomposition, images)
+        rates = applied(model, on, vectors, clip=clip, batch_size=batch_size).rates
         return np.argsort(-rates, kind="stable")
 
     if rank == 1:
         return signed[ordered(signed, images)[:1]]
     tried = random.standard_normal((_CANDIDATES, rank))
     tried = np.concatenate([signed, _scaled(tried, decomposition, norm)])
-    first_look = images[random.permutation(len(images))[:BATCH_SIZE]]
+    first_look = images[random.permutation(len(images))[:_FIRST_LOOK]]
     begun = tried[ordered(tried, first_look)[:_STARTS]]
     basis = decomposition.vectors[:rank]
 
@@ -111,7 +120,7 @@ def _optimised(
         within = (basis @ slope.ravel()) @ basis
         return lowrank.rescaled(within.reshape(1, *slope.shape), Norm(norm.kind, 1.0))[0]
 
-    target = SmoothRate(model, images, clip)
+    target = SmoothRate(model, images, clip, batch_size)
     paths = [
         ascend(
             target,
@@ -121,7 +130,7 @@ def _optimised(
             size=norm.size,
             steps=_STEPS,
             random=random,
-            batch_size=_BATCH_SIZE,
+            images_per_step=_IMAGES_PER_STEP,
         )
         for start in _vectors(begun, decomposition, images)
     ]

@@ -85,6 +85,8 @@ def universal(
         stored = checkpoints.Arrays(*checkpoints.load(path))
 
     devices.start_keras()
+    from resfool.attacks.memory import enough_for, images_per_pass
+    from resfool.classifiers import inference
     from resfool.universal import judging
     from resfool.universal.matrices import matrix_in
     from resfool.universal.solving import digest
@@ -104,21 +106,27 @@ def universal(
     facts |= {"model_name": source.name, "dataset": data.name, "dataset_digest": data.digest}
     title = f"universal {asked.algorithm} on {source.name}, {data.name}"
     monitor.begin(title, facts, [(data, "train", "fitted"), (data, "test", "judged")])
-    work = Work(model, fitting, held_out.images, asked, same, monitor, map)
+    most = max(len(fitting), len(held_out))
+    solving = "solver" in asked.procedure.takes
+    size = images_per_pass(asked.batch_size, model, most, monitor, solving=solving)
+    work = Work(model, fitting, held_out.images, asked, same, monitor, map, size)
     ranked, spectra, rates = None, None, []
-    if asked.procedure.makes_matrix:
-        matrix = matrix or _fitted_matrix(work)
-        ranked, spectra = _approximated(work, matrix)
-        vector = ranked.vector
-    else:
-        fit = asked.procedure.fit(work)
-        vector, rates = fit.vector, fit.rates
+    with enough_for(inference.even(most, size)):
+        if asked.procedure.makes_matrix:
+            matrix = matrix or _fitted_matrix(work)
+            ranked, spectra = _approximated(work, matrix)
+            vector = ranked.vector
+        else:
+            fit = asked.procedure.fit(work)
+            vector, rates = fit.vector, fit.rates
+        options: Any = {"seed": asked.seed, "batch_size": size}
+        verdict = judging.verdict(model, held_out.images, vector, **options)
     return Fooling(
         name=source.name,
         where=f"{data.name} test",
         class_names=data.class_names,
         asked=asked,
-        verdict=judging.verdict(model, held_out.images, vector, seed=asked.seed),
+        verdict=verdict,
         ranked=ranked,
         matrix=matrix,
         singular_values=spectra,
@@ -167,12 +175,13 @@ def _approximated(work: "Work", matrix: "Matrix") -> tuple["Ranked", tuple[np.nd
         ranks,
         rank,
         seed=asked.seed,
+        batch_size=work.batch_size,
         progress=monitor.counter(judged, "perturbations judged"),
         **options,
     )
     for row in ranked.rows:
         monitor.point({"step": int(row["rank"])} | row)
-    noise = lowrank.singular_values(lowrank.random_matrix(matrix.rows, asked.seed))
+    noise = lowrank.singular_values(lowrank.GaussianRows(matrix.rows, asked.seed))
     share = lowrank.energy(noise, 10)
     monitor.point({"step": 0, "random_energy_of_10_directions": share})
     return ranked, (decomposition.singular_values, noise)

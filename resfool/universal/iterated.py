@@ -51,7 +51,7 @@ def algorithm1(
         group: unfooled images per step.
         seed: of the order of the images, another one in each pass.
         clip: keep perturbed images in [0, 1].
-        batch_size: images per pass through the model when rates are computed.
+        batch_size: images per pass through the model when rates are computed, at most.
         report: is told each pass and the best fooling rate in it.
 
     Source: Moosavi-Dezfooli et al., "Universal adversarial perturbations", arXiv:1610.08401.
@@ -60,14 +60,15 @@ def algorithm1(
     classify = inference.compiled(model, classes_under)
     random = np.random.default_rng(seed)
     clean = inference.predicted(inference.logits(model, images, batch_size))
-    best = Best(model, images, clip)
+    best = Best(model, images, clip, batch_size)
+    size = inference.even(len(images), batch_size)
     vector = np.zeros(images.shape[1:], np.float32)
     rates: list[float] = []
 
     def next_unfooled(waiting: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The next images that the sum doesn't fool, a group or less, and those behind them."""
-        ahead = waiting[:batch_size]
-        batch = inference.filled(images[ahead], batch_size)
+        ahead = waiting[:size]
+        batch = inference.filled(images[ahead], size)
         classes = classify(batch, tf.constant(vector), clip).numpy()[: len(ahead)]
         places = np.flatnonzero(classes == clean[ahead])
         if len(places) <= group:
@@ -103,7 +104,10 @@ def algorithm1(
 
 def _named(solver: Solver, group: int) -> Solve:
     def solve(model: keras.Model, images: np.ndarray) -> np.ndarray:
-        found = minimal.smallest_perturbations(model, images, solver=solver, batch_size=group)
+        rows = inference.padded(len(images), group)
+        found = minimal.smallest_perturbations(
+            model, images[rows], solver=solver, batch_size=group
+        ).first(len(images))
         flipped = found.flipped.reshape(-1, 1, 1, 1)
         return np.where(flipped, found.perturbations, np.float32(0))
 

@@ -53,6 +53,7 @@ def over_ranks(
     equal_norm: Norm,
     draws: int,
     seed: int,
+    batch_size: int = BATCH_SIZE,
     progress: Advance = quiet,
 ) -> Ranked:
     """Judge low-rank perturbations (equation 8) of several ranks, as drawn and at equal norm.
@@ -69,10 +70,12 @@ def over_ranks(
         equal_norm: that all of them are scaled to for the fair comparison.
         draws: perturbations of each rank, and random vectors to compare with.
         seed: of the draws.
+        batch_size: images per pass, at most.
         progress: is told of the perturbations, each on all held-out images; see `vectors_over`.
     """
     rows: list[Row] = []
     vector = np.zeros(held_out.shape[1:], np.float32)
+    options: Any = {"seed": seed, "batch_size": batch_size}
     for number in ranks:
         row: Row = {"rank": number}
         for prefix, size in (("", norm), ("equal_", equal_norm)):
@@ -80,13 +83,14 @@ def over_ranks(
                 row |= {f"equal_{name}": row[name] for name in row if name != "rank"}
                 continue
             f = coefficients.coefficients(
-                rule, model, fitting, decomposition, number, norm=size, seed=seed, draws=draws
+                rule, model, fitting, decomposition, number, norm=size, draws=draws, **options
             )
             vectors = lowrank.combined(f, decomposition).reshape(-1, *held_out.shape[1:])
-            row |= _rates(model, held_out, vectors, prefix, seed)
+            row |= _rates(model, held_out, vectors, prefix, **options)
             progress(_VECTORS * len(vectors))
             if prefix == "" and number == rank:  # the best; held-out images have no say
-                vector = vectors[applied(model, fitting, vectors).rates.argmax()]
+                found = applied(model, fitting, vectors, batch_size=batch_size)
+                vector = vectors[found.rates.argmax()]
         rows.append(row)
     return Ranked(rows, vector)
 
@@ -101,7 +105,13 @@ def vectors_over(
 
 
 def _rates(
-    model: keras.Model, held_out: np.ndarray, vectors: np.ndarray, prefix: str, seed: int
+    model: keras.Model,
+    held_out: np.ndarray,
+    vectors: np.ndarray,
+    prefix: str,
+    *,
+    seed: int,
+    batch_size: int,
 ) -> Row:
     lengths, largest = (lowrank.sizes(vectors, kind) for kind in _KINDS)
     noise = random_vectors(vectors.shape[1:], lengths, "l2", seed)
@@ -113,7 +123,7 @@ def _rates(
         ("random_fooling_rate", noise, False),
         ("sign_noise_fooling_rate", signs, False),
     ):
-        rates = applied(model, held_out, these, clip=clip).rates
+        rates = applied(model, held_out, these, clip=clip, batch_size=batch_size).rates
         row[f"{prefix}{name}"] = float(rates.mean())
         if not clip:
             row[f"{prefix}{name}_std"] = float(rates.std())
@@ -165,7 +175,13 @@ class Verdict:
 
 
 def verdict(
-    model: keras.Model, held_out: np.ndarray, vector: np.ndarray, *, seed: int, pictures: int = 6
+    model: keras.Model,
+    held_out: np.ndarray,
+    vector: np.ndarray,
+    *,
+    seed: int,
+    pictures: int = 6,
+    batch_size: int = BATCH_SIZE,
 ) -> Verdict:
     """Judge one universal perturbation, beside noise of the same size.
 
@@ -175,12 +191,14 @@ def verdict(
         vector: float32 (H, W, C).
         seed: of the noise.
         pictures: how many images to show.
+        batch_size: images per pass, at most.
     """
+    options: Any = {"batch_size": batch_size}
     (l2,), (linf,) = (lowrank.sizes(vector[np.newaxis], kind) for kind in _KINDS)
     noise = random_vectors(vector.shape, np.array([l2]), "l2", seed)[0]
     signs = random_vectors(vector.shape, np.full(20, linf), "linf", seed)
-    both = applied(model, held_out, np.stack([vector, noise]))
-    clipped = applied(model, held_out, vector[np.newaxis], clip=True).classes[0]
+    both = applied(model, held_out, np.stack([vector, noise]), **options)
+    clipped = applied(model, held_out, vector[np.newaxis], clip=True, **options).classes[0]
     fooled = np.flatnonzero(both.classes[0] != both.clean_classes)[:pictures]
     images = held_out[fooled]
     return Verdict(
@@ -190,7 +208,7 @@ def verdict(
         fooled=both.classes[0],
         clipped=clipped,
         random=both.classes[1],
-        sign_noise_rate=float(applied(model, held_out, signs).rates.mean()),
+        sign_noise_rate=float(applied(model, held_out, signs, **options).rates.mean()),
         shown=fooled,
         pictures=np.stack([images, images + vector, images + noise], axis=1),
     )

@@ -13,9 +13,11 @@ import numpy as np
 
 from resfool import checkpoints
 from resfool.attacks import minimal
+from resfool.attacks.memory import largest
 from resfool.attacks.minimal import Minimal
-from resfool.attacks.solvers import SOLVERS
+from resfool.attacks.solvers import SOLVERS, Solving
 from resfool.attacks.solvers.problem import one_by_one
+from resfool.classifiers import inference
 from resfool.errors import expanded
 from resfool.monitor import Advance
 from resfool.universal.work import Work
@@ -27,8 +29,9 @@ _SAVING = 0.05  # share of the time that may go into keeping what was solved
 def solved_perturbations(work: Work) -> Minimal:
     """Algorithm 2's perturbations; those that are done are kept until all are."""
     asked = work.asked
-    options = {name: getattr(asked, name) for name in ("solver", "subspace", "batch_size")}
+    options = asked.shared(Solving)
     problem = work.identity | options | {"images": digest(work.fitting.images)}
+    problem["batch_size"] = largest(asked.batch_size)
     solve = _solved_in_chunks
     if SOLVERS[asked.solver].spreads:
         solve, problem = _solved_one_by_one, problem | {"kept": "each image"}
@@ -41,14 +44,18 @@ def solved_perturbations(work: Work) -> Minimal:
 def _solved_in_chunks(work: Work, path: Path, options: dict[str, Any]) -> Minimal:
     """By a solver that works in batches, here."""
     images = work.fitting.images
+    size = inference.even(len(images), work.batch_size)
     found = Minimal(**checkpoints.load(path)[0]) if path.exists() else None
     done = 0 if found is None else len(found.norms)
-    chunk = max(1, _CHUNK // options["batch_size"]) * options["batch_size"]
+    chunk = max(1, _CHUNK // size) * size
     advance = _progress(work, done)
     with _keeping(lambda: checkpoints.save(path, vars(found), {})) as more_is_done:
         while found is None or done < len(images):
             more = images[done : done + chunk]
-            solved = minimal.smallest_perturbations(work.model, more, **options)
+            rows = inference.padded(len(more), size)
+            solved = minimal.smallest_perturbations(
+                work.model, more[rows], batch_size=size, **options
+            ).first(len(more))
             found = solved if found is None else found.followed_by(solved)
             done += len(more)
             more_is_done()
@@ -76,6 +83,7 @@ def _solved_one_by_one(work: Work, path: Path, options: dict[str, Any]) -> Minim
 
     spread = functools.partial(work.map or one_by_one, finished=dict(kept), keep=keep)
     options |= {"map": spread, "progress": _progress(work, len(kept))}
+    options |= {"batch_size": work.batch_size}
     with _keeping(save) as more_is_done:
         return minimal.smallest_perturbations(work.model, work.fitting.images, **options)
 

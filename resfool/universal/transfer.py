@@ -74,6 +74,8 @@ def transfer(
     chosen = choose(data, asked.split, asked.samples, asked.seed)
 
     devices.start_keras()
+    from resfool.attacks.memory import enough_for, images_per_pass
+    from resfool.classifiers import inference
     from resfool.universal import judging
 
     names = distinct_names([source.name for source in sources])
@@ -93,15 +95,17 @@ def transfer(
     by_model = []
     for number, (source, name, classifier) in enumerate(zip(sources, names, loaded, strict=True)):
         with monitor.part_of(names, number, facts | {"model": source.uri}) as part:
-            rows = judging.transferred(
-                classifier,
-                chosen.images,
-                chosen.labels,
-                vectors,
-                seed=asked.seed,
-                batch_size=asked.batch_size,
-                progress=monitor.counter(len(names) * passes, name, number * passes),
-            )
+            size = images_per_pass(asked.batch_size, classifier, len(chosen), part)
+            with enough_for(inference.even(len(chosen), size)):
+                rows = judging.transferred(
+                    classifier,
+                    chosen.images,
+                    chosen.labels,
+                    vectors,
+                    seed=asked.seed,
+                    batch_size=size,
+                    progress=monitor.counter(len(names) * passes, name, number * passes),
+                )
             part.fact("model_name", name)
             part.fact("parameter_count", classifier.count_params())
             part.point({"step": 0} | _metrics(perturbations, rows, sizes))

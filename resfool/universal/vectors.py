@@ -59,8 +59,7 @@ def applied(
     classify = inference.compiled(model, classes_under)
     moves = [tf.zeros(images.shape[1:])] + [tf.constant(v, tf.float32) for v in vectors]
     classes = np.empty((len(moves), len(images)), np.int64)
-    for rows in inference.batches(len(images), batch_size):
-        batch = inference.filled(images[rows], batch_size)
+    for rows, (batch,) in inference.tensors(images, batch_size=batch_size):
         for of_move, move in zip(classes, moves, strict=True):
             of_move[rows] = classify(batch, move, clip).numpy()[: rows.stop - rows.start]
         progress(len(moves) * (rows.stop - rows.start))
@@ -118,13 +117,14 @@ class Fit:
 class Best:
     """The best of the perturbations that it meets, by the fooling rate on the fitting images."""
 
-    def __init__(self, model: keras.Model, images: np.ndarray, clip: bool) -> None:
-        self._model, self._images, self._clip = model, images, clip
+    def __init__(self, model: keras.Model, images: np.ndarray, clip: bool, batch_size: int) -> None:
+        self._model, self._images = model, images
+        self._options: Any = {"clip": clip, "batch_size": batch_size}
         self._rate = 0.0
         self.vector = np.zeros(images.shape[1:], np.float32)
 
     def meet(self, vector: np.ndarray) -> float:
-        found = applied(self._model, self._images, vector[np.newaxis], clip=self._clip)
+        found = applied(self._model, self._images, vector[np.newaxis], **self._options)
         rate = float(found.rates[0])
         if rate > self._rate:
             self._rate, self.vector = rate, vector

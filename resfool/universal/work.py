@@ -24,6 +24,7 @@ class Work:
         identity: of the model, for what is kept to be used again.
         monitor: is told how it goes.
         map: runs images in workers, if there are any.
+        batch_size: images per pass, at most.
     """
 
     model: keras.Model
@@ -33,6 +34,7 @@ class Work:
     identity: dict[str, Any]
     monitor: Monitor
     map: Callable[..., list[Any]] | None
+    batch_size: int
 
     @property
     def labels(self) -> np.ndarray | None:

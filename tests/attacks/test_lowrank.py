@@ -28,18 +28,18 @@ def test_rows_of_norm_one_and_zero_rows() -> None:
     perturbations = np.zeros((3, 2, 2, 1), np.int8)
     perturbations[0] = 1
     perturbations[2, 0, 0] = -1
-    rows = lowrank.unit_rows(perturbations)
+    rows = lowrank.UnitRows(perturbations)[:, :]
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), [1, 0, 1])
 
 
 def test_the_random_matrix_has_the_same_norms_and_a_flat_spectrum() -> None:
     rows = np.random.default_rng(1).normal(size=(50, 3000)) * np.arange(50)[:, np.newaxis]
-    drawn = lowrank.random_matrix(rows, 0)
+    drawn = lowrank.GaussianRows(rows, 0)[:, :]
     np.testing.assert_allclose(
         np.linalg.norm(drawn, axis=1), np.linalg.norm(rows, axis=1), rtol=1e-5
     )
     # Marchenko and Pastur: all singular values of rows of norm 1 lie within 1 +- sqrt(N / D).
-    values = lowrank.singular_values(lowrank.random_matrix(np.ones((50, 3000)) / 3000**0.5, 0))
+    values = lowrank.singular_values(lowrank.GaussianRows(np.ones((50, 3000)) / 3000**0.5, 0))
     assert 1 - 1.2 * (50 / 3000) ** 0.5 < values.min() < values.max() < 1 + 1.2 * (50 / 3000) ** 0.5
 
 

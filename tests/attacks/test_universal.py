@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from resfool import experiments
-from resfool.attacks import lowrank
+from resfool.attacks import lowrank, minimal
 from resfool.attacks.lowrank import Decomposition
+from resfool.attacks.minimal import Minimal
 from resfool.universal import ascent, coefficients, iterated
 from resfool.universal.matrices import minimal_matrix, sign_matrix, smallest_sign_matrix
 from resfool.universal.options import Coefficients
@@ -60,10 +61,33 @@ def _rate(model: keras.Model, images: np.ndarray, vector: np.ndarray) -> float:
 def test_of_few_images_each_weighs_as_much(five_classes: keras.Model, images: np.ndarray) -> None:
     few: Any = {"norm": Norm("l2", 0.3), "passes": 2}
     one, other = (
-        ascent.gradient_trained(five_classes, images[:7], batch_size=size, **few).vector
+        ascent.gradient_trained(five_classes, images[:7], images_per_step=size, **few).vector
         for size in (7, 250)
     )
     np.testing.assert_array_equal(one, other)
+
+
+def test_a_step_may_take_several_passes(five_classes: keras.Model, images: np.ndarray) -> None:
+    options: Any = {"norm": Norm("l2", 0.3), "passes": 1, "images_per_step": 20}
+    one, other = (
+        ascent.gradient_trained(five_classes, images[:20], batch_size=size, **options).vector
+        for size in (250, 8)
+    )
+    np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_a_group_that_is_not_full_goes_through_what_is_compiled_for_a_full_one(
+    five_classes: keras.Model, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def solved(model: keras.Model, some: np.ndarray, *, batch_size: int, **options: Any) -> Minimal:
+        assert len(some) == batch_size
+        ones = np.ones(len(some))
+        return Minimal(2 * some, ones, ones > 0, ones, ones)
+
+    monkeypatch.setattr(minimal, "smallest_perturbations", solved)
+    for count in (1, 3, 5):
+        found = iterated._named("closest", 5)(five_classes, images[:count])
+        np.testing.assert_array_equal(found, 2 * images[:count])
 
 
 def test_what_is_applied_is_a_plain_loop(five_classes: keras.Model, images: np.ndarray) -> None:
@@ -249,7 +273,7 @@ def test_the_mnist_networks_figures(seed: int) -> None:
     held_out = training.dataset.test.images
     matrix = minimal_matrix(model, fitting)
     decomposition = lowrank.decompose(matrix.rows)
-    random = lowrank.random_matrix(matrix.rows, 0)
+    random = lowrank.GaussianRows(matrix.rows, 0)[:, :]
     assert decomposition.energy(10) >= 0.8
     assert lowrank.decompose(random).energy(10) <= 0.15
 

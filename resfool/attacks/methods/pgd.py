@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 
 from resfool.attacks.methods.moving import Moved, Start
-from resfool.monitor import Advance, quiet
 from resfool.parameters import Parameters
 from resfool.values import Epsilon, PositiveCount
 
 if TYPE_CHECKING:
     import keras
+
+    from resfool.attacks.gradient import Batches
+    from resfool.classifiers.inference import Rows
 
 
 class PgdOptions(Parameters):
@@ -27,7 +29,7 @@ def pgd(start: Start, asked: PgdOptions) -> Moved:
     """Move every image in many small steps, anew for each epsilon."""
     from resfool.attacks import gradient
 
-    def move(chosen: np.ndarray, epsilon: float, progress: Advance = quiet) -> np.ndarray:
+    def move(chosen: np.ndarray, epsilon: float) -> np.ndarray:
         return projected_gradient_descent(
             start.model,
             start.images[chosen],
@@ -37,22 +39,29 @@ def pgd(start: Start, asked: PgdOptions) -> Moved:
             step_size=asked.pgd_step_size,
             seed=start.seed,
             places=chosen,
-            progress=progress,
             **start.options,
         )
 
-    everything = np.arange(len(start.images))
     outcomes = [
-        gradient.judged(
-            start.model,
-            start.images,
-            move(everything, epsilon, start.passes(2 * asked.pgd_steps)),
-            batch_size=start.batch_size,
-            progress=start.progress,
-        )
+        gradient.collected(_descents(start, asked, epsilon), 1, len(start.images))
         for epsilon in start.epsilons
     ]
     return Moved(gradient.Outcome.joined(outcomes), move)
+
+
+def _descents(start: Start, asked: PgdOptions, epsilon: float) -> "Batches":
+    """What the model makes of all images at the end of their descents."""
+    from resfool.attacks import gradient
+
+    return gradient.batchwise(
+        start.model,
+        _descend_and_judge,
+        (start.images, _starts(start.images, start.seed), start.first.labels.astype(np.int32)),
+        *_lengths(epsilon, asked.pgd_steps, asked.pgd_step_size),
+        start.clip,
+        batch_size=start.batch_size,
+        progress=start.passes(2 * asked.pgd_steps + 1),
+    )
 
 
 def passes(epsilons: int, asked: PgdOptions) -> int:
@@ -72,7 +81,6 @@ def projected_gradient_descent(
     clip: bool = True,
     places: np.ndarray | None = None,
     batch_size: int,
-    progress: Advance = quiet,
 ) -> np.ndarray:
     """The iterated fast gradient sign with a random start, within an l-infinity ball.
 
@@ -89,36 +97,55 @@ def projected_gradient_descent(
         seed: of the random starts; an image's start depends on the seed and its place only.
         clip: keep the images in [0, 1].
         places: int (N,), the images' numbers in a larger set; None counts from 0.
-        batch_size: images per pass.
-        progress: is told the images done.
+        batch_size: images per pass, at most.
 
     Returns:
         float32 (N, H, W, C), the images after the last step.
     """
-    import tensorflow as tf
-
     from resfool.attacks import gradient
 
-    draws = (
-        np.random.default_rng([seed, place]).random(images.shape[1:], np.float32)
-        for place in (range(len(images)) if places is None else places)
-    )
-    arrays = images, np.stack([2 * draw - 1 for draw in draws]), labels.astype(np.int32)
-    length = 2.5 * epsilon / steps if step_size is None else step_size
-    settings = [tf.constant(v, tf.float32) for v in (epsilon, length)]
     result = np.empty_like(images)
     for rows, (moved,) in gradient.batchwise(
         model,
         _descend,
-        arrays,
-        *settings,
-        tf.constant(steps),
+        (images, _starts(images, seed, places), labels.astype(np.int32)),
+        *_lengths(epsilon, steps, step_size),
         clip,
         batch_size=batch_size,
-        progress=progress,
     ):
         result[rows] = moved
     return result
+
+
+def _starts(images: np.ndarray, seed: int, places: np.ndarray | None = None) -> "Rows":
+    """Where each image (N, H, W, C) starts, in epsilons from it: (N, H, W, C), from -1 to 1."""
+    from resfool.classifiers.inference import LazyRows
+
+    numbers = np.arange(len(images)) if places is None else places
+
+    def drawn(rows: slice) -> np.ndarray:
+        draws = (
+            np.random.default_rng([seed, place]).random(images.shape[1:], np.float32)
+            for place in numbers[rows]
+        )
+        return np.stack([2 * draw - 1 for draw in draws])
+
+    return LazyRows(len(images), drawn)
+
+
+def _lengths(epsilon: float, steps: int, step_size: float | None) -> list[Any]:
+    """The radius, the length of a step and their number, as they are compiled."""
+    import tensorflow as tf
+
+    length = 2.5 * epsilon / steps if step_size is None else step_size
+    return [tf.constant(v, tf.float32) for v in (epsilon, length)] + [tf.constant(steps)]
+
+
+def _descend_and_judge(model: "keras.Model", images: Any, *settings: Any) -> tuple[Any, Any, Any]:
+    from resfool.attacks.gradient import look
+
+    (moved,) = _descend(model, images, *settings)
+    return look(model, images, moved)
 
 
 def _descend(

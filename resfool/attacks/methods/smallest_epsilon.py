@@ -88,6 +88,7 @@ def smallest_epsilons(
     import tensorflow as tf
 
     from resfool.attacks import gradient
+    from resfool.classifiers import inference
 
     changed = on_grid != clean_classes
     smallest = np.full(len(images), np.inf, np.float32)
@@ -101,7 +102,7 @@ def smallest_epsilons(
     for rows, (found,) in gradient.batchwise(
         model,
         _narrow,
-        (images[movable], directions[movable], classes, low, high),
+        (*(inference.picked(of, movable) for of in (images, directions)), classes, low, high),
         tf.constant(rounds),
         clip,
         batch_size=batch_size,

@@ -18,6 +18,7 @@ from resfool.attacks.solvers.batches import (
 )
 from resfool.attacks.solvers.deepfool import deepfool
 from resfool.attacks.solvers.problem import Attempt, Problem
+from resfool.classifiers import inference
 from resfool.monitor import quiet
 
 
@@ -48,12 +49,14 @@ def closest(
     found = in_batches(problem, _closest, candidates, starts, rounds, walk)
     lost = np.flatnonzero(~found.perturbations.reshape(len(problem.images), -1).any(axis=1))
     if len(lost):
-        images, classes = problem.images[lost], problem.classes[lost]
+        size = inference.even(len(problem.images), problem.batch_size)
+        rows = lost[inference.padded(len(lost), size)]
+        images, classes = problem.images[rows], problem.classes[rows]
         rest = replace(problem, images=images, classes=classes, progress=quiet)
         again = deepfool(rest, candidates=candidates)
-        found.perturbations[lost] = again.perturbations
-        found.evaluations[lost] += again.evaluations
-        found.seconds[lost] += again.seconds
+        found.perturbations[lost] = again.perturbations[: len(lost)]
+        found.evaluations[lost] += again.evaluations[: len(lost)]
+        found.seconds[lost] += again.seconds[: len(lost)]
     return found
 
 
