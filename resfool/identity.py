@@ -29,7 +29,7 @@ _PLACES = {
 
 # Parameters that came after the first runs, with the values at which they say nothing: a run from
 # before one of them is the same as one at that value.
-_LATER: dict[str, Any] = {}
+_LATER: dict[str, Any] = {"crop": "center", "image_size": None, "value_range": None}
 
 
 def key(settings: Mapping[str, Any], dataset_digest: str) -> str:

@@ -28,7 +28,18 @@ from typing import (
 from pydantic import TypeAdapter, ValidationError
 
 from resfool.errors import UsageError, unknown
-from resfool.values import Backend, Counts, NonNegativeFloat, PositiveCount, Precision, Seed, show
+from resfool.values import (
+    Backend,
+    Counts,
+    Crop,
+    ImageSize,
+    NonNegativeFloat,
+    PixelRange,
+    PositiveCount,
+    Precision,
+    Seed,
+    show,
+)
 
 # How a parameter is declared.
 
@@ -276,7 +287,27 @@ class DataPlace(Parameters):
     ] = None
 
 
-class Subset(DataPlace):
+class OwnImages(Parameters):
+    """How the user's own images are read."""
+
+    image_size: Annotated[
+        ImageSize | None,
+        "height and width that pictures of folder: and parquet: are brought to, such as 224,224; "
+        "none leaves them as they are, if all have one size.",
+    ] = None
+    crop: Annotated[
+        Crop,
+        "center fits the shorter side to image_size and cuts off what is left over of the longer "
+        "one at both ends; none squeezes instead.",
+    ] = "center"
+    value_range: Annotated[
+        PixelRange | None,
+        "values that stand for black and white in arrays of npz: and npy:, such as 0,255 or -1,1; "
+        "none is 0,255 for uint8 and 0,1 for floats.",
+    ] = None
+
+
+class Subset(DataPlace, OwnImages):
     """How much of a data set is taken."""
 
     per_class: Annotated[

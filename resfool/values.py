@@ -13,6 +13,7 @@ LabelSource = Literal["true", "prediction"]
 Backend = Literal["serial", "joblib", "ray"]  # of parallel work
 Part = Literal["train", "validation", "test"]  # of a data set
 NormKind = Literal["none", "l2", "linf"]
+Crop = Literal["center", "none"]  # of pictures that are not as wide or as high as they should be
 
 # What was measured at one point: of a curve ("step" is among the names), or of a table.
 Row = dict[str, float]
@@ -147,6 +148,13 @@ def _check_image_shape(sizes: tuple[int, ...]) -> tuple[int, ...]:
     return sizes
 
 
+def _two_sizes(value: Any) -> Any:
+    sizes = split_commas(value)
+    if len(sizes) != 2:
+        raise ValueError("must be height and width, such as 224,224")
+    return tuple(sizes)
+
+
 PositiveCount = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -162,6 +170,7 @@ Counts = Annotated[
     tuple[PositiveCount, ...], BeforeValidator(split_commas), BeforeValidator(_single)
 ]
 ImageShape = Annotated[Counts, AfterValidator(_check_image_shape)]
+ImageSize = Annotated[tuple[PositiveCount, PositiveCount], BeforeValidator(_two_sizes)]
 # Seeds go into TensorFlow's stateless generators as 32-bit integers.
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 

@@ -501,13 +501,12 @@ BAD_ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
     "flat": ({"x_train": np.zeros((40, 784), np.uint8)}, "(40, 784)"),
     "none": ({"x_test": np.zeros((0, 28, 28), np.uint8)}, "not empty"),
     "shapes": ({"x_test": np.zeros((20, 8, 8), np.uint8)}, "one shape"),
-    "one-hot": ({"y_train": np.eye(10, dtype=int)[np.arange(40) % 10]}, "(40, 10)"),
+    "not one-hot": ({"y_train": np.ones((40, 10), int)}, "(40, 10)"),
     "too few": ({"y_test": np.zeros(19, int)}, "(20,)"),
-    "float labels": ({"y_test": np.zeros(20)}, "float64"),
+    "fractions": ({"y_test": np.full(20, 0.5)}, "float64"),
     "negative": ({"y_test": np.full(20, -1)}, "-1"),
     "identifiers": ({"y_train": np.full(40, 10**9)}, "classes-1"),
     "objects": ({"x_train": np.array([{}], dtype=object)}, "allow_pickle=False"),
-    "one class": ({"y_train": np.zeros(40, int), "y_test": np.zeros(20, int)}, "all labels are 0"),
     "half a split": ({"x_val": np.zeros((20, 28, 28), np.uint8)}, "y_val"),
 }
 

@@ -7,7 +7,7 @@ from resfool.archive import Archive, ModelSource
 from resfool.classifiers import files
 from resfool.datasets import sets
 from resfool.errors import InputError
-from resfool.parameters import Parameters, Subset
+from resfool.parameters import OwnImages, Parameters, Subset
 from resfool.values import Names, PixelRange
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class AnyModel(InputRange, Subset):
 
     dataset: Annotated[
         str | None,
-        f"{', '.join(sets.DATASETS)} or npz:PATH; none is what the model was trained on.",
+        f"{sets.OWN_OR_NAMED}; none is what the model was trained on.",
     ] = None
     trust: Annotated[
         bool, "yes also loads models that bring code of their own, which may do anything."
@@ -121,15 +121,27 @@ def load_classifier(
     from resfool.classifiers import adapting
 
     try:
-        return adapting.as_classifier(
+        classifier = adapting.as_classifier(
             model,
             image_shape=data.image_shape,
-            classes=data.classes,
+            classes=data.classes if data.exact else None,
             input_range=range_of(source, asked.input_range),
             name=name,
         )
+        _check_labels(data, classifier.output_shape[-1])
     except InputError as error:
         raise InputError(f"model={source.uri} doesn't fit {data.name}: {error}") from error
+    return classifier
+
+
+def _check_labels(data: sets.Dataset, classes: int) -> None:
+    """Refuse data with labels that a model's classes don't have."""
+    largest = max(int(s.labels.max(initial=0)) for s in (data.train, data.validation, data.test))
+    if largest >= classes:
+        raise InputError(
+            f"the data set has the label {largest} ({data.class_names[largest]}), and the model's "
+            f"{classes} classes are 0 to {classes - 1}"
+        )
 
 
 def load_data(sources: Sequence[ModelSource], asked: AnyModel) -> sets.Dataset:
@@ -139,14 +151,12 @@ def load_data(sources: Sequence[ModelSource], asked: AnyModel) -> sets.Dataset:
         InputError: it can't be loaded, isn't known, or isn't that of all models.
     """
     if asked.dataset is not None:
-        return sets.load(
-            asked.dataset, data_dir=asked.data_dir, per_class=asked.per_class, seed=asked.data_seed
-        )
+        return sets.loaded(asked.dataset, asked)
     stranger = next((source.uri for source in sources if not source.training), None)
     if stranger is not None:
         raise InputError(
             f"dataset is missing, and model={stranger} has no training run of this project that "
-            "would tell; give dataset=cifar10, another name or npz:PATH with your own arrays"
+            f"would tell; give dataset=, one of {sets.OWN_OR_NAMED}"
         )
     training = sources[0].training
     # As they were recorded: `mlflow run` does so as they were given, such as none, None or NONE.
@@ -156,8 +166,12 @@ def load_data(sources: Sequence[ModelSource], asked: AnyModel) -> sets.Dataset:
             data_dir=asked.data_dir or training["data_dir"],
             per_class=asked.per_class or training["per_class"],  # type: ignore[arg-type]
             data_seed=int(float(training["data_seed"])),
-            # Runs from before there was this parameter set nothing aside.
+            # Runs from before there was a parameter are as at its default.
             validation_share=float(training.get("validation_share", 0)),
+            **{name: training[name] for name in OwnImages.declared() if name in training}
+            | {
+                name: value for name, value in asked.given().items() if name in OwnImages.declared()
+            },
         )
     )
     for source in sources:

@@ -9,14 +9,16 @@ import sys
 import tarfile
 import tempfile
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from resfool.datasets.stored import Pool, Stored, read_npz
+from resfool.datasets.arrays import read_npz
+from resfool.datasets.stored import Pool, Stored
 from resfool.errors import InputError, reading
+from resfool.parameters import OwnImages
 
 CIFAR10_CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -58,7 +60,7 @@ _CIFAR10 = Official(
 
 def read_mnist(data_dir: Path | None) -> Stored:
     path = locate(_MNIST, data_dir)
-    stored = read_npz(path)
+    stored = replace(read_npz(path, OwnImages()), exact=True, notes=())
     shape = stored.pools[0].images.shape[1:]
     if shape != (28, 28, 1) or len(stored.class_names) != 10:
         raise InputError(
