@@ -15,7 +15,12 @@ import numpy.typing as npt
 
 from resfool.datasets import kinds
 from resfool.datasets.labels import gaps
-from resfool.datasets.official import read_cifar10, read_mnist
+from resfool.datasets.official import (
+    read_cifar10,
+    read_cifar100,
+    read_fashion_mnist,
+    read_mnist,
+)
 from resfool.datasets.stored import Array, Encoded, Images, PerClass, Pool, Stored, chosen
 from resfool.errors import DataWarning, InputError, expanded, reading, unknown
 from resfool.parameters import OwnImages, Subset
@@ -384,7 +389,15 @@ DATASETS = {
         "50,000 + 10,000, 32x32x3",
         "`cifar-10-batches-py/` or `cifar-10-python.tar.gz`",
     ),
+    "cifar100": Source(
+        read_cifar100,
+        "50,000 + 10,000, 32x32x3",
+        "`cifar-100-python/` or `cifar-100-python.tar.gz`",
+    ),
     "mnist": Source(read_mnist, "60,000 + 10,000, 28x28x1", "`mnist.npz` as Keras has it"),
+    "fashion_mnist": Source(
+        read_fashion_mnist, "60,000 + 10,000, 28x28x1", "`fashion-mnist/*-ubyte.gz` as Keras has it"
+    ),
     "mnist5k": Source(
         _read_mnist5k,
         "4,000 + 500 + 500, 28x28x1",
