@@ -176,8 +176,8 @@ def _range(what: str, images: Array, how: OwnImages, notes: list[str]) -> tuple[
     least, most = _extent(images)
     spread = f"{images.dtype} from {least:g} to {most:g}"
     usual = (0.0, 255.0) if images.dtype == np.uint8 else (0.0, 1.0)
-    needs_word = how.value_range is None and images.dtype.kind in "iu"
-    if needs_word and images.dtype != np.uint8:
+    whole = images.dtype.kind in "iu" and images.dtype != np.uint8
+    if whole and how.value_range is None:
         raise InputError(
             f"{what} must be uint8 or float in [0, 1], or say which values are black and white: it "
             f"is {spread}, perhaps value_range={_guess(least, most)}"
@@ -185,13 +185,13 @@ def _range(what: str, images: Array, how: OwnImages, notes: list[str]) -> tuple[
     low, high = how.value_range or usual
     # NaN compares false, so it is refused here too.
     if not (least >= low and most <= high):
-        given = f"value_range={show((low, high))}"
+        given = f"value_range={low:g},{high:g}"
         hint = "" if least != least else f"; perhaps value_range={_guess(least, most)}"
         allowed = given if how.value_range else f"in [0, 1] without value_range{hint}"
         raise InputError(f"{what} is {spread}, and must be {allowed}")
     if least < most and (most - low < (high - low) / 100 or low < 0 <= least):
         notes.append(
-            f"{what} is {spread}, and black and white are {show((low, high))}; "
+            f"{what} is {spread}, and black and white are {low:g} and {high:g}; "
             "value_range= says otherwise"
         )
     return low, high

@@ -82,6 +82,13 @@ class Split:
             for rows in self._chunks(np.arange(len(self))):
                 yield self._scaled(rows).reshape(-1).data
 
+    @property
+    def _outline(self) -> "Split":
+        black = np.broadcast_to(np.float32(0), self.shape)
+        outline = Split(black, self.labels)
+        outline.__dict__["images"] = black
+        return outline
+
     def _scaled(self, rows: Array) -> npt.NDArray[np.float32]:
         scaled = np.empty((len(rows), *self.shape[1:]), np.float32)
         begin = 0
@@ -221,11 +228,7 @@ class Dataset:
     @property
     def outline(self) -> "Dataset":
         """The same for the record, with black pixels that take no memory."""
-        black = [
-            replace(split, stored=np.broadcast_to(np.float32(0), split.shape), white=1.0, black=0.0)
-            for split in (self.train, self.validation, self.test)
-        ]
-        outline = replace(self, train=black[0], validation=black[1], test=black[2])
+        outline = replace(self, **{part: getattr(self, part)._outline for part in get_args(Part)})
         outline.__dict__["digest"] = self.digest
         return outline
 
@@ -346,7 +349,7 @@ def _draw(labels: Array, wanted: Sequence[int], rng: np.random.Generator) -> lis
     members = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
     ends = np.cumsum(wanted)
     parts = [
-        np.concatenate([of_class[end - count : end] for of_class in members])
+        np.concatenate([np.arange(0), *(of_class[end - count : end] for of_class in members)])
         for end, count in zip(ends, wanted, strict=True)
     ]
     return [rng.permutation(part) for part in parts]
