@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import numpy.typing as npt
 import pyarrow
@@ -14,6 +15,10 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from resfool import experiments
+from resfool.archive import ModelSource
+from resfool.attacks import presentation
+from resfool.classifiers import finding
 from resfool.datasets import kinds, sets
 from resfool.datasets.sets import DATASETS, Dataset, Source, TrainingData, choose
 from resfool.datasets.stored import Pool, Stored
@@ -428,3 +433,49 @@ def test_only_what_is_drawn_becomes_float32(monkeypatch: pytest.MonkeyPatch) -> 
     assert images.most <= 23  # 4 million values at a time
     outline = data.outline.test.images
     assert outline.shape == (28, 300, 200, 3) and outline.strides == (0, 0, 0, 0)
+
+
+# Through the experiments.
+
+
+@pytest.fixture(scope="module")
+def of_five(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model of 5 classes of images of IMAGES' shape, which always sees class 3."""
+    model = keras.Sequential([keras.Input(IMAGES.shape[1:]), keras.layers.Flatten()])
+    model.add(keras.layers.Dense(5, kernel_initializer="zeros"))
+    weights = 1e-3 * np.random.default_rng(0).standard_normal((105, 5))
+    model.layers[-1].set_weights([weights, np.array([0, 0, 0, 1, 0])])
+    path = tmp_path_factory.mktemp("model") / "five.keras"
+    model.save(path)
+    return str(path)
+
+
+def test_a_model_may_have_more_classes_than_the_labels_show(tmp_path: Path, of_five: str) -> None:
+    """And its rates are those of its own predictions, with names for all its classes."""
+    for part, label, image in zip("aaabbb", "xxyyxy", IMAGES, strict=True):
+        draw(tmp_path / label / f"{part}{image.sum()}.png", image)
+    (result,) = experiments.attack(model=of_five, dataset=f"folder:{tmp_path}", epsilons="0,0.01")
+    assert result.clean_accuracy == 0
+    table = presentation.images_table(result)
+    assert set(table["label"]) == {"x", "y"} and set(table["predicted"]) == {"3"}
+    same = {"model": of_five, "epsilons": "0,0.01"}
+    (result,) = experiments.attack(dataset=save(tmp_path, x=IMAGES, y=LABELS % 2 + 3), **same)
+    assert result.clean_accuracy == np.mean(LABELS % 2 == 0)
+    with pytest.raises(InputError, match=r"label 5 \(5\).* 5 classes are 0 to 4"):
+        experiments.attack(dataset=save(tmp_path, x=IMAGES, y=LABELS + 3), **same)
+
+
+def test_universal_says_which_images_it_lacks(tmp_path: Path, of_five: str) -> None:
+    for part, other in (("test", "train"), ("train", "test")):
+        name = save(tmp_path, **{f"x_{part}": IMAGES, f"y_{part}": LABELS})
+        with pytest.raises(InputError, match=f"has no {other} images, only those for {part}"):
+            experiments.universal(model=of_five, dataset=name)
+
+
+def test_a_trained_models_own_images_are_read_as_they_were(tmp_path: Path, of_five: str) -> None:
+    name = save(tmp_path, x_train=IMAGES / 1.0, y_train=LABELS, x_test=IMAGES / 1.0, y_test=LABELS)
+    digest = load(name, value_range=(0, 255)).digest
+    training = {"dataset": name, "per_class": "none", "data_dir": "none", "data_seed": "0"}
+    training |= {"value_range": "0.0,255.0", "dataset_digest": digest}
+    source = ModelSource("runs:/a/model", "a", Path("a"), lambda: None, training=training)
+    assert finding.load_data([source], finding.AnyModel()).digest == digest

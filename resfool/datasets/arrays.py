@@ -161,7 +161,7 @@ def _channels_last(what: str, images: Array, notes: list[str]) -> Array:
         )
     if images.ndim == 3:
         return images[..., np.newaxis]
-    if images.shape[1] in _CHANNELS and images.shape[3] not in _CHANNELS:
+    if images.shape[1] in _CHANNELS and images.shape[3] > max(_CHANNELS):
         notes.append(f"{what} is {images.shape}, taken for (N, C, H, W)")
         return images.transpose(0, 2, 3, 1)
     return images
