@@ -94,19 +94,24 @@ def test_a_folder_may_have_folders_for_parts(tmp_path: Path) -> None:
     assert "others beside them (c)" in refusal(f"folder:{tmp_path}")
 
 
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    for label in ("train", "tram"):
+        draw(tmp_path / label / "0.png", noise(2, 2))
+    assert load(f"folder:{tmp_path}").class_names == ("train", "tram")
+
+
 def test_one_picture_in_colour_makes_all_in_colour(tmp_path: Path) -> None:
     grey, colour = noise(5, 6), noise(5, 6, 3)
     draw(tmp_path / "a" / "grey.png", grey)
     deep = grey.astype(np.uint16) * 257
-    deep[0] += np.array([0, 1, 128, -1, -128, 0], np.int16).astype(np.uint16)
     deep[0] = np.clip(grey[0].astype(int) * 257 + [0, 1, 127, -1, -127, 0], 0, 65535)
-    draw(tmp_path / "a" / "deep.png", deep)
+    draw(tmp_path / "b" / "deep.png", deep)
     alone = load(f"folder:{tmp_path}")
     assert alone.image_shape == (5, 6, 1)
     np.testing.assert_array_equal(levels(alone)[..., 0], [grey, grey])
-    draw(tmp_path / "a" / "rgba.png", np.dstack([colour, noise(5, 6, seed=1)]))
+    draw(tmp_path / "b" / "rgba.png", np.dstack([colour, noise(5, 6, seed=1)]))
     palette = Image.fromarray(colour).quantize(7)
-    palette.save(tmp_path / "a" / "palette.png", transparency=b"\0" * 7)
+    palette.save(tmp_path / "b" / "palette.png", transparency=b"\0" * 7)
     both = levels(load(f"folder:{tmp_path}"))
     of_grey = np.repeat(grey[..., np.newaxis], 3, axis=2)
     np.testing.assert_array_equal(both, [of_grey, of_grey, palette.convert("RGB"), colour])
@@ -116,16 +121,17 @@ def test_pictures_are_turned_as_their_camera_was(tmp_path: Path) -> None:
     pixels = noise(4, 6, 3)
     exif = Image.Exif()
     exif[0x0112] = 6  # the picture must be turned by 90 degrees clockwise
-    draw(tmp_path / "a" / "0.png", pixels, exif=exif)
+    for label in "ab":
+        draw(tmp_path / label / "0.png", pixels, exif=exif)
     data = load(f"folder:{tmp_path}")
-    np.testing.assert_array_equal(levels(data), [np.rot90(pixels, -1)])
+    np.testing.assert_array_equal(levels(data), [np.rot90(pixels, -1)] * 2)
 
 
 def test_pictures_of_several_sizes_need_one(tmp_path: Path) -> None:
     wide = np.zeros((4, 8), np.uint8)
     wide[:, 4:] = 255
     draw(tmp_path / "a" / "0.png", wide)
-    draw(tmp_path / "a" / "1.png", wide.T)
+    draw(tmp_path / "b" / "1.png", wide.T)
     name = f"folder:{tmp_path}"
     message = refusal(name)
     assert "4,8" in message and "8,4" in message and "image_size=" in message
@@ -142,7 +148,8 @@ def test_pictures_of_several_sizes_need_one(tmp_path: Path) -> None:
 
 def test_a_bad_picture_is_named(tmp_path: Path) -> None:
     draw(tmp_path / "a" / "0.jpg", noise(20, 20, 3))
-    bad = tmp_path / "a" / "1.jpg"
+    bad = tmp_path / "b" / "1.jpg"
+    bad.parent.mkdir()
     whole = (tmp_path / "a" / "0.jpg").read_bytes()
     bad.write_bytes(whole[:-20])
     data = load(f"folder:{tmp_path}")
@@ -157,16 +164,26 @@ def test_a_bad_picture_is_named(tmp_path: Path) -> None:
     assert str(bad) in refusal(f"folder:{tmp_path}")
 
 
-def test_what_is_left_out_or_empty_is_said(tmp_path: Path) -> None:
-    draw(tmp_path / "a" / "0.png", noise(2, 2))
-    (tmp_path / "a" / "notes.txt").write_text("not a picture")
-    assert "a/notes.txt" in told(f"folder:{tmp_path}")[1]
-    (tmp_path / "a" / "notes.txt").unlink()
-    (tmp_path / "b").mkdir()
-    data, said = told(f"folder:{tmp_path}")
-    assert "class b has no pictures" in said and data.class_names == ("a", "b")
-    (tmp_path / "a" / "0.png").rename(tmp_path / "0.png")
-    assert "no pictures in folders of their classes" in refusal(f"folder:{tmp_path}")
+def test_what_is_left_out_or_may_be_meant_otherwise_is_said(tmp_path: Path) -> None:
+    name = f"folder:{tmp_path}"
+    for label in "ab":
+        draw(tmp_path / label / "0.png", noise(2, 2))
+    for stray in (tmp_path / "a" / "notes.txt", tmp_path / "0.png"):
+        stray.write_text("not a picture")
+        assert f"1 files are left out, such as {stray}" in told(name)[1]
+        stray.unlink()
+    (tmp_path / "c").mkdir()
+    data, said = told(name)
+    assert "class c has no pictures" in said and data.class_names == ("a", "b", "c")
+    for old, new in zip("abc", ("3", "7", "8"), strict=True):
+        (tmp_path / old).rename(tmp_path / new)
+    draw(tmp_path / "8" / "0.png", noise(2, 2))
+    assert "3 is label 0 and 8 is label 2" in told(name)[1]
+    alone = tmp_path / "other"
+    draw(alone / "a" / "0.png", noise(2, 2))
+    assert "one class alone, a" in told(f"folder:{alone}")[1]
+    (alone / "a" / "0.png").rename(alone / "0.png")
+    assert "no pictures in folders of their classes" in refusal(f"folder:{alone}")
 
 
 # Parquet.
@@ -285,7 +302,7 @@ def test_values_have_a_range(tmp_path: Path, images: Array, how: dict[str, Any])
 def test_a_range_that_the_values_contradict_is_refused_or_said(tmp_path: Path) -> None:
     name = save(tmp_path, x=IMAGES / 255 * 2 - 1, y=LABELS)
     assert "perhaps value_range=-1,1" in refusal(name)
-    assert "must be value_range=0,1" in refusal(name, value_range=(0, 1))
+    assert "must be in value_range=0,1" in refusal(name, value_range=(0, 1))
     assert "from 0 to 1" in told(save(tmp_path, x=IMAGES // 128, y=LABELS))[1]
     assert "value_range=" in told(save(tmp_path, x=IMAGES / 255, y=LABELS), value_range=(-1, 1))[1]
     assert "means nothing" in refusal("digits", value_range=(0, 1))
@@ -454,7 +471,10 @@ def test_a_model_may_have_more_classes_than_the_labels_show(tmp_path: Path, of_f
     """And its rates are those of its own predictions, with names for all its classes."""
     for part, label, image in zip("aaabbb", "xxyyxy", IMAGES, strict=True):
         draw(tmp_path / label / f"{part}{image.sum()}.png", image)
-    (result,) = experiments.attack(model=of_five, dataset=f"folder:{tmp_path}", epsilons="0,0.01")
+    with pytest.warns(DataWarning, match="2 of the model's 5 classes, .* x is 0, y is 1"):
+        (result,) = experiments.attack(
+            model=of_five, dataset=f"folder:{tmp_path}", epsilons="0,0.01"
+        )
     assert result.clean_accuracy == 0
     table = presentation.images_table(result)
     assert set(table["label"]) == {"x", "y"} and set(table["predicted"]) == {"3"}

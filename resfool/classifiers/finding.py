@@ -1,12 +1,13 @@
 """Models and images for an experiment, as its parameters name them."""
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from resfool.archive import Archive, ModelSource
 from resfool.classifiers import files
 from resfool.datasets import sets
-from resfool.errors import InputError
+from resfool.errors import DataWarning, InputError
 from resfool.parameters import OwnImages, Parameters, Subset
 from resfool.values import Names, PixelRange
 
@@ -135,12 +136,20 @@ def load_classifier(
 
 
 def _check_labels(data: sets.Dataset, classes: int) -> None:
-    """Refuse data with labels that a model's classes don't have."""
+    """Refuse data with labels that a model's classes don't have; say if names may be others."""
     largest = max(int(s.labels.max(initial=0)) for s in (data.train, data.validation, data.test))
     if largest >= classes:
         raise InputError(
             f"the data set has the label {largest} ({data.class_names[largest]}), and the model's "
             f"{classes} classes are 0 to {classes - 1}"
+        )
+    named = any(name != str(number) for number, name in enumerate(data.class_names))
+    if named and not data.exact and data.classes < classes:
+        warnings.warn(
+            f"{data.name} has {data.classes} of the model's {classes} classes, and they count as "
+            f"its first: {data.class_names[0]} is 0, {data.class_names[-1]} is {data.classes - 1}",
+            DataWarning,
+            stacklevel=2,
         )
 
 

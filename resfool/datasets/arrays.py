@@ -1,5 +1,6 @@
 """The user's own arrays: an archive of them (npz), or a folder (npy)."""
 
+import math
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -183,12 +184,15 @@ def _range(what: str, images: Array, how: OwnImages, notes: list[str]) -> tuple[
             f"is {spread}, perhaps value_range={_guess(least, most)}"
         )
     low, high = how.value_range or usual
-    # NaN compares false, so it is refused here too.
-    if not (least >= low and most <= high):
-        given = f"value_range={low:g},{high:g}"
-        hint = "" if least != least else f"; perhaps value_range={_guess(least, most)}"
-        allowed = given if how.value_range else f"in [0, 1] without value_range{hint}"
-        raise InputError(f"{what} is {spread}, and must be {allowed}")
+    if math.isnan(least):
+        raise InputError(
+            f"{what} has values that are no numbers; they must be in [{low:g}, {high:g}]"
+        )
+    if least < low or most > high:
+        allowed = f"value_range={low:g},{high:g}"
+        if how.value_range is None:
+            allowed = f"[0, 1]; perhaps value_range={_guess(least, most)}"
+        raise InputError(f"{what} is {spread}, and must be in {allowed}")
     if least < most and (most - low < (high - low) / 100 or low < 0 <= least):
         notes.append(
             f"{what} is {spread}, and black and white are {low:g} and {high:g}; "

@@ -56,38 +56,33 @@ def read_folder(path: Path, how: OwnImages) -> Stored:
     with reading(path):
         parts = _parts(path)
         folders = [(part, one) for part, whole in parts.items() for one in _folders(whole)]
-        names = tuple(sorted({folder.name for _, folder in folders}))
-        paths: list[Path] = []
-        others: list[Path] = []
-        rows: dict[Part, list[int]] = {part: [] for part in parts}
-        labels: list[int] = []
-        for part, folder in folders:
-            for file in _files(folder):
-                if file.suffix.lower() not in SUFFIXES:
-                    others.append(file)
-                    continue
-                rows[part].append(len(paths))
-                paths.append(file)
-                labels.append(names.index(folder.name))
-    if not paths:
+        files = [(part, one.name, file) for part, one in folders for file in _files(one)]
+        beside = [file for whole in dict.fromkeys((path, *parts.values())) for file in _own(whole)]
+    kept = [each for each in files if each[2].suffix.lower() in SUFFIXES]
+    if not kept:
         raise InputError(
             f"{path} has no pictures in folders of their classes ({', '.join(SUFFIXES)}), as in "
             f"{path / 'cat' / '1.png'} or {path / 'test' / 'cat' / '1.png'}"
         )
-    whole = pictures(Files(paths), how, str(path))
-    numbers = np.array(labels)
+    names = tuple(sorted({folder.name for _, folder in folders}))
+    number = {name: number for number, name in enumerate(names)}
+    labels = np.array([number[name] for _, name, _ in kept])
+    part_of = np.array([part for part, _, _ in kept])
+    whole = pictures(Files([file for _, _, file in kept]), how, str(path))
     pools = {
-        part: Pool(whole.chosen(np.array(own)), numbers[own], white=255)
-        for part, own in rows.items()
-        if own
+        part: Pool(whole.chosen(rows), labels[rows], white=255)
+        for part in parts
+        if len(rows := np.flatnonzero(part_of == part))
     }
-    return own_images(pools, names, str(path), tuple(_notes(path, names, numbers, others)))
+    others = [*beside, *(file for _, _, file in files if file.suffix.lower() not in SUFFIXES)]
+    return own_images(pools, names, str(path), tuple(_notes(path, names, labels, others)))
 
 
 def _parts(path: Path) -> dict[Part, Path]:
     """The folders for training, validation and test; all is for test where there are none."""
     folders = _folders(path)
-    found = [folder for folder in folders if folder.name.lower() in _PARTS]
+    # A class may have such a name too; but then its pictures lie in it.
+    found = [one for one in folders if one.name.lower() in _PARTS and _folders(one)]
     if not found:
         return {"test": path}
     if others := [folder.name for folder in folders if folder not in found]:
@@ -105,22 +100,29 @@ def _folders(path: Path) -> list[Path]:
     return sorted(one for one in path.iterdir() if one.is_dir() and not one.name.startswith("."))
 
 
+def _own(folder: Path) -> list[Path]:
+    return sorted(o for o in folder.iterdir() if not o.is_dir() and not o.name.startswith("."))
+
+
 def _files(folder: Path) -> Iterator[Path]:
-    for one in sorted(folder.iterdir()):
-        if one.name.startswith("."):
-            continue
-        if one.is_dir():
-            yield from _files(one)
-        else:
-            yield one
+    yield from _own(folder)
+    for one in _folders(folder):
+        yield from _files(one)
 
 
 def _notes(path: Path, names: Sequence[str], labels: Array, others: list[Path]) -> Iterator[str]:
     if others:
         yield (
-            f"{path}: {len(others)} files are no pictures by their names ({', '.join(SUFFIXES)}) "
-            f"and are left out, such as {others[0]}"
+            f"{path}: {len(others)} files are left out, such as {others[0]}; pictures are "
+            f"{', '.join(SUFFIXES)} files in the folder of their class"
         )
+    if len(names) == 1:
+        yield f"{path} has the folder of one class alone, {names[0]}"
     empty = [name for number, name in enumerate(names) if number not in labels]
     if empty:
         yield f"{path}: the class {empty[0]} has no pictures; it counts as a class all the same"
+    if any(name.isdecimal() and int(name) != number for number, name in enumerate(names)):
+        yield (
+            f"{path}: classes are numbered in alphabetical order, so {names[0]} is label 0 and "
+            f"{names[-1]} is label {len(names) - 1}; add an empty folder for each that is missing"
+        )

@@ -77,9 +77,9 @@ def kind_of(name: str) -> tuple[Kind, Path] | None:
 def check_there(name: str) -> None:
     """Refuse the name of own data that isn't there."""
     found = kind_of(name)
-    if found is not None and not (str(found[1]) != "." and found[0].is_there(found[1])):
+    if found is not None and (name.endswith(":") or not found[0].is_there(found[1])):
         what = "folder" if found[0].is_there is Path.is_dir else "file"
-        raise InputError(f"data set {name!r}: there is no {what} {str(found[1])!r}")
+        raise InputError(f"data set {name!r}: there is no {what} {name.partition(':')[2]!r}")
 
 
 def check_use(name: str, how: OwnImages) -> None:

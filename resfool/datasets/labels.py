@@ -11,6 +11,7 @@ from resfool.errors import InputError
 from resfool.values import Part, listed
 
 _MOST = 100_000  # classes; a stray label, such as an identifier, would become that many
+_HUGE = 1 << 62  # within int64
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def _flat(where: str, name: str, labels: Array, count: int) -> Array:
         raise InputError(
             f"{where}: {name} must be integers, words or one-hot rows, not {labels.dtype}"
         )
-    return np.clip(labels, -1, _MOST).astype(np.int64)
+    return np.clip(labels, -_HUGE, _HUGE).astype(np.int64)
 
 
 def _hot(where: str, name: str, rows: Array) -> Array:
