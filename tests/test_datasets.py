@@ -217,7 +217,7 @@ def test_a_split_leaves_the_callers_arrays_alone() -> None:
 
 
 def test_importing_and_checking_names_is_cheap() -> None:
-    heavy = "{'keras', 'tensorflow', 'mlflow', 'sklearn', 'pandas', 'mlxtend'}"
+    heavy = "{'keras', 'tensorflow', 'mlflow', 'sklearn', 'pandas', 'mlxtend', 'PIL', 'pyarrow'}"
     code = (
         "import sys; from resfool.datasets.sets import check_name; check_name('digits');"
         f" print({heavy} & {{*sys.modules}})"
@@ -564,8 +564,10 @@ def test_own_validation_arrays_are_the_validation_split(tmp_path: Path) -> None:
 BAD_ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
     "int64 images": ({"x_train": np.zeros((40, 28, 28), np.int64)}, "x_train must be uint8"),
     "floats over 1": ({"x_test": np.full((20, 28, 28), 255.0)}, "[0, 1]"),
-    "nan": ({"x_test": np.full((20, 28, 28), np.nan)}, "[0, 1]"),
+    "nan": ({"x_test": np.full((20, 28, 28), np.nan)}, "infinite or no numbers"),
+    "infinite": ({"x_test": np.full((20, 28, 28), np.inf)}, "infinite or no numbers"),
     "text": ({"x_test": np.full((20, 28, 28), "a")}, "x_test must be uint8"),
+    "objects for labels": ({"y_train": np.array([{}] * 40)}, "allow_pickle=False"),
     "flat": ({"x_train": np.zeros((40, 784), np.uint8)}, "(40, 784)"),
     "none": ({"x_test": np.zeros((0, 28, 28), np.uint8)}, "not empty"),
     "shapes": ({"x_test": np.zeros((20, 8, 8), np.uint8)}, "one shape"),

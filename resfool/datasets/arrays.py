@@ -184,10 +184,8 @@ def _range(what: str, images: Array, how: OwnImages, notes: list[str]) -> tuple[
             f"is {spread}, perhaps value_range={_guess(least, most)}"
         )
     low, high = how.value_range or usual
-    if math.isnan(least):
-        raise InputError(
-            f"{what} has values that are no numbers; they must be in [{low:g}, {high:g}]"
-        )
+    if not (math.isfinite(least) and math.isfinite(most)):
+        raise InputError(f"{what} has values that are infinite or no numbers")
     if least < low or most > high:
         allowed = f"value_range={low:g},{high:g}"
         if how.value_range is None:

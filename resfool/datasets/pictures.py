@@ -50,7 +50,7 @@ class Pictures:
         decoded = np.empty((len(wanted), *self.shape[1:]), np.uint8)
         for place, name, file in self.source.opened(wanted):
             with reading(name):
-                decoded[place] = self._decoded(name, file)
+                decoded[place] = self._decoded(file)
         return decoded
 
     def chosen(self, rows: Array) -> "Pictures":
@@ -63,11 +63,11 @@ class Pictures:
         for _, _, file in self.source.opened(self.rows):
             yield file.read()
 
-    def _decoded(self, name: str, file: IO[bytes]) -> Array:
+    def _decoded(self, file: IO[bytes]) -> Array:
         from PIL import Image, ImageOps
 
         with Image.open(file, formats=_FORMATS) as opened:
-            image = _in_bytes(name, ImageOps.exif_transpose(opened))
+            image = _in_bytes(ImageOps.exif_transpose(opened))
         image = image.convert("L" if self.channels == 1 else "RGB")
         height, width = self.size
         if self.crop == "center":
@@ -77,18 +77,17 @@ class Pictures:
         return np.asarray(image).reshape(*self.size, self.channels)
 
 
-def _in_bytes(name: str, image: "Image") -> "Image":
+def _in_bytes(image: "Image") -> "Image":
     """The same with 8 bits a channel, and no palette with transparent colours."""
     from PIL import Image
 
     if image.mode == "P" and "transparency" in image.info:
         return image.convert("RGBA")
-    if not image.mode.startswith(("I", "F")):
+    if not image.mode.startswith("I"):
         return image
-    values = np.asarray(image)
-    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-        raise InputError(f"{name} has 32 bits a pixel; 8 and 16 are allowed")
-    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    # Pillow's own conversion would cut off at 255.
+    values = np.asarray(image).astype(np.uint32)
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
 def pictures(source: Source, how: OwnImages, where: str) -> Pictures:
