@@ -292,8 +292,9 @@ class OwnImages(Parameters):
 
     image_size: Annotated[
         ImageSize | None,
-        "height and width that pictures of folder: and parquet: are brought to, such as 224,224; "
-        "none leaves them as they are, if all have one size.",
+        "height and width that pictures of folder: and parquet: are brought to, such as 224,224, "
+        "or 28,28,1 for grey and 28,28,3 for colour; none leaves them as they are, if all have one "
+        "size.",
     ] = None
     crop: Annotated[
         Crop,

@@ -148,11 +148,10 @@ def _check_image_shape(sizes: tuple[int, ...]) -> tuple[int, ...]:
     return sizes
 
 
-def _two_sizes(value: Any) -> Any:
-    sizes = split_commas(value)
-    if len(sizes) != 2:
-        raise ValueError("must be height and width, such as 224,224")
-    return tuple(sizes)
+def _check_image_size(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    if len(sizes) not in (2, 3) or sizes[2:] not in ((), (1,), (3,)):
+        raise ValueError("must be height and width, such as 224,224, and perhaps 1 or 3 channels")
+    return sizes
 
 
 PositiveCount = Annotated[int, Field(ge=1)]
@@ -170,7 +169,7 @@ Counts = Annotated[
     tuple[PositiveCount, ...], BeforeValidator(split_commas), BeforeValidator(_single)
 ]
 ImageShape = Annotated[Counts, AfterValidator(_check_image_shape)]
-ImageSize = Annotated[tuple[PositiveCount, PositiveCount], BeforeValidator(_two_sizes)]
+ImageSize = Annotated[Counts, AfterValidator(_check_image_size)]
 # Seeds go into TensorFlow's stateless generators as 32-bit integers.
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 

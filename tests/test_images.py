@@ -115,6 +115,9 @@ def test_one_picture_in_colour_makes_all_in_colour(tmp_path: Path) -> None:
     both = levels(load(f"folder:{tmp_path}"))
     of_grey = np.repeat(grey[..., np.newaxis], 3, axis=2)
     np.testing.assert_array_equal(both, [of_grey, of_grey, palette.convert("RGB"), colour])
+    again = levels(load(f"folder:{tmp_path}", image_size=(5, 6, 1)))
+    np.testing.assert_array_equal(again[:2, ..., 0], [grey, grey])
+    np.testing.assert_allclose(again[3, ..., 0], colour @ [0.299, 0.587, 0.114], atol=1)
 
 
 def test_pictures_are_turned_as_their_camera_was(tmp_path: Path) -> None:
@@ -141,7 +144,7 @@ def test_pictures_of_several_sizes_need_one(tmp_path: Path) -> None:
     squeezed = levels(load(name, image_size="4,4", crop="none"))[0, 0, :, 0]
     assert squeezed[0] == 0 and squeezed[3] == 255 and squeezed[1] + squeezed[2] == 255
     assert load(name, image_size=(4, 4)).digest != load(name, image_size=(4, 4), crop="none").digest
-    for given in ("224", "1,2,3", "0,4"):
+    for given in ("224", "1,2,4", "0,4", "1,2,3,1"):
         with pytest.raises(UsageError, match="image_size"):
             OwnImages(image_size=given)  # type: ignore[arg-type]
 
@@ -483,6 +486,16 @@ def test_a_model_may_have_more_classes_than_the_labels_show(tmp_path: Path, of_f
     assert result.clean_accuracy == np.mean(LABELS % 2 == 0)
     with pytest.raises(InputError, match=r"label 5 \(5\).* 5 classes are 0 to 4"):
         experiments.attack(dataset=save(tmp_path, x=IMAGES, y=LABELS + 3), **same)
+
+
+def test_pictures_of_another_size_are_told_the_models(tmp_path: Path, of_five: str) -> None:
+    for label in "ab":
+        draw(tmp_path / label / "0.png", noise(8, 8))
+    name = f"folder:{tmp_path}"
+    with pytest.raises(InputError, match="image_size=5,7,3 brings them to"):
+        experiments.attack(model=of_five, dataset=name, epsilons="0,0.01")
+    with pytest.warns(DataWarning):
+        experiments.attack(model=of_five, dataset=name, epsilons="0,0.01", image_size="5,7,3")
 
 
 def test_universal_says_which_images_it_lacks(tmp_path: Path, of_five: str) -> None:

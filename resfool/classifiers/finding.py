@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 from resfool.archive import Archive, ModelSource
 from resfool.classifiers import files
 from resfool.datasets import sets
+from resfool.datasets.kinds import kind_of
 from resfool.errors import DataWarning, InputError
 from resfool.parameters import OwnImages, Parameters, Subset
-from resfool.values import Names, PixelRange
+from resfool.values import Names, PixelRange, show
 
 if TYPE_CHECKING:
     import keras
@@ -131,8 +132,20 @@ def load_classifier(
         )
         _check_labels(data, classifier.output_shape[-1])
     except InputError as error:
-        raise InputError(f"model={source.uri} doesn't fit {data.name}: {error}") from error
+        hint = _size_hint(model, data)
+        raise InputError(f"model={source.uri} doesn't fit {data.name}: {error}{hint}") from error
     return classifier
+
+
+def _size_hint(model: "keras.Model", data: sets.Dataset) -> str:
+    """The size that pictures could be brought to, if the model takes another one than they have."""
+    kind = kind_of(data.name)
+    shapes = [tuple(each.shape[1:]) for each in getattr(model, "inputs", None) or ()]
+    if kind is None or "image_size" not in kind[0].takes or shapes in ([data.image_shape], []):
+        return ""
+    shape = shapes[0]
+    fixed = len(shape) == 3 and None not in shape
+    return f"; image_size={show(shape)} brings them to what the model takes" if fixed else ""
 
 
 def _check_labels(data: sets.Dataset, classes: int) -> None:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -37,7 +37,7 @@ class Pictures:
     source: Source
     rows: Array
     size: tuple[int, int]
-    channels: Literal[1, 3]
+    channels: int
     crop: Crop
 
     @property
@@ -91,7 +91,7 @@ def _in_bytes(image: "Image") -> "Image":
 
 
 def pictures(source: Source, how: OwnImages, where: str) -> Pictures:
-    """Look at the headers of pictures: grey if all are, in colour if one is.
+    """Look at the headers of pictures: grey if all are, else in colour, if nobody says.
 
     Args:
         source: of at least one.
@@ -120,5 +120,7 @@ def pictures(source: Source, how: OwnImages, where: str) -> Pictures:
             f"{show(other)} ({example[other]}); give the size that the model takes, such as "
             f"image_size={show(one)}"
         )
-    size = how.image_size or next(iter(sizes))
-    return Pictures(source, np.arange(len(source)), size, 1 if grey else 3, how.crop)
+    height, width, *channels = how.image_size or next(iter(sizes))
+    own = 1 if grey else 3
+    every = np.arange(len(source))
+    return Pictures(source, every, (height, width), channels[0] if channels else own, how.crop)
