@@ -723,8 +723,10 @@ def test_known_names_pass(tmp_path: Path) -> None:
         ("own.npz", "did you mean 'npz:own.npz'?"),
         ("imagenet", f"known: {', '.join(DATASETS)}, npz:PATH"),
         ("", "unknown data set ''"),
-        ("npz:", "no file"),
-        ("npz:/no/such\nfile", "no file"),
+        ("npz:", "nothing at ''"),
+        (f"npz:{'x' * 1000}", "cannot read"),
+        ("x" * 1000, "unknown data set"),
+        ("npz:/no/such\nfile", "nothing at"),
     ],
 )
 def test_unknown_names_are_refused_with_the_nearest(name: str, said: str) -> None:

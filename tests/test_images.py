@@ -403,8 +403,11 @@ def test_a_bare_path_is_answered_with_its_prefix(tmp_path: Path) -> None:
     ):
         assert f"did you mean '{prefix}:{bare}'?" in refusal(str(bare))
     for prefix in kinds.KINDS:
-        with pytest.raises(InputError, match="there is no"):
+        with pytest.raises(InputError, match="there is nothing at"):
             sets.check_name(f"{prefix}:{tmp_path / 'nothing'}")
+    for name in (f"npz:{tmp_path}", f"npy:{tmp_path / 'x_test.npy'}"):
+        with pytest.raises(InputError, match=f"{name[:3]}:PATH is an? .* is none"):
+            sets.check_name(name)
 
 
 def test_nobody_is_told_of_a_share_or_of_images_that_nobody_gave(tmp_path: Path) -> None:

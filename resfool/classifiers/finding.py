@@ -144,7 +144,7 @@ def _size_hint(model: "keras.Model", data: sets.Dataset) -> str:
     if kind is None or "image_size" not in kind[0].takes or shapes in ([data.image_shape], []):
         return ""
     shape = shapes[0]
-    fixed = len(shape) == 3 and None not in shape
+    fixed = len(shape) == 3 and None not in shape and shape[2] in (1, 3)
     return f"; image_size={show(shape)} brings them to what the model takes" if fixed else ""
 
 

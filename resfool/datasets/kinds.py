@@ -1,5 +1,6 @@
 """Kinds of the user's own data, by the prefix of their names: npz:PATH, folder:PATH, ..."""
 
+import contextlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from resfool.datasets.arrays import read_npy, read_npz
 from resfool.datasets.folders import SUFFIXES, read_folder
 from resfool.datasets.parquet import read_parquet
 from resfool.datasets.stored import Stored
-from resfool.errors import InputError, expanded
+from resfool.errors import InputError, expanded, reading
 from resfool.parameters import OwnImages
 from resfool.values import listed, show
 
@@ -47,7 +48,7 @@ KINDS = {
         "a folder with the same arrays as files, `x_test.npy` and `y_test.npy`",
         _ARRAYS,
         Path.is_dir,
-        lambda path: path.is_dir() and any(path.glob("*.npy")),
+        lambda path: path.suffix == ".npy" or (path.is_dir() and any(path.glob("*.npy"))),
     ),
     "folder": Kind(
         read_folder,
@@ -77,9 +78,17 @@ def kind_of(name: str) -> tuple[Kind, Path] | None:
 def check_there(name: str) -> None:
     """Refuse the name of own data that isn't there."""
     found = kind_of(name)
-    if found is not None and (name.endswith(":") or not found[0].is_there(found[1])):
-        what = "folder" if found[0].is_there is Path.is_dir else "file"
-        raise InputError(f"data set {name!r}: there is no {what} {name.partition(':')[2]!r}")
+    if found is None:
+        return
+    kind, path = found
+    prefix, _, given = name.partition(":")
+    with reading(path):
+        exists, fits = path.exists(), kind.is_there(path)
+    if not given or not exists:
+        raise InputError(f"data set {name!r}: there is nothing at {given!r}")
+    if not fits:
+        wanted = kind.images.replace("`", "")
+        raise InputError(f"data set {name!r}: {prefix}:PATH is {wanted}; {given!r} is none")
 
 
 def check_use(name: str, how: OwnImages) -> None:
@@ -99,6 +108,11 @@ def check_use(name: str, how: OwnImages) -> None:
 
 def spelled(name: str) -> str:
     """A bare path as it would be right, such as npz:own.npz; empty if it is none."""
-    path = expanded(name) if name else Path("no path")
-    prefixes = [prefix for prefix, kind in KINDS.items() if kind.looks_like(path)]
-    return f"{prefixes[0]}:{name}" if prefixes else ""
+    if not name:
+        return ""
+    path = expanded(name)
+    with contextlib.suppress(OSError, ValueError):  # a name that no file can have
+        for prefix, kind in KINDS.items():
+            if kind.looks_like(path):
+                return f"{prefix}:{name}"
+    return ""
