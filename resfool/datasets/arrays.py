@@ -10,24 +10,19 @@ from typing import Any
 import numpy as np
 
 from resfool.datasets import labels
-from resfool.datasets.stored import Array, Pool, Stored, own_images
+from resfool.datasets.stored import PART_NAMES, Array, Pool, Stored, own_images
 from resfool.errors import InputError, reading
 from resfool.parameters import OwnImages
 from resfool.values import Part, show
 
 # What people call their arrays: x_test, X_test, xtest, test_images, images, ...
-_PARTS: dict[str, Part] = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
 _ROLES = {
     **dict.fromkeys(("x", "images", "image", "data"), "images"),
     **dict.fromkeys(("y", "labels", "label", "targets", "target"), "labels"),
 }
 _NAME = re.compile(
-    rf"(?:(?P<before>{'|'.join(_PARTS)})[_-]?)?(?P<role>{'|'.join(_ROLES)})"
-    rf"(?:[_-]?(?P<after>{'|'.join(_PARTS)}))?"
+    rf"(?:(?P<before>{'|'.join(PART_NAMES)})[_-]?)?(?P<role>{'|'.join(_ROLES)})"
+    rf"(?:[_-]?(?P<after>{'|'.join(PART_NAMES)}))?"
 )
 _USUAL = "x_test and y_test, x_train and y_train, x_val and y_val, or x and y alone"
 _CHANNELS = (1, 3, 4)
@@ -109,17 +104,16 @@ def _stored(path: Path, arrays: Mapping[str, Array], how: OwnImages) -> Stored:
     if "class_names" in arrays:
         names = [str(name) for name in arrays["class_names"].reshape(-1)]
     notes: list[str] = []
-    pools, given = {}, {}
-    for part, ((images_name, images), (labels_name, own)) in found.items():
+    images, ranges, given = {}, {}, {}
+    for part, ((images_name, stored), (labels_name, own)) in found.items():
         what = f"{path}: {images_name}"
-        images = _channels_last(what, images, notes)
-        black, white = _range(what, images, how, notes)
-        pools[part] = Pool(images, own, white, black)
-        given[part] = labels_name, own, len(images)
+        images[part] = _channels_last(what, stored, notes)
+        ranges[part] = _range(what, stored, how, notes)
+        given[part] = labels_name, own, len(stored)
     told = labels.numbered(given, names, str(path))
     parts = {
-        part: Pool(pool.images, told.numbers[part], pool.white, pool.black)
-        for part, pool in pools.items()
+        part: Pool(images[part], told.numbers[part], white, black)
+        for part, (black, white) in ranges.items()
     }
     return own_images(parts, told.class_names, str(path), (*notes, *told.notes))
 
@@ -134,7 +128,7 @@ def _paired(path: Path, arrays: Mapping[str, Array]) -> dict[Part, tuple[Named, 
         match = _NAME.fullmatch(name.lower())
         if match is None:
             continue
-        key = _PARTS[match["before"] or match["after"] or "test"], _ROLES[match["role"]]
+        key = PART_NAMES[match["before"] or match["after"] or "test"], _ROLES[match["role"]]
         if key in found:
             raise InputError(f"{path}: {found[key][0]} and {name} are both {key[0]} {key[1]}")
         found[key] = name, array
@@ -172,6 +166,7 @@ def _channels_last(what: str, images: Array, notes: list[str]) -> Array:
 
 
 def _range(what: str, images: Array, how: OwnImages, notes: list[str]) -> tuple[float, float]:
+    """Black and white, which the values must lie between."""
     if images.dtype.kind not in "iuf":
         raise InputError(f"{what} must be uint8, other integers or floats, not {images.dtype}")
     least, most = _extent(images)

@@ -8,21 +8,12 @@ from typing import IO
 import numpy as np
 
 from resfool.datasets.pictures import pictures
-from resfool.datasets.stored import Array, Pool, Stored, own_images
+from resfool.datasets.stored import PART_NAMES, Array, Pool, Stored, own_images
 from resfool.errors import InputError, reading
 from resfool.parameters import OwnImages
 from resfool.values import Part
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-_PARTS: dict[str, Part] = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-    "testing": "test",
-}
 
 
 @dataclass(frozen=True)
@@ -82,7 +73,7 @@ def _parts(path: Path) -> dict[Part, Path]:
     """The folders for training, validation and test; all is for test where there are none."""
     folders = _folders(path)
     # A class may have such a name too; but then its pictures lie in it.
-    found = [one for one in folders if one.name.lower() in _PARTS and _folders(one)]
+    found = [one for one in folders if one.name.lower() in PART_NAMES and _folders(one)]
     if not found:
         return {"test": path}
     if others := [folder.name for folder in folders if folder not in found]:
@@ -90,7 +81,7 @@ def _parts(path: Path) -> dict[Part, Path]:
             f"{path} has folders for parts ({found[0].name}) and others beside them ({others[0]}); "
             "give either folders of classes or folders for parts, with those of classes in them"
         )
-    parts = {_PARTS[folder.name.lower()]: folder for folder in found}
+    parts = {PART_NAMES[folder.name.lower()]: folder for folder in found}
     if len(parts) < len(found):
         raise InputError(f"{path} has two folders for one part: {', '.join(map(str, found))}")
     return parts

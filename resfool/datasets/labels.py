@@ -8,7 +8,7 @@ import numpy as np
 
 from resfool.datasets.stored import Array
 from resfool.errors import InputError
-from resfool.values import Part, listed
+from resfool.values import Part
 
 _MOST = 100_000  # classes; a stray label, such as an identifier, would become that many
 _HUGE = 1 << 62  # within int64
@@ -132,6 +132,6 @@ def _shortened(words: Sequence[Any]) -> str:
 
 
 def gaps(labels: Array, class_names: Sequence[str]) -> str:
-    """Says which classes have no image, if any; else nothing."""
+    """The classes that have no image, shortened; empty if all have one."""
     absent = np.setdiff1d(np.arange(len(class_names)), labels)
-    return listed(_shortened([class_names[n] for n in absent]).split(", ")) if len(absent) else ""
+    return _shortened([class_names[n] for n in absent])

@@ -11,7 +11,7 @@ import numpy as np
 
 from resfool.datasets import labels
 from resfool.datasets.pictures import pictures
-from resfool.datasets.stored import Array, Pool, Stored, own_images
+from resfool.datasets.stored import PART_NAMES, Array, Pool, Stored, own_images
 from resfool.errors import InputError, reading
 from resfool.parameters import OwnImages
 from resfool.values import Part
@@ -21,13 +21,6 @@ if TYPE_CHECKING:
 
 _IMAGES = ("image", "img", "images", "picture", "png", "jpg", "jpeg", "webp", "x")
 _LABELS = ("label", "labels", "fine_label", "class", "target", "cls", "y")
-_PARTS: dict[str, Part] = {
-    "train": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "test": "test",
-}
 
 
 @dataclass(frozen=True)
@@ -110,9 +103,9 @@ def _files(path: Path) -> dict[Part, list[Path]]:
     found: dict[Part, list[Path]] = {}
     for one in paths:
         word = one.stem.replace("_", "-").split("-")[0].lower()
-        if word not in _PARTS and len(paths) > 1:
+        if word not in PART_NAMES and len(paths) > 1:
             word = one.parent.name.lower()
-        found.setdefault(_PARTS.get(word, "test"), []).append(one)
+        found.setdefault(PART_NAMES.get(word, "test"), []).append(one)
     return found
 
 

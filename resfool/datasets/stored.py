@@ -13,6 +13,13 @@ from resfool.values import Part
 Array = npt.NDArray[Any]
 PerClass = tuple[int, int, int]
 
+# What people call the parts of a data set.
+PART_NAMES: dict[str, Part] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+
 
 class Images(Protocol):
     """Images as stored, (N, H, W, C): an array, or what reads rows of them where they lie."""
