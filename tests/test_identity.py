@@ -32,7 +32,7 @@ NOT_RESULTS = {"options", "recipe", "presentation"}
 PINNED = {
     "train": ("e62de5f69643a9a5", "90e0f244be4f9a5b"),
     "attack": ("56aa5d1102c24214", "1f8ab21f8383d48f"),
-    "universal": ("a292f6ee4a0b757b", "0d13625f41f8aaa5"),
+    "universal": ("a292f6ee4a0b757b", "cc401ad2570f6a34"),
 }
 
 

@@ -152,9 +152,10 @@ def _check_labels(data: sets.Dataset, classes: int) -> None:
     """Refuse data with labels that a model's classes don't have; say if names may be others."""
     largest = max(int(s.labels.max(initial=0)) for s in (data.train, data.validation, data.test))
     if largest >= classes:
+        hint = "; if the labels count from 1, let them count from 0" if largest == classes else ""
         raise InputError(
             f"the data set has the label {largest} ({data.class_names[largest]}), and the model's "
-            f"{classes} classes are 0 to {classes - 1}"
+            f"{classes} classes are 0 to {classes - 1}{hint}"
         )
     named = any(name != str(number) for number, name in enumerate(data.class_names))
     if named and not data.exact and data.classes < classes:
@@ -181,6 +182,8 @@ def load_data(sources: Sequence[ModelSource], asked: AnyModel) -> sets.Dataset:
             f"would tell; give dataset=, one of {sets.OWN_OR_NAMED}"
         )
     training = sources[0].training
+    recorded = {name: training[name] for name in OwnImages.declared() if name in training}
+    given = {name: value for name, value in asked.given().items() if name in OwnImages.declared()}
     # As they were recorded: `mlflow run` does so as they were given, such as none, None or NONE.
     data = sets.load_data(
         sets.TrainingData(
@@ -190,10 +193,7 @@ def load_data(sources: Sequence[ModelSource], asked: AnyModel) -> sets.Dataset:
             data_seed=int(float(training["data_seed"])),
             # Runs from before there was a parameter are as at its default.
             validation_share=float(training.get("validation_share", 0)),
-            **{name: training[name] for name in OwnImages.declared() if name in training}
-            | {
-                name: value for name, value in asked.given().items() if name in OwnImages.declared()
-            },
+            **recorded | given,
         )
     )
     for source in sources:

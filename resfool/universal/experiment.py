@@ -76,8 +76,9 @@ def universal(
     monitor, archive = monitor or Monitor(), archive or Archive()
     (source,) = find_models(archive, [asked.model], asked.trust)
     data = load_data([source], asked)
-    data.check_has("train", "universal fits on training images and judges on test images")
-    data.check_has("test", "universal fits on training images and judges on test images")
+    use = "universal fits on training images and judges on test images"
+    data.check_has("train", use)
+    data.check_has("test", use)
     fitting = _chosen(data.train, asked.samples, asked.seed, f"training images of {data.name}")
     held_out = _chosen(data.test, asked.test_samples, asked.seed, f"test images of {data.name}")
     stored = None
