@@ -567,7 +567,7 @@ BAD_ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
     "nan": ({"x_test": np.full((20, 28, 28), np.nan)}, "infinite or no numbers"),
     "infinite": ({"x_test": np.full((20, 28, 28), np.inf)}, "infinite or no numbers"),
     "text": ({"x_test": np.full((20, 28, 28), "a")}, "x_test must be uint8"),
-    "objects for labels": ({"y_train": np.array([{}] * 40)}, "allow_pickle=False"),
+    "objects for labels": ({"y_train": np.array([{}] * 40)}, "Python objects"),
     "flat": ({"x_train": np.zeros((40, 784), np.uint8)}, "(40, 784)"),
     "none": ({"x_test": np.zeros((0, 28, 28), np.uint8)}, "not empty"),
     "shapes": ({"x_test": np.zeros((20, 8, 8), np.uint8)}, "one shape"),
@@ -576,7 +576,7 @@ BAD_ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
     "fractions": ({"y_test": np.full(20, 0.5)}, "float64"),
     "negative": ({"y_test": np.full(20, -1)}, "-1"),
     "identifiers": ({"y_train": np.full(40, 10**9)}, "classes-1"),
-    "objects": ({"x_train": np.array([{}], dtype=object)}, "allow_pickle=False"),
+    "objects": ({"x_train": np.array([{}], dtype=object)}, "Python objects"),
     "half a split": ({"x_val": np.zeros((20, 28, 28), np.uint8)}, "y_val"),
 }
 

@@ -1,5 +1,6 @@
 """The user's own images: what is planted comes back, what can't be meant is refused or said."""
 
+import hashlib
 import io
 import json
 import warnings
@@ -377,6 +378,8 @@ def test_a_folder_of_arrays(tmp_path: Path) -> None:
     data = load(f"npy:{tmp_path}")
     np.testing.assert_array_equal(levels(data), IMAGES)
     assert len(data.train) == 1 and data.source == str(tmp_path)
+    np.save(tmp_path / "y_test.npy", np.array([{}]))
+    assert "y_test.npy holds Python objects" in refusal(f"npy:{tmp_path}")
     (tmp_path / "x_test.npy").write_bytes(b"junk")
     assert "x_test.npy" in refusal(f"npy:{tmp_path}")
 
@@ -456,6 +459,20 @@ def test_only_what_is_drawn_becomes_float32(monkeypatch: pytest.MonkeyPatch) -> 
     assert images.most <= 23  # 4 million values at a time
     outline = data.outline.test.images
     assert outline.shape == (28, 300, 200, 3) and outline.strides == (0, 0, 0, 0)
+
+
+def test_a_digest_is_of_what_the_images_are_whole(tmp_path: Path) -> None:
+    """By it runs of long ago are found, so it must not change."""
+    assert sets.load("digits").digest == "26b259fb9ff86a86"
+    many = noise(3000, 40, 30, 3)  # more than are converted at a time
+    for images in (many, many / 255):
+        name = save(tmp_path, x_test=images, y_test=np.arange(3000) % 4)
+        whole = hashlib.sha256()
+        for count in (0, 0, 3000):
+            pixels = (many[:count] / 255).astype(np.float32)
+            for array in (pixels, np.arange(count) % 4):
+                whole.update(repr(array.shape).encode() + array.tobytes())
+        assert load(name).digest == whole.hexdigest()[:16]
 
 
 # Through the experiments.

@@ -5,7 +5,7 @@ import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -53,8 +53,11 @@ def read_npy(folder: Path, how: OwnImages) -> Stored:
         names = sorted(path.stem for path in folder.glob("*.npy"))
         found = {}
         for name in _wanted(names):
-            with reading(folder / f"{name}.npy"):
-                found[name] = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            path = folder / f"{name}.npy"
+            with reading(path):
+                with path.open("rb") as file:
+                    _header(str(path), file)
+                found[name] = np.load(path, mmap_mode="r", allow_pickle=False)
         return _stored(folder, found, how)
 
 
@@ -68,27 +71,34 @@ def _member(path: Path, archive: zipfile.ZipFile, name: str) -> Array:
     """An array of an archive, mapped if it isn't compressed; a checksum that fails is an error."""
     info = archive.getinfo(name)
     with archive.open(info) as file:
-        if info.compress_type != zipfile.ZIP_STORED:
-            return np.lib.format.read_array(file, allow_pickle=False)
+        shape, fortran, dtype = _header(f"{path}: {name}", file)
+        begin = file.tell()
         while file.read(_CHUNK):
             pass
+    size = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    if info.compress_type != zipfile.ZIP_STORED or begin + size != info.file_size or not size:
+        with archive.open(info) as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
     with path.open("rb") as raw:
         raw.seek(info.header_offset)
         header = raw.read(30)  # of the member, which ends with the sizes of two fields after it
-        raw.seek(sum(int.from_bytes(header[at : at + 2], "little") for at in (26, 28)), 1)
-        begin = raw.tell()
-        version = np.lib.format.read_magic(raw)
-        read = np.lib.format.read_array_header_1_0
-        if version != (1, 0):
-            read = np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(raw)
-        offset = raw.tell()
-    size = int(np.prod(shape, dtype=object)) * dtype.itemsize
-    if dtype.hasobject or offset - begin + size != info.file_size or not size:
-        with archive.open(info) as file:  # which says what is wrong with it
-            return np.lib.format.read_array(file, allow_pickle=False)
+        fields = sum(int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
+    offset = info.header_offset + len(header) + fields + begin
     order = "F" if fortran else "C"
     return np.memmap(path, dtype, "r", offset, shape, order)  # type: ignore[call-overload]
+
+
+def _header(what: str, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """An array's shape, whether it is in Fortran's order, and its type."""
+    first = np.lib.format.read_magic(file) == (1, 0)
+    read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(file)
+    if dtype.hasobject:
+        raise InputError(
+            f"{what} holds Python objects, which could run code when they are read; save it with a "
+            "type of numbers or words, as in np.array(labels, dtype=str)"
+        )
+    return shape, fortran, dtype
 
 
 # Which array is what.
