@@ -464,11 +464,11 @@ def test_only_what_is_drawn_becomes_float32(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_digest_is_of_what_the_images_are_whole(tmp_path: Path) -> None:
     """By it runs of long ago are found, so it must not change."""
     assert sets.load("digits").digest == "26b259fb9ff86a86"
-    many = noise(3000, 40, 30, 3)  # more than are converted at a time
+    many = noise(1200, 40, 30, 3)  # more than are converted at a time
     for images in (many, many / 255):
-        name = save(tmp_path, x_test=images, y_test=np.arange(3000) % 4)
+        name = save(tmp_path, x_test=images, y_test=np.arange(1200) % 4)
         whole = hashlib.sha256()
-        for count in (0, 0, 3000):
+        for count in (0, 0, 1200):
             pixels = (many[:count] / 255).astype(np.float32)
             for array in (pixels, np.arange(count) % 4):
                 whole.update(repr(array.shape).encode() + array.tobytes())
