@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from resfool.commands import COMMANDS
+from resfool.datasets.kinds import KINDS
 from resfool.datasets.sets import DATASETS
 from resfool.parameters import Parameter
 from resfool.values import Addresses, Names, show
@@ -57,9 +58,10 @@ def table(command: str) -> str:
 
 
 def data_sets() -> str:
-    """The Markdown table of the data sets that have a name."""
+    """The Markdown table of the data sets that have a name, and of the kinds of one's own."""
     lines = ["| name | images | where it comes from |", "| --- | --- | --- |"]
     lines += [f"| `{name}` | {one.images} | {one.origin} |" for name, one in DATASETS.items()]
+    lines += [f"| `{name}:PATH` | your own | {kind.images} |" for name, kind in KINDS.items()]
     return "\n".join(lines) + "\n"
 
 

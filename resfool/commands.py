@@ -7,6 +7,7 @@ import contextlib
 import functools
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from resfool import __version__, command_line, interrupts
 from resfool.attacks import attack as attacks
 from resfool.attacks.options import AttackParameters
 from resfool.datasets.sets import Dataset, draw, load
-from resfool.errors import CALLED_FROM, UsageError, expanded, unknown
+from resfool.errors import CALLED_FROM, DataWarning, UsageError, expanded, unknown
 from resfool.parameters import Checkpoints, Parameter, Parameters, Resumable, Workers
 from resfool.progress import ProgressReport
 from resfool.reproduction import reproduce as reproduction
@@ -317,11 +318,27 @@ def run(name: str, argv: Sequence[str] | None = None, program: str | None = None
         program: what it is called in its help.
     """
     command = COMMANDS[name]
-    with command_line.one_sentence_errors():
+    with command_line.one_sentence_errors(), _said_plainly():
         _note_caller()
         asked = command_line.parse(*command.takes, argv=argv, program=program, text=command.text)
         interrupts.raise_once()
         command.run(*asked)
+
+
+@contextlib.contextmanager
+def _said_plainly() -> Iterator[None]:
+    """Say how the user's data was understood in a line without the place in our code."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def say(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, DataWarning):
+                print(f"resfool: {message}", file=sys.stderr, flush=True)
+            else:
+                show(message, category, *where, **more)
+
+        warnings.showwarning = say
+        yield
 
 
 def _note_caller() -> None:

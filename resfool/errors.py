@@ -42,6 +42,10 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     return InputError(f"unknown {kind} {name!r}{hint} known: {', '.join(names)}")
 
 
+class DataWarning(UserWarning):
+    """How the user's data was understood, where it could be meant otherwise."""
+
+
 class NonFiniteLossError(ArithmeticError):
     """The training loss became infinite or not a number; training can't go on from there."""
 

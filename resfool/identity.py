@@ -32,6 +32,8 @@ _PLACES = {
 # before one of them is the same as one at that value.
 _LATER: dict[str, Any] = {
     "channel_order": "rgb",
+    "crop": "center",
+    "image_size": None,
     "input": None,
     "inputs": None,
     "mean": None,
@@ -39,6 +41,7 @@ _LATER: dict[str, Any] = {
     "preprocessing": "none",
     "single_output": "seen",
     "std": None,
+    "value_range": None,
 }
 
 # What a value that leaves a choice to the program counts as: it decides how, not what is computed.

@@ -32,7 +32,10 @@ from resfool.values import (
     Backend,
     BatchSize,
     Counts,
+    Crop,
+    ImageSize,
     NonNegativeFloat,
+    PixelRange,
     PositiveCount,
     Precision,
     Seed,
@@ -289,7 +292,28 @@ class DataPlace(Parameters):
     ] = None
 
 
-class Subset(DataPlace):
+class OwnImages(Parameters):
+    """How the user's own images are read."""
+
+    image_size: Annotated[
+        ImageSize | None,
+        "height and width that pictures of folder: and parquet: are brought to, such as 224,224, "
+        "or 28,28,1 for grey and 28,28,3 for colour; none leaves them as they are, if all have one "
+        "size.",
+    ] = None
+    crop: Annotated[
+        Crop,
+        "center fits the shorter side to image_size and cuts off what is left over of the longer "
+        "one at both ends; none squeezes instead.",
+    ] = "center"
+    value_range: Annotated[
+        PixelRange | None,
+        "values that stand for black and white in arrays of npz: and npy:, such as 0,255 or -1,1; "
+        "none is 0,255 for uint8 and 0,1 for floats.",
+    ] = None
+
+
+class Subset(DataPlace, OwnImages):
     """How much of a data set is taken."""
 
     per_class: Annotated[

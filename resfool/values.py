@@ -16,6 +16,7 @@ LabelSource = Literal["true", "prediction"]
 Backend = Literal["serial", "joblib", "ray"]  # of parallel work
 Part = Literal["train", "validation", "test"]  # of a data set
 NormKind = Literal["none", "l2", "linf"]
+Crop = Literal["center", "none"]  # of pictures that are not as wide or as high as they should be
 
 # What was measured at one point: of a curve ("step" is among the names), or of a table.
 Row = dict[str, float]
@@ -192,6 +193,12 @@ def _check_batch_size(value: Any, check: Callable[[Any], Any]) -> Any:
         raise ValueError("must be auto or a whole number of 1 or more") from None
 
 
+def _check_image_size(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    if len(sizes) not in (2, 3) or sizes[2:] not in ((), (1,), (3,)):
+        raise ValueError("must be height and width, such as 224,224, and perhaps 1 or 3 channels")
+    return sizes
+
+
 PositiveCount = Annotated[int, Field(ge=1)]
 # Images of a pass; "auto" takes as many as the memory holds.
 BatchSize = Annotated[PositiveCount | Literal["auto"], WrapValidator(_check_batch_size)]
@@ -217,6 +224,7 @@ Numbers = Annotated[
     AfterValidator(_check_some),
 ]
 ImageShape = Annotated[Counts, AfterValidator(_check_image_shape)]
+ImageSize = Annotated[Counts, AfterValidator(_check_image_size)]
 # Seeds go into TensorFlow's stateless generators as 32-bit integers.
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 

@@ -61,7 +61,8 @@ def attack(
     facts = settings | of_data | identity.facts("attack", settings, data.digest)
     where = f"{data.name} {asked.split}"
     title = f"{asked.method} on {', '.join(names)}, {where}"
-    monitor.begin(title, facts, [(data, asked.split, "attacked")])
+    outline = data.outline
+    monitor.begin(title, facts, [(outline, asked.split, "attacked")])
     passes = len(chosen) * asked.passes
     results = []
     for number, (source, name, classifier) in enumerate(zip(sources, names, loaded, strict=True)):
@@ -78,11 +79,12 @@ def attack(
                     batch_size=size,
                     progress=monitor.counter(len(names) * passes, name, number * passes),
                 )
-                result = attacked(name, where, data.class_names, curve, asked.seed)
+                class_names = data.names_of(classifier.output_shape[-1])
+                result = attacked(name, where, class_names, curve, asked.seed)
             part.fact("model_name", name)
             part.fact("parameter_count", classifier.count_params())
             for row in curve.rows:
                 part.point({"step": epsilon_step(row["epsilon"])} | row)
-            record(part, source, result, data, asked.split)
+            record(part, source, result, outline, asked.split)
             results.append(result)
     return results

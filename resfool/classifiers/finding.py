@@ -1,5 +1,6 @@
 """Models and images for an experiment, as its parameters name them."""
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,8 +8,9 @@ from resfool.archive import Archive, ModelSource
 from resfool.classifiers import files
 from resfool.classifiers.interface import Interface
 from resfool.datasets import sets
-from resfool.errors import InputError, UsageError
-from resfool.parameters import Subset
+from resfool.datasets.kinds import kind_of
+from resfool.errors import DataWarning, InputError, UsageError
+from resfool.parameters import OwnImages, Subset
 from resfool.values import Addresses, Names, show
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ class AnyModel(Interface, Subset):
 
     dataset: Annotated[
         str | None,
-        f"{', '.join(sets.DATASETS)} or npz:PATH; none is what the model was trained on.",
+        f"{sets.OWN_OR_NAMED}; none is what the model was trained on.",
     ] = None
     trust: Annotated[
         bool, "yes also loads models that bring code of their own, which may do anything."
@@ -124,15 +126,48 @@ def load_classifier(
     from resfool.classifiers import adapting
 
     try:
-        return adapting.as_classifier(
+        classifier = adapting.as_classifier(
             model,
             image_shape=data.image_shape,
-            classes=data.classes,
+            classes=data.classes if data.exact else None,
             interface=interface_of(source, asked),
             name=name,
         )
+        _check_labels(data, classifier.output_shape[-1])
     except InputError as error:
-        raise InputError(f"model={source.uri} doesn't fit {data.name}: {error}") from error
+        hint = _size_hint(model, data)
+        raise InputError(f"model={source.uri} doesn't fit {data.name}: {error}{hint}") from error
+    return classifier
+
+
+def _size_hint(model: "keras.Model", data: sets.Dataset) -> str:
+    """The size that pictures could be brought to, if the model takes another one than they have."""
+    kind = kind_of(data.name)
+    shapes = [tuple(each.shape[1:]) for each in getattr(model, "inputs", None) or ()]
+    if kind is None or "image_size" not in kind[0].takes or shapes in ([data.image_shape], []):
+        return ""
+    shape = shapes[0]
+    fixed = len(shape) == 3 and None not in shape and shape[2] in (1, 3)
+    return f"; image_size={show(shape)} brings them to what the model takes" if fixed else ""
+
+
+def _check_labels(data: sets.Dataset, classes: int) -> None:
+    """Refuse data with labels that a model's classes don't have; say if names may be others."""
+    largest = max(int(s.labels.max(initial=0)) for s in (data.train, data.validation, data.test))
+    if largest >= classes:
+        hint = "; if the labels count from 1, let them count from 0" if largest == classes else ""
+        raise InputError(
+            f"the data set has the label {largest} ({data.class_names[largest]}), and the model's "
+            f"{classes} classes are 0 to {classes - 1}{hint}"
+        )
+    named = any(name != str(number) for number, name in enumerate(data.class_names))
+    if named and not data.exact and data.classes < classes:
+        warnings.warn(
+            f"{data.name} has {data.classes} of the model's {classes} classes, and they count as "
+            f"its first: {data.class_names[0]} is 0, {data.class_names[-1]} is {data.classes - 1}",
+            DataWarning,
+            stacklevel=2,
+        )
 
 
 def load_data(sources: Sequence[ModelSource], asked: AnyModel) -> sets.Dataset:
@@ -142,16 +177,16 @@ def load_data(sources: Sequence[ModelSource], asked: AnyModel) -> sets.Dataset:
         InputError: it can't be loaded, isn't known, or isn't that of all models.
     """
     if asked.dataset is not None:
-        return sets.load(
-            asked.dataset, data_dir=asked.data_dir, per_class=asked.per_class, seed=asked.data_seed
-        )
+        return sets.loaded(asked.dataset, asked)
     stranger = next((source.uri for source in sources if not source.training), None)
     if stranger is not None:
         raise InputError(
             f"dataset is missing, and model={stranger} has no training run of this project that "
-            "would tell; give dataset=cifar10, another name or npz:PATH with your own arrays"
+            f"would tell; give dataset=, one of {sets.OWN_OR_NAMED}"
         )
     training = sources[0].training
+    recorded = {name: training[name] for name in OwnImages.declared() if name in training}
+    given = {name: value for name, value in asked.given().items() if name in OwnImages.declared()}
     # As they were recorded: `mlflow run` does so as they were given, such as none, None or NONE.
     data = sets.load_data(
         sets.TrainingData(
@@ -159,8 +194,9 @@ def load_data(sources: Sequence[ModelSource], asked: AnyModel) -> sets.Dataset:
             data_dir=asked.data_dir or training["data_dir"],
             per_class=asked.per_class or training["per_class"],  # type: ignore[arg-type]
             data_seed=int(float(training["data_seed"])),
-            # Runs from before there was this parameter set nothing aside.
+            # Runs from before there was a parameter are as at its default.
             validation_share=float(training.get("validation_share", 0)),
+            **recorded | given,
         )
     )
     for source in sources:

@@ -1,5 +1,6 @@
 """Data sets published as one official file, which is in the user's folder or in Keras's cache."""
 
+import gzip
 import hashlib
 import http.client
 import io
@@ -9,18 +10,39 @@ import sys
 import tarfile
 import tempfile
 import urllib.request
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from resfool.datasets.stored import Pool, Stored, read_npz
+from resfool.datasets.arrays import read_npz
+from resfool.datasets.stored import Array, Pool, Stored
 from resfool.errors import InputError, reading
+from resfool.parameters import OwnImages
 
 CIFAR10_CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
     *("dog", "frog", "horse", "ship", "truck"),
+)
+CIFAR100_CLASSES = (
+    *("apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle"),
+    *("bottle", "bowl", "boy", "bridge", "bus", "butterfly", "camel", "can", "castle"),
+    *("caterpillar", "cattle", "chair", "chimpanzee", "clock", "cloud", "cockroach", "couch"),
+    *("crab", "crocodile", "cup", "dinosaur", "dolphin", "elephant", "flatfish", "forest", "fox"),
+    *("girl", "hamster", "house", "kangaroo", "keyboard", "lamp", "lawn_mower", "leopard"),
+    *("lion", "lizard", "lobster", "man", "maple_tree", "motorcycle", "mountain", "mouse"),
+    *("mushroom", "oak_tree", "orange", "orchid", "otter", "palm_tree", "pear", "pickup_truck"),
+    *("pine_tree", "plain", "plate", "poppy", "porcupine", "possum", "rabbit", "raccoon", "ray"),
+    *("road", "rocket", "rose", "sea", "seal", "shark", "shrew", "skunk", "skyscraper", "snail"),
+    *("snake", "spider", "squirrel", "streetcar", "sunflower", "sweet_pepper", "table", "tank"),
+    *("telephone", "television", "tiger", "tractor", "train", "trout", "tulip", "turtle"),
+    *("wardrobe", "whale", "willow_tree", "wolf", "woman", "worm"),
+)
+FASHION_CLASSES = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
 
 
@@ -32,6 +54,7 @@ class Official:
     url: str
     sha256: str
     places: tuple[str, ...]
+    cache: str = ""  # the folder within Keras's cache that a download goes to
 
 
 _MNIST = Official(
@@ -54,11 +77,72 @@ _CIFAR10 = Official(
         "data_batch_1",  # the folder of the batches itself was named
     ),
 )
+_CIFAR100 = Official(
+    "cifar100",
+    "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+    "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+    (
+        "cifar-100-python/train",
+        "cifar-100-python.tar.gz",
+        "cifar-100-python-target/cifar-100-python/train",
+        "cifar-100-python-target_archive",
+        "train",
+    ),
+)
+# Keras keeps these in a folder; without it they could be MNIST's, which have the same names.
+_FASHION = tuple(
+    Official(
+        "fashion_mnist",
+        f"https://storage.googleapis.com/tensorflow/tf-keras-datasets/{name}.gz",
+        sha256,
+        (f"fashion-mnist/{name}.gz", f"FashionMNIST/raw/{name}.gz"),
+        "fashion-mnist",
+    )
+    for name, sha256 in (
+        (
+            "train-images-idx3-ubyte",
+            "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+        ),
+        (
+            "train-labels-idx1-ubyte",
+            "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+        ),
+        (
+            "t10k-images-idx3-ubyte",
+            "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+        ),
+        (
+            "t10k-labels-idx1-ubyte",
+            "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+        ),
+    )
+)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """How the CIFAR sets are packed: batches of Python pickles in a folder, or in an archive."""
+
+    folder: str
+    training: tuple[str, ...]
+    test: str
+    labels: bytes  # the key of the labels in a batch
+    class_names: tuple[str, ...]
+
+
+_TEN = Batches(
+    "cifar-10-batches-py",
+    tuple(f"data_batch_{number}" for number in range(1, 6)),
+    "test_batch",
+    b"labels",
+    CIFAR10_CLASSES,
+)
+_HUNDRED = Batches("cifar-100-python", ("train",), "test", b"fine_labels", CIFAR100_CLASSES)
 
 
 def read_mnist(data_dir: Path | None) -> Stored:
     path = locate(_MNIST, data_dir)
-    stored = read_npz(path)
+    stored = replace(read_npz(path, OwnImages()), exact=True, notes=())
     shape = stored.pools[0].images.shape[1:]
     if shape != (28, 28, 1) or len(stored.class_names) != 10:
         raise InputError(
@@ -69,17 +153,25 @@ def read_mnist(data_dir: Path | None) -> Stored:
 
 
 def read_cifar10(data_dir: Path | None) -> Stored:
-    path = locate(_CIFAR10, data_dir)
-    source = path.parent if path.name == "data_batch_1" else path
-    batches = _folder_batches(source) if source.is_dir() else _archive_batches(source)
-    parts = dict(zip(_BATCHES, map(_read_batch, batches, batches.values()), strict=True))
-    test = parts.pop("test_batch")
-    train = Pool(
-        np.concatenate([part.images for part in parts.values()]),
-        np.concatenate([part.labels for part in parts.values()]),
-        white=255,
+    return _read_cifar(locate(_CIFAR10, data_dir), _TEN)
+
+
+def read_cifar100(data_dir: Path | None) -> Stored:
+    return _read_cifar(locate(_CIFAR100, data_dir), _HUNDRED)
+
+
+def read_fashion_mnist(data_dir: Path | None) -> Stored:
+    paths = [locate(official, data_dir) for official in _FASHION]
+    train, test = (
+        Pool(_read_idx(images, 3)[..., np.newaxis], _read_idx(labels, 1), white=255)
+        for images, labels in (paths[:2], paths[2:])
     )
-    return Stored((train, test), CIFAR10_CLASSES, str(source))
+    for pool, path in ((train, paths[0]), (test, paths[2])):
+        if pool.images.shape != (len(pool.labels), 28, 28, 1) or not set(pool.labels) <= {
+            *range(10)
+        }:
+            raise InputError(f"{path} and its labels are not 28x28 images of 10 classes")
+    return Stored((train, test), FASHION_CLASSES, str(paths[0].parent))
 
 
 def locate(official: Official, data_dir: Path | None) -> Path:
@@ -98,7 +190,7 @@ def locate(official: Official, data_dir: Path | None) -> Path:
     if data_dir is not None:
         raise InputError(looked + instead)
     try:
-        return _download(official, folder)
+        return _download(official, folder / official.cache)
     except (OSError, http.client.HTTPException) as error:
         raise InputError(
             f"{looked} and {official.url} gave no good copy ({error}){instead}"
@@ -132,21 +224,34 @@ def _download(official: Official, folder: Path) -> Path:
     return target
 
 
-_BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
-_LARGEST_BATCH = 64 << 20  # bytes; the official ones have 31 million
+_LARGEST_BATCH = 1 << 28  # bytes; CIFAR-100's training images have 155 million
 
 
-def _folder_batches(folder: Path) -> dict[str, bytes]:
+def _read_cifar(path: Path, packed: Batches) -> Stored:
+    names = (*packed.training, packed.test)
+    source = path.parent if path.name == packed.training[0] else path
+    found = _folder_batches(source, names) if source.is_dir() else _archive_batches(path, packed)
+    *training, test = (_read_batch(label, content, packed) for label, content in found.items())
+    train = Pool(
+        np.concatenate([part.images[:] for part in training]),
+        np.concatenate([part.labels for part in training]),
+        white=255,
+    )
+    return Stored((train, test), packed.class_names, str(source))
+
+
+def _folder_batches(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
     found = {}
-    for path in (folder / name for name in _BATCHES):
+    for path in (folder / name for name in names):
         with reading(path), path.open("rb") as file:
             found[str(path)] = _read_bounded(file)
     return found
 
 
-def _archive_batches(path: Path) -> dict[str, bytes]:
+def _archive_batches(path: Path, packed: Batches) -> dict[str, bytes]:
     """Read the batches out of the official archive; nothing that it holds is written to disk."""
-    wanted = {f"cifar-10-batches-py/{name}": f"{path}/{name}" for name in _BATCHES}
+    names = (*packed.training, packed.test)
+    wanted = {f"{packed.folder}/{name}": f"{path}/{name}" for name in names}
     found: dict[str, bytes] = {}
     with reading(path), tarfile.open(path, "r:gz") as archive:
         for member in archive:
@@ -160,23 +265,37 @@ def _archive_batches(path: Path) -> dict[str, bytes]:
     return {label: found[label] for label in wanted.values()}
 
 
-def _read_bounded(file: IO[bytes]) -> bytes:
+def _read_bounded(file: IO[bytes] | gzip.GzipFile) -> bytes:
     content = file.read(_LARGEST_BATCH + 1)
     if len(content) > _LARGEST_BATCH:
         raise ValueError(f"over {_LARGEST_BATCH} bytes")
     return content
 
 
-def _read_batch(path: str, content: bytes) -> Pool:
+def _read_idx(path: Path, dimensions: int) -> Array:
+    """Read an array of bytes in MNIST's own format: a magic number, its sizes, its values."""
+    with reading(path), gzip.open(path) as file:
+        content = _read_bounded(file)
+        head = 4 * (1 + dimensions)
+        magic, *shape = (int.from_bytes(content[at : at + 4]) for at in range(0, head, 4))
+        if magic != 0x800 + dimensions:
+            raise ValueError(f"not an IDX file of bytes with {dimensions} dimensions")
+        return np.frombuffer(content, np.uint8, offset=head).reshape(shape)
+
+
+def _read_batch(path: str, content: bytes, packed: Batches) -> Pool:
     """Read one batch: rows of 3072 bytes, 32x32 reds, then greens, then blues, row by row.
 
     Source: https://www.cs.toronto.edu/~kriz/cifar.html
     """
     with reading(path):
         batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
-        data, labels = batch[b"data"], batch[b"labels"]
-        if not (isinstance(labels, list) and all(type(n) is int and 0 <= n <= 9 for n in labels)):
-            raise ValueError("its labels are not a list of integers from 0 to 9")
+        data, labels = batch[b"data"], batch[packed.labels]
+        most = len(packed.class_names) - 1
+        if not (
+            isinstance(labels, list) and all(type(n) is int and 0 <= n <= most for n in labels)
+        ):
+            raise ValueError(f"its labels are not a list of integers from 0 to {most}")
         _, shape, dtype, fortran, pixels = data.state
         if dtype.args[0] not in ("u1", b"u1") or shape != (len(labels), 3072) or not labels:
             raise ValueError("its data are not bytes of shape (labels, 3072)")

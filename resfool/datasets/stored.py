@@ -1,26 +1,77 @@
-"""Data sets as they are stored, and the user's own arrays."""
+"""Data sets as they are stored, before anything is drawn or scaled."""
 
-import zipfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from resfool.errors import InputError, reading
+from resfool.errors import InputError
+from resfool.values import Part
 
 Array = npt.NDArray[Any]
 PerClass = tuple[int, int, int]
 
+# What people call the parts of a data set.
+PART_NAMES: dict[str, Part] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+
+
+class Images(Protocol):
+    """Images as stored, (N, H, W, C): an array, or what reads rows of them where they lie."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, C)."""
+
+    def __getitem__(self, rows: Any, /) -> Array:
+        """Some of them, by an int array of rows."""
+
+
+@runtime_checkable
+class Encoded(Images, Protocol):
+    """Images that must be decoded: they are known by what is stored instead of by their pixels."""
+
+    def chosen(self, rows: Array) -> "Encoded":
+        """Those rows alone, still not decoded."""
+
+    def contents(self) -> Iterator[bytes]:
+        """What they are known by."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of images, which stay where they are."""
+
+    images: Images
+    rows: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, C)."""
+        return len(self.rows), *self.images.shape[1:]
+
+    def __getitem__(self, rows: Any, /) -> Array:
+        return self.images[self.rows[rows]]
+
+
+def chosen(images: Images, rows: Array) -> Images:
+    """Some rows of images, not read yet."""
+    return images.chosen(rows) if isinstance(images, Encoded) else Rows(images, rows)
+
 
 @dataclass(frozen=True)
 class Pool:
-    """Images as stored, (N, H, W, C) of any type, where the value `white` stands for 1.0."""
+    """Images as stored, (N, H, W, C) of any type, and the values that stand for 1.0 and for 0.0."""
 
-    images: Array
+    images: Images
     labels: Array
-    white: int
+    white: float
+    black: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -28,58 +79,36 @@ class Stored:
     """A data set as it is stored.
 
     It has one pool for all splits, or one to train and validate on and one to test on, or three.
+
+    Attributes:
+        pools: those.
+        class_names: a name for each label 0, 1, ...
+        source: the path or package that it was read from.
+        default: images per class, for a set without an official division.
+        exact: whether these are all classes; of the user's own images only some may be there.
+        notes: what the user should know of how it was read, a sentence each.
     """
 
     pools: tuple[Pool, ...]
     class_names: tuple[str, ...]
     source: str
     default: PerClass | None = None
+    exact: bool = True
+    notes: tuple[str, ...] = ()
 
 
-def read_npz(path: Path) -> Stored:
-    with reading(path):
-        if not zipfile.is_zipfile(path):
-            raise ValueError("not an npz archive")
-        with np.load(path, allow_pickle=False) as archive:
-            splits = ("train", "val", "test") if "x_val" in archive else ("train", "test")
-            wanted = [f"{array}_{split}" for split in splits for array in "xy"]
-            absent = [key for key in wanted if key not in archive]
-            if absent:
-                raise InputError(f"{path} has no array {absent[0]!r}; it has {', '.join(archive)}")
-            pools = tuple(_check_pool(path, split, archive) for split in splits)
-    shapes = {pool.images.shape[1:] for pool in pools}
+def own_images(
+    parts: Mapping[Part, Pool], class_names: tuple[str, ...], source: str, notes: tuple[str, ...]
+) -> Stored:
+    """The user's own data of one part or several; those that aren't there are empty."""
+    some = next(iter(parts.values()))
+    shapes = {pool.images.shape[1:] for pool in parts.values()}
     if len(shapes) > 1:
-        raise InputError(f"{path}: all images must have one shape, not {sorted(shapes)}")
-    classes = 1 + max(int(pool.labels.max()) for pool in pools)
-    if classes == 1:
-        raise InputError(f"{path}: all labels are 0; a classifier needs two classes or more")
-    return Stored(pools, tuple(map(str, range(classes))), str(path))
-
-
-def _check_pool(path: Path, split: str, archive: Any) -> Pool:
-    images, labels = archive[f"x_{split}"], archive[f"y_{split}"]
-    if images.ndim not in (3, 4) or 0 in images.shape:
-        raise InputError(
-            f"{path}: x_{split} must be (N, H, W) or (N, H, W, C) and not empty, not {images.shape}"
-        )
-    # NaN compares false, so it is refused here too.
-    unit = images.dtype.kind == "f" and bool(images.min() >= 0 and images.max() <= 1)
-    if images.dtype != np.uint8 and not unit:
-        spread = f" in [{images.min()}, {images.max()}]" if images.dtype.kind == "f" else ""
-        raise InputError(
-            f"{path}: x_{split} must be uint8 or float in [0, 1], not {images.dtype}{spread}"
-        )
-    count = len(images)
-    if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "iu":
-        raise InputError(
-            f"{path}: y_{split} must be integers of shape ({count},), not {labels.dtype} of shape"
-            f" {labels.shape}"
-        )
-    # A stray label, such as an identifier, would otherwise become that many classes.
-    if labels.min() < 0 or labels.max() >= 100_000:
-        raise InputError(
-            f"{path}: y_{split} must be in 0..classes-1, not in {labels.min()}..{labels.max()}"
-        )
-    if images.ndim == 3:
-        images = images[..., np.newaxis]
-    return Pool(images, labels.reshape(-1).astype(np.int64), white=1 if unit else 255)
+        raise InputError(f"{source}: all images must have one shape, not {sorted(shapes)}")
+    nothing = np.arange(0)
+    empty = Pool(chosen(some.images, nothing), nothing, some.white, some.black)
+    names: tuple[Part, ...] = ("train", "test")
+    if "validation" in parts:
+        names = ("train", "validation", "test")
+    pools = tuple(parts.get(name, empty) for name in names)
+    return Stored(pools, class_names, source, exact=False, notes=notes)

@@ -77,6 +77,9 @@ def universal(
     monitor, archive = monitor or Monitor(), archive or Archive()
     (source,) = find_models(archive, [asked.model], asked.trust)
     data = load_data([source], asked)
+    use = "universal fits on training images and judges on test images"
+    data.check_has("train", use)
+    data.check_has("test", use)
     fitting = _chosen(data.train, asked.samples, asked.seed, f"training images of {data.name}")
     held_out = _chosen(data.test, asked.test_samples, asked.seed, f"test images of {data.name}")
     stored = None
@@ -105,7 +108,8 @@ def universal(
     facts = settings | identity.facts("universal", settings, data.digest)
     facts |= {"model_name": source.name, "dataset": data.name, "dataset_digest": data.digest}
     title = f"universal {asked.algorithm} on {source.name}, {data.name}"
-    monitor.begin(title, facts, [(data, "train", "fitted"), (data, "test", "judged")])
+    outline = data.outline
+    monitor.begin(title, facts, [(outline, "train", "fitted"), (outline, "test", "judged")])
     most = max(len(fitting), len(held_out))
     solving = "solver" in asked.procedure.takes
     size = images_per_pass(asked.batch_size, model, most, monitor, solving=solving)
@@ -124,7 +128,7 @@ def universal(
     return Fooling(
         name=source.name,
         where=f"{data.name} test",
-        class_names=data.class_names,
+        class_names=data.names_of(model.output_shape[-1]),
         asked=asked,
         verdict=verdict,
         ranked=ranked,
@@ -136,8 +140,7 @@ def universal(
 
 
 def _chosen(split: Split, samples: int | None, seed: int, what: str) -> Split:
-    rows = draw(len(split), samples, seed, what)
-    return Split(split.images[rows], split.labels[rows])
+    return split.take(draw(len(split), samples, seed, what))
 
 
 def _fitted_matrix(work: "Work") -> "Matrix":

@@ -89,7 +89,7 @@ def transfer(
     }
     where = f"{data.name} {asked.split}"
     title = f"{', '.join(perturbations)} applied to {', '.join(names)}, {where}"
-    monitor.begin(title, facts, [(data, asked.split, "attacked")])
+    monitor.begin(title, facts, [(data.outline, asked.split, "attacked")])
     sizes = {f"{kind}_norm": lowrank.sizes(vectors, kind) for kind in ("l2", "linf")}
     passes = judging.passes_of_transferred(len(chosen), len(vectors))
     by_model = []

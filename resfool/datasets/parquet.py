@@ -1,0 +1,177 @@
+"""Parquet files with a column of pictures and one of labels, as Hugging Face writes them."""
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from resfool.datasets import labels
+from resfool.datasets.pictures import pictures
+from resfool.datasets.stored import PART_NAMES, Array, Pool, Stored, own_images
+from resfool.errors import InputError, reading
+from resfool.parameters import OwnImages
+from resfool.values import Part
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
+
+_IMAGES = ("image", "img", "images", "picture", "png", "jpg", "jpeg", "webp", "x")
+_LABELS = ("label", "labels", "fine_label", "class", "target", "cls", "y")
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Encoded pictures in a column of several files, of which a row group at a time is read."""
+
+    paths: Sequence[Path]
+    column: str
+    ends: Array  # the rows of all files up to the end of each row group
+    groups: Sequence[tuple[int, int]]  # of each the file, and its number in that
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def opened(self, rows: Array) -> Iterator[tuple[int, str, IO[bytes]]]:
+        """Some of them, row group by row group."""
+        of_row = np.searchsorted(self.ends, rows, side="right")
+        for group in np.unique(of_row):
+            path = self.paths[self.groups[group][0]]
+            begin = self.ends[group - 1] if group else 0
+            with reading(path):
+                cells = _column(path, self.groups[group][1], self.column)
+            for place in np.flatnonzero(of_row == group):
+                at = int(rows[place] - begin)
+                name = f"{path}, picture {at} of row group {self.groups[group][1]}"
+                yield int(place), name, _opened(path, name, cells[at].as_py())
+
+
+def _column(path: Path, group: int, column: str) -> Any:
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        return file.read_row_group(group, columns=[column]).column(0)
+
+
+def _opened(path: Path, name: str, cell: Any) -> IO[bytes]:
+    """A cell is bytes, a path, or both as Hugging Face has it."""
+    content, place = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, "")
+    if isinstance(content, bytes):
+        return io.BytesIO(content)
+    place = place or content
+    if not isinstance(place, str):
+        raise InputError(f"{name} is neither bytes nor a path")
+    with reading(f"{name}, {place},"):
+        return io.BytesIO((path.parent / place).read_bytes())
+
+
+def read_parquet(path: Path, how: OwnImages) -> Stored:
+    """Read a file, or a folder of them that begin with train, validation or test.
+
+    Raises:
+        InputError: it has no pictures and labels, or one can't be read.
+    """
+    with reading(path):
+        files = _files(path)
+        layout = [_layout(file) for part in files.values() for file in part]
+        if len({(image, label, names) for image, label, names in layout}) > 1:
+            raise InputError(f"{path}: its files differ in their columns")
+        image, label, names = layout[0]
+        paths = [file for part in files.values() for file in part]
+        cells = _cells(paths, image)
+        told = [_read_labels(file, label) for file in paths]
+    whole = pictures(cells, how, str(path))
+    given, chosen, begin = {}, {}, 0
+    for part, own in files.items():
+        values = np.concatenate([told[paths.index(file)] for file in own])
+        given[part] = label, values, len(values)
+        chosen[part] = whole.chosen(np.arange(begin, begin + len(values)))
+        begin += len(values)
+    numbered = labels.numbered(given, names, str(path))
+    pools = {part: Pool(chosen[part], numbered.numbers[part], white=255) for part in files}
+    return own_images(pools, numbered.class_names, str(path), numbered.notes)
+
+
+def _files(path: Path) -> dict[Part, list[Path]]:
+    """The files of each part; all is for test where no name says more."""
+    paths = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    if not paths:
+        raise InputError(f"{path} has no .parquet file")
+    found: dict[Part, list[Path]] = {}
+    for one in paths:
+        word = one.stem.replace("_", "-").split("-")[0].lower()
+        if word not in PART_NAMES and len(paths) > 1:
+            word = one.parent.name.lower()
+        found.setdefault(PART_NAMES.get(word, "test"), []).append(one)
+    return found
+
+
+def _layout(path: Path) -> tuple[str, str, tuple[str, ...] | None]:
+    """The columns of pictures and of labels, and the classes' names if they are there."""
+    import pyarrow.parquet
+
+    with reading(path):
+        schema = pyarrow.parquet.read_schema(path)
+        features = _features(schema.metadata or {})
+    kinds = {name: one.get("_type") for name, one in features.items() if isinstance(one, dict)}
+    image = _one(path, "pictures", schema.names, _IMAGES, kinds, "Image")
+    label = _one(path, "labels", schema.names, _LABELS, kinds, "ClassLabel")
+    names = features.get(label, {}).get("names")
+    return image, label, None if names is None else tuple(map(str, names))
+
+
+def _features(metadata: dict[bytes, bytes]) -> dict[str, Any]:
+    """What Hugging Face notes of each column."""
+    noted = json.loads(metadata.get(b"huggingface", b"{}"))
+    return noted.get("info", {}).get("features", {})
+
+
+def _one(
+    path: Path,
+    what: str,
+    columns: list[str],
+    usual: Sequence[str],
+    kinds: dict[str, Any],
+    kind: str,
+) -> str:
+    candidates = [name for name in columns if kinds.get(name) == kind]
+    if len(candidates) != 1:
+        candidates = [name for name in usual if name in (candidates or columns)]
+    if not candidates:
+        raise InputError(
+            f"{path} has no column of {what} by a usual name ({', '.join(usual)}); it has "
+            f"{', '.join(columns)}"
+        )
+    return candidates[0]
+
+
+def _cells(paths: Sequence[Path], column: str) -> Cells:
+    counts, groups = [], []
+    for number, path in enumerate(paths):
+        with reading(path), _parquet_file(path) as file:
+            for group in range(file.num_row_groups):
+                counts.append(file.metadata.row_group(group).num_rows)
+                groups.append((number, group))
+    if not sum(counts):
+        raise InputError(f"{paths[0]} has no rows")
+    return Cells(paths, column, np.cumsum(counts), groups)
+
+
+def _parquet_file(path: Path) -> "ParquetFile":
+    import pyarrow.parquet
+
+    return pyarrow.parquet.ParquetFile(path)
+
+
+def _read_labels(path: Path, column: str) -> Array:
+    import pyarrow.parquet
+
+    with reading(path):
+        cells = pyarrow.parquet.read_table(path, columns=[column]).column(0)
+        if cells.null_count:
+            raise InputError(f"{path}: {cells.null_count} rows have no {column}")
+        values = np.asarray(cells.to_pylist())
+    return values
