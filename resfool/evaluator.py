@@ -123,8 +123,10 @@ def measure(model: Any, dataset: Any, asked: MeasureParameters) -> tuple["Attack
             f"class_names={show(names)} are {len(names)} names, and the model has {classes} classes"
         )
     low, high = asked.input_range
-    scaled = np.clip((pixels[rows].astype(np.float64) - low) / (high - low), 0, 1)
-    images = scaled.astype(np.float32).reshape(-1, *shape)
+    images = np.empty((len(rows), *shape), np.float32)
+    for part in inference.batches(len(rows), inference.BATCH_SIZE):
+        scaled = (pixels[rows[part]].astype(np.float64) - low) / (high - low)
+        images[part] = np.clip(scaled, 0, 1).reshape(-1, *shape)
     size = images_per_pass(asked.batch_size, classifier, len(images), Monitor())
     with enough_for(inference.even(len(images), size)):
         curve = over_epsilons(classifier, images, labels, asked, seed=asked.seed, batch_size=size)
