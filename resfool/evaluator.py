@@ -129,7 +129,9 @@ def measure(model: Any, dataset: Any, asked: MeasureParameters) -> tuple["Attack
         raise InputError(
             f"class_names={show(names)} are {len(names)} names, and the model has {classes} classes"
         )
-    images = interface.pixels(pixels[rows].reshape(-1, *shape))
+    images = np.empty((len(rows), *shape), np.float32)
+    for part in inference.batches(len(rows), inference.BATCH_SIZE):
+        images[part] = interface.pixels(pixels[rows[part]].reshape(-1, *shape))
     size = images_per_pass(asked.batch_size, classifier, len(images), Monitor())
     with enough_for(inference.even(len(images), size)):
         curve = over_epsilons(classifier, images, labels, asked, seed=asked.seed, batch_size=size)

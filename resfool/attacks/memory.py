@@ -42,17 +42,24 @@ def images_per_pass(
             than half of the memory that is free, and on a CPU 1 GiB for its gradient.
         model: from images to logits.
         count: of the images that there are.
-        monitor: is told if they are fewer than BATCH_SIZE and than there are, and why.
+        monitor: is told if they are fewer than BATCH_SIZE and than there are, and why; and warned
+            if a pass may not fit.
         solving: whether smallest perturbations are solved for.
     """
-    if asked != "auto":
-        return asked
-    size = inference.even(count, BATCH_SIZE)
+    size = inference.even(count, largest(asked))
     gradient_takes = pass_takes = _of_gradient(model, size)
     if solving:
         pass_takes *= _SOLVING_GRADIENTS
         pass_takes += _SOLVING_IMAGES * 4 * size * math.prod(model.input_shape[1:])
-    half = _free() / 2
+    free = _free()
+    if asked != "auto":
+        if pass_takes > free:
+            monitor.warn(
+                f"a pass of {size} images takes about {_shown(pass_takes)} of memory, and "
+                f"{_shown(free)} are free, so it may run out; give a smaller batch_size, or auto"
+            )
+        return asked
+    half = free / 2
     enough = math.inf if tf.config.list_logical_devices("GPU") else _ENOUGH
     fitting = size * min(half / pass_takes, enough / gradient_takes)
     if fitting >= size:

@@ -93,10 +93,15 @@ def test_auto_takes_no_more_than_helps_and_more_for_solvers(
     assert memory.images_per_pass("auto", model, 1000, listener, solving=True) == 125
 
 
-def test_a_number_is_taken_without_a_look(model: keras.Model) -> None:
-    listener = Listener()
+def test_a_number_is_taken_as_it_is_with_a_warning_where_it_will_hardly_do(
+    model: keras.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, listener = memory._of_gradient(model, 10), Listener()
+    monkeypatch.setattr(memory, "_free", lambda: whole)
     assert memory.images_per_pass(10**6, model, 10, listener) == 10**6
-    assert not listener.said
+    assert not listener.warned
+    assert memory.images_per_pass(20, model, 100, listener) == 20
+    assert "a pass of 20 images" in listener.warned[0] and not listener.said
 
 
 def write_group(folder: Path, limit: str, used: int, spare: int, version: int) -> None:
