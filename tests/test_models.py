@@ -16,8 +16,8 @@ import tensorflow as tf
 from keras.applications.imagenet_utils import preprocess_input
 
 from resfool.classifiers import configs, files, trusted
+from resfool.classifiers.formats import format_of
 from resfool.classifiers.interface import Interface
-from resfool.classifiers.kinds import kind_of
 from resfool.errors import InputError, UsageError
 from tests.test_classifiers import adapt, dense, images, refusal, run, sequential, softmax
 
@@ -81,7 +81,7 @@ def test_hdf5_is_loaded_under_any_name(
 ) -> None:
     model = convolutional()
     path = in_hdf5(model, tmp_path / "first.h5", change).rename(tmp_path / name)
-    assert kind_of(path) == "hdf5"
+    assert format_of(path) == "hdf5"
     files.check(path)
     np.testing.assert_array_equal(run(files.load(path), images()), run(model, images()))
 

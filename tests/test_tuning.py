@@ -200,7 +200,8 @@ from tests import test_tuning
 class Waiting(test_tuning.FakePool):
     def trained(self, place, asked):
         Path("at work").touch()
-        while not Path("seen").exists():
+        until = time.monotonic() + 120
+        while not Path("seen").exists() and time.monotonic() < until:
             time.sleep(0.02)
         return super().trained(place, asked)
 

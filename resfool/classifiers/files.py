@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from resfool import devices
-from resfool.classifiers import configs, folders, hdf5
+from resfool.classifiers import configs, flavors, hdf5
 from resfool.classifiers.configs import TRUST
-from resfool.classifiers.kinds import kind_of
+from resfool.classifiers.formats import format_of
 from resfool.classifiers.refusals import keras_at_work
 from resfool.errors import InputError, expanded, reading
 
@@ -71,14 +71,14 @@ def load_trusted(
     from resfool.classifiers import trusted
 
     path = expanded(path)
-    kind = kind_of(path)
+    kind = format_of(path)
     devices.start_keras()
     with trusted.at_hand(modules) as own:
         if kind == "saved model":
             return trusted.load_saved_model(path)
         if kind == "mlflow":
             try:
-                file = folders.file_in(path, TRUST)
+                file = flavors.file_in(path, TRUST)
             except InputError:
                 if loader is None:
                     raise
@@ -97,12 +97,12 @@ def find_file(path: Path) -> Path:
         InputError: there is none, or it isn't taken as it is; the message says what gets it in.
     """
     path = expanded(path)
-    kind = kind_of(path)
+    kind = format_of(path)
     if kind == "saved model":
         raise InputError(
             f"{path} is a SavedModel of TensorFlow, which is a program and no Keras model{TRUST}"
         )
-    return folders.file_in(path, TRUST) if kind == "mlflow" else path
+    return flavors.file_in(path, TRUST) if kind == "mlflow" else path
 
 
 def check(path: Path) -> None:
@@ -193,7 +193,7 @@ class _Copy:
 @contextlib.contextmanager
 def _checked_copy(path: Path, max_parameters: int, *, trust: bool = False) -> Iterator[_Copy]:
     """A private copy of a model's file, all checked."""
-    kind = kind_of(path)
+    kind = format_of(path)
     with tempfile.TemporaryDirectory(prefix="resfool-model-") as name:
         folder = Path(name)
         with reading(path):

@@ -8,7 +8,7 @@ from typing import Literal
 
 from resfool.errors import InputError, reading
 
-Kind = Literal["keras", "hdf5", "mlflow", "saved model"]
+Format = Literal["keras", "hdf5", "mlflow", "saved model"]
 
 _BEGINNING = 4096  # bytes that tell
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -83,7 +83,7 @@ _OTHERS = (
 )
 
 
-def kind_of(path: Path) -> Kind:
+def format_of(path: Path) -> Format:
     """What a model's file or folder is.
 
     Raises:
@@ -91,7 +91,7 @@ def kind_of(path: Path) -> Kind:
             and what gets the model in.
     """
     if path.is_dir():
-        return _kind_of_folder(path)
+        return _format_of_folder(path)
     if not path.is_file():
         state = "is no file or folder" if path.exists() else "does not exist"
         raise InputError(
@@ -100,7 +100,7 @@ def kind_of(path: Path) -> Kind:
     with reading(path), path.open("rb") as file:
         start = file.read(_BEGINNING)
         if start[:4] == b"PK\x03\x04":
-            return _kind_of_zip(path)
+            return _format_of_zip(path)
         # A user's own block may come before HDF5's first.
         for offset in (0, 512, 1024, 2048):
             if start[offset : offset + len(_HDF5)] == _HDF5:
@@ -114,7 +114,7 @@ def kind_of(path: Path) -> Kind:
     )
 
 
-def _kind_of_folder(path: Path) -> Kind:
+def _format_of_folder(path: Path) -> Format:
     if (path / "MLmodel").is_file():
         return "mlflow"
     if (path / "saved_model.pb").is_file():
@@ -129,7 +129,7 @@ def _kind_of_folder(path: Path) -> Kind:
     )
 
 
-def _kind_of_zip(path: Path) -> Kind:
+def _format_of_zip(path: Path) -> Format:
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
     if any(name.endswith("data.pkl") for name in names):
