@@ -384,6 +384,14 @@ def test_another_range_of_pixels_gives_the_same_rates(
     assert directly(linear(to_unit), data, input_range=given) == pytest.approx(expected)
 
 
+def test_preprocessed_data_gives_the_same_rates(expected: dict[str, float]) -> None:
+    undone = layers.Rescaling(0.25 / 255, 0.4)
+    data = ((FLAT - 0.4) * 255 / 0.25).astype(np.float32)  # (255 x - 102) / 0.25
+    options = {"input_range": "0,255", "mean": "102", "std": "0.25"}
+    assert directly(linear(undone), data, **options) == pytest.approx(expected)
+    check_refusal("mean=102.0 std=0.25 doesn't hold them", Loaded(linear()), FLAT - 500, **options)
+
+
 def test_whole_numbers_as_pixels(expected: dict[str, float]) -> None:
     model = linear(layers.Rescaling(1 / 255))
     found = directly(model, levels().astype(np.uint8), input_range="0,255")
