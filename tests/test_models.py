@@ -53,13 +53,17 @@ def convolutional() -> keras.Model:
 
 def as_keras_2(config: Any) -> None:
     """What Keras 2 wrote otherwise: no modules, and arguments that are gone."""
+    as_plain(config)
+    as_keras_2_13(config)
+
+
+def as_plain(config: Any) -> None:
     for node in configs.nodes(config):
         for name in ("module", "registered_name", "build_config"):
             node.pop(name, None)
         inner = node.get("config")
         if isinstance(inner, dict) and "dtype" in inner:
             inner["dtype"] = "float32"
-    as_keras_2_13(config)
 
 
 def as_keras_2_13(config: Any) -> None:
@@ -105,6 +109,39 @@ def rewritten(path: Path, change: Callable[[Any], Any], version: str = "2.13.1")
     return other
 
 
+def with_operations(config: Any) -> None:
+    """A model of one dense layer as Keras 2 wrote it, with operations of TensorFlow's."""
+    as_plain(config)
+    content = config["config"]
+    first, flat, last = content["layers"]
+    for layer, before in ((flat, "y"), (last, flat["config"]["name"])):
+        layer["inbound_nodes"] = [[[before, 0, 0, {}]]]
+    for layer, name, ends in ((first, "x", "input_layers"), (last, "end/logits", "output_layers")):
+        layer["name"] = layer["config"]["name"] = content[ends][0] = name
+    operations: list[tuple[str, str, dict[str, Any]]] = [
+        ("__operators__.rsub", "x", {"y": 1.0}),
+        ("math.multiply", "a", {"y": ["x", 0, 0]}),
+    ]
+    content["layers"][1:1] = [
+        {
+            "class_name": "TFOpLambda",
+            "config": {"name": name, "dtype": "float32", "function": function},
+            "name": name,
+            "inbound_nodes": [[before, 0, 0, arguments | {"name": None}]],
+        }
+        for name, (function, before, arguments) in zip("ay", operations, strict=True)
+    ]
+
+
+def test_operations_of_tensorflow_are_computed_as_keras_2_did(tmp_path: Path) -> None:
+    x = keras.Input((4, 4, 1))
+    model = keras.Model(x, dense()(layers.Flatten()(x)))
+    path = in_hdf5(model, tmp_path / "m.h5", with_operations)
+    files.check(path)
+    expected = run(model, (1.0 - images()) * images())
+    np.testing.assert_allclose(run(files.load(path), images()), expected, atol=1e-6)
+
+
 def own_class(config: Any) -> None:
     as_keras_2(config)
     config["config"]["layers"][1]["class_name"] = "Mine"
@@ -117,7 +154,10 @@ def registered(config: Any) -> None:
 
 def operation(config: Any) -> None:
     as_keras_2(config)
-    config["config"]["layers"][1]["class_name"] = "TFOpLambda"
+    config["config"]["layers"][1] |= {
+        "class_name": "TFOpLambda",
+        "config": {"name": "op", "function": "py_function"},
+    }
 
 
 def code(config: Any) -> None:
@@ -135,7 +175,10 @@ def a_function(config: Any) -> None:
     [
         (own_class, "(Mine) is no layer or object of this Keras; trust=yes"),
         (registered, "(shop>Mine) is code outside Keras's layers and functions"),
-        (operation, "(TFOpLambda) is an operation of TensorFlow's, which no Keras 3 reads; export"),
+        (
+            operation,
+            "'op' (TFOpLambda) is an operation of TensorFlow's, which no Keras 3 reads; export",
+        ),
         (code, "(Lambda) holds code of its own; trust=yes"),
         (a_function, "(deserialize) is code outside Keras's layers and functions"),
     ],

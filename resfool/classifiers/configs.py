@@ -39,6 +39,13 @@ _ACTIVATIONS = {
 }
 # Keras's layers whose content is somebody's code: Python bytecode, a saved graph, a pickle.
 _CODE = {"Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer"}
+# The layer by which Keras 2 has an operation of TensorFlow's in a model, and those that compute and
+# no more: others could call Python or read files.
+OPERATION = "TFOpLambda"
+_OPERATIONS = re.compile(
+    r"(math|nn)\.[a-z]\w*|cast|clip_by_value|concat|expand_dims|reshape|squeeze|stack|transpose"
+    r"|__operators__\.r?(add|mul|sub|truediv|pow)"
+)
 # Plain values that JSON lacks. "__lambda__" and "__typespec__" are left out on purpose.
 _VALUES = {"__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__"}
 
@@ -97,7 +104,9 @@ def _check_named(what: str, node: dict[str, Any], legacy: bool) -> None:
     name = content if kind == "function" else kind
     registered = node.get("registered_name")
     described = _described(kind, name, registered, content)
-    if kind in ("TFOpLambda", "SlicingOpLambda", "TensorFlowOpLayer"):
+    if kind == OPERATION and _computes(content):
+        return
+    if kind in (OPERATION, "SlicingOpLambda", "TensorFlowOpLayer"):
         raise InputError(
             f"{what}: {described} is an operation of TensorFlow's, which no Keras 3 reads; export"
             " the model as a SavedModel with the TensorFlow that made it, model.save('folder'), and"
@@ -114,6 +123,12 @@ def _check_named(what: str, node: dict[str, Any], legacy: bool) -> None:
             f"{what}: {described} is code outside Keras's layers and functions,"
             f" of {module!r}{TRUST}"
         )
+
+
+def _computes(content: Any) -> bool:
+    """Whether an operation's config names one that computes and no more."""
+    function = content.get("function") if isinstance(content, dict) else None
+    return isinstance(function, str) and _OPERATIONS.fullmatch(function) is not None
 
 
 def _described(kind: Any, name: Any, registered: Any, content: Any) -> str:
@@ -153,14 +168,36 @@ def _is_keras(module: Any, kind: Any, name: Any) -> bool:
 
 def mend(config: Any) -> None:
     """Write a config as our Keras reads it, where that changes nothing of what it computes."""
+    _mend_names(config)
     for node in nodes(config):
         for name, value in node.items():
             if name.endswith("activation"):
                 node[name] = _keras_function(value)
         if "class_name" in node:
             _mend_module(node)
+            if node["class_name"] == OPERATION:
+                _mend_operation(node)
             if isinstance(node.get("config"), dict):
                 _mend_arguments(node["class_name"], node["config"])
+
+
+def _mend_names(config: Any) -> None:
+    """Give layers whose names have a slash other ones, wherever they are named."""
+    named = [node["config"] for node in nodes(config) if isinstance(node.get("config"), dict)]
+    with_slash = {
+        one["name"]: one["name"].replace("/", "_")
+        for one in named
+        if isinstance(one.get("name"), str) and "/" in one["name"]
+    }
+    waiting = [config] if with_slash else []
+    while waiting:
+        value = waiting.pop()
+        inside = value.items() if isinstance(value, dict) else enumerate(value)
+        for place, inner in list(inside):
+            if isinstance(inner, dict | list):
+                waiting.append(inner)
+            elif isinstance(inner, str):
+                value[place] = with_slash.get(inner, inner)
 
 
 # Where Keras 2 had the kinds of models, within its package, and where they are now.
@@ -185,6 +222,24 @@ def _keras_function(value: Any) -> Any:
 def _is_numbered(name: Any) -> bool:
     """Whether this is a function by the name that tf.nn's have, with the number of a version."""
     return isinstance(name, str) and name[-3:] == "_v2" and name[:-3] in _ACTIVATIONS
+
+
+def _mend_operation(node: dict[str, Any]) -> None:
+    """Write the places of an operation in the graph as those of layers are written.
+
+    Keras 2 wrote [name, 0, 0, arguments] for each, where a second tensor is the argument y.
+    """
+    node["module"] = None
+    places = node.get("inbound_nodes")
+    if not isinstance(places, list):
+        return
+    for number, place in enumerate(places):
+        if isinstance(place, list) and len(place) == 4 and isinstance(place[3], dict):
+            arguments = dict(place[3])
+            tensors = [[*place[:3], arguments]]
+            if isinstance(arguments.get("y"), list) and len(arguments["y"]) == 3:
+                tensors.append([*arguments.pop("y"), arguments])
+            places[number] = tensors
 
 
 def _mend_arguments(kind: Any, arguments: dict[str, Any]) -> None:
@@ -258,7 +313,7 @@ def check_legacy_names(what: str, config: Any) -> None:
 
     places = (keras.layers, keras.models, keras.initializers, keras.regularizers, keras.constraints)
     # Functional is another name of Model in such files.
-    known = {"Functional", *_VALUES}.union(*(vars(place) for place in places))
+    known = {"Functional", OPERATION, *_VALUES}.union(*(vars(place) for place in places))
     for node in nodes(config):
         kind, plain = node.get("class_name", "function"), node.get("module") is None
         if plain and kind != "function" and kind not in known:

@@ -9,7 +9,7 @@ import json
 import math
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ _MAX_PARAMETERS = 500_000_000
 
 _MODULES = "; modules=NAME or modules=PATH.py says where classes of the model's own are"
 
-Own = Mapping[str, Any]  # classes and functions of a model's own, by name
+Own = dict[str, Any]  # classes and functions of a model's own, by name
 
 
 def saved(model: "keras.Model") -> bytes:
@@ -125,7 +125,7 @@ def _load(file: Path, max_parameters: int, own: Own | None = None) -> "keras.Mod
         devices.start_keras()
         import keras
 
-        from resfool.classifiers import trusted
+        from resfool.classifiers import operations, trusted
 
         more = copy.made_by if own is None else f"{copy.made_by}{_MODULES}"
         with keras_at_work(f"cannot load {file}", more):
@@ -134,11 +134,12 @@ def _load(file: Path, max_parameters: int, own: Own | None = None) -> "keras.Mod
             if copy.legacy and not trust:
                 configs.check_legacy_names(str(file), config)
             copy.write(config)
+            known: dict[str, Any] = {configs.OPERATION: operations.TFOpLambda}
             if own is not None:
-                own = {**trusted.named_in(config), **own}
-            _check_parameters(file, copy, max_parameters, own)
+                known |= trusted.named_in(config) | own
+            _check_parameters(file, copy, max_parameters, known, safe_mode=not trust)
             model = keras.saving.load_model(
-                copy.path, custom_objects=own, compile=False, safe_mode=not trust
+                copy.path, custom_objects=known, compile=False, safe_mode=not trust
             )
             if not model.built:
                 raise InputError(f"{file}: the model was saved before it had weights")
@@ -282,7 +283,9 @@ def _copy_bounded(source: IO[bytes], copy: IO[bytes], bound: int) -> None:
 # Counting.
 
 
-def _check_parameters(file: Path, copy: _Copy, max_parameters: int, own: Own | None) -> None:
+def _check_parameters(
+    file: Path, copy: _Copy, max_parameters: int, known: Own, *, safe_mode: bool
+) -> None:
     """Build the model without giving its weights memory, and count them."""
     import keras
     from keras.src.backend.common import global_state
@@ -295,10 +298,10 @@ def _check_parameters(file: Path, copy: _Copy, max_parameters: int, own: Own | N
         with keras.StatelessScope(initialize_variables=False):
             if copy.legacy:
                 with keras_option_scope(use_legacy_config=True):
-                    model = model_from_config(copy.read(), own)
+                    model = model_from_config(copy.read(), known)
             else:
                 model = keras.saving.deserialize_keras_object(
-                    copy.read(), own, safe_mode=own is None
+                    copy.read(), known, safe_mode=safe_mode
                 )
             if not isinstance(model, keras.Model):
                 raise InputError(f"{file} holds a {type(model).__name__}, not a model")
