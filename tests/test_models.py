@@ -337,6 +337,15 @@ def test_functions_of_tensorflow_are_keras_own(tmp_path: Path) -> None:
         np.testing.assert_array_equal(run(loaded, images()), run(model, images()))
 
 
+def test_a_lambda_layer_is_loaded_if_it_is_trusted(tmp_path: Path) -> None:
+    model = sequential(layers.Lambda(lambda x: 2.0 * x), layers.Flatten(), dense())
+    for suffix in (".keras", ".h5"):
+        model.save(tmp_path / f"m{suffix}")
+        assert "(Lambda) holds code of its own" in refusal(files.load, tmp_path / f"m{suffix}")
+        loaded = files.load_trusted(tmp_path / f"m{suffix}")
+        np.testing.assert_array_equal(run(loaded, images()), run(model, images()))
+
+
 def test_a_saved_model_is_loaded_if_it_is_trusted(tmp_path: Path) -> None:
     model = plain()
     model.export(tmp_path / "saved", verbose=False)
@@ -367,6 +376,11 @@ def test_folders_of_other_flavours_and_ages_are_found(tmp_path: Path) -> None:
         np.testing.assert_array_equal(run(files.load(tmp_path / name), images()), expected)
         loaded = files.load_trusted(tmp_path / name)
         np.testing.assert_array_equal(run(loaded, images()), expected)
+    # What brings code is MLflow's own to load.
+    flavors["python_function"]["code"] = "code"
+    (tmp_path / "old/MLmodel").write_text(json.dumps({"flavors": flavors}))
+    assert "brings code of its own in 'code'; trust=yes" in refusal(files.load, tmp_path / "old")
+    assert files.load_trusted(tmp_path / "old", lambda: model) is model
 
 
 # What goes into a model, and what comes out.

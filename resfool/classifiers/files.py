@@ -291,13 +291,14 @@ def _check_parameters(
     from keras.src.backend.common import global_state
     from keras.src.legacy.saving.saving_options import keras_option_scope
     from keras.src.legacy.saving.saving_utils import model_from_config
+    from keras.src.saving.serialization_lib import SafeModeScope
 
     waiting = "uninitialized_variables"
     before = list(global_state.get_global_attribute(waiting) or [])
     try:
         with keras.StatelessScope(initialize_variables=False):
             if copy.legacy:
-                with keras_option_scope(use_legacy_config=True):
+                with keras_option_scope(use_legacy_config=True), SafeModeScope(safe_mode):
                     model = model_from_config(copy.read(), known)
             else:
                 model = keras.saving.deserialize_keras_object(
