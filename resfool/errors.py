@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
@@ -135,12 +135,28 @@ def _is_file_uri(path: str | Path) -> bool:
 # What others raise.
 
 
-@contextlib.contextmanager
-def reading(path: object) -> Iterator[None]:
+def reading(path: object) -> contextlib.AbstractContextManager[None]:
     """Turn whatever a damaged or hostile file raises, nearly anything, into one InputError.
 
     Args:
         path: of the file, for the message.
+
+    Raises:
+        InputError: what was done inside failed; an InputError of its own is passed on.
+    """
+    return refusing(
+        f"cannot read {path}",
+        lambda error: f", which is missing, damaged or not what it should be ({short(error)})",
+    )
+
+
+@contextlib.contextmanager
+def refusing(what: str, why: Callable[[Exception], str]) -> Iterator[None]:
+    """Turn whatever is raised into one InputError.
+
+    Args:
+        what: can't be done if anything is.
+        why: the rest of the sentence, from the error; a full disk is told otherwise.
 
     Raises:
         InputError: what was done inside failed; an InputError of its own is passed on.
@@ -152,13 +168,10 @@ def reading(path: object) -> Iterator[None]:
     except Exception as error:
         if out_of_space(error):
             raise InputError(
-                f"cannot read {path}: no space is left in {tempfile.gettempdir()}, the folder for "
-                "temporary files; TMPDIR names another"
+                f"{what}: no space is left in {tempfile.gettempdir()}, the folder for temporary "
+                "files; TMPDIR names another"
             ) from error
-        raise InputError(
-            f"cannot read {path}, which is missing, damaged or not what it should be"
-            f" ({short(error)})"
-        ) from error
+        raise InputError(what + why(error)) from error
 
 
 @contextlib.contextmanager

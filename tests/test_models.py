@@ -78,8 +78,13 @@ def as_keras_2_13(config: Any) -> None:
         features["config"][ends] = [features["config"][ends]]
 
 
+def as_a_list(config: Any) -> None:
+    as_keras_2(config)
+    config["config"] = config["config"]["layers"]
+
+
 @pytest.mark.parametrize("name", ["m.h5", "m.hdf5", "m.keras", "model"])
-@pytest.mark.parametrize("change", [None, as_keras_2])
+@pytest.mark.parametrize("change", [None, as_keras_2, as_a_list])
 def test_hdf5_is_loaded_under_any_name(
     tmp_path: Path, name: str, change: Callable[[Any], None] | None
 ) -> None:
@@ -351,6 +356,13 @@ def test_a_saved_model_is_loaded_if_it_is_trusted(tmp_path: Path) -> None:
     model.export(tmp_path / "saved", verbose=False)
     assert "is a SavedModel of TensorFlow, which is a program" in refusal(
         files.load, tmp_path / "saved"
+    )
+    graph = layers.TFSMLayer(str(tmp_path / "saved"), call_endpoint="serve")
+    sequential(graph).save(tmp_path / "layer.keras")
+    assert "(TFSMLayer) holds code of its own" in refusal(files.load, tmp_path / "layer.keras")
+    layer = files.load_trusted(tmp_path / "layer.keras")
+    np.testing.assert_allclose(
+        softmax(run(adapt(layer), images())), run(model, images()), atol=1e-5
     )
     adapted = adapt(files.load_trusted(tmp_path / "saved"))
     np.testing.assert_allclose(softmax(run(adapted, images())), run(model, images()), atol=1e-5)

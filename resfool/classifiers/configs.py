@@ -177,6 +177,9 @@ def mend(config: Any) -> None:
             _mend_module(node)
             if node["class_name"] == OPERATION:
                 _mend_operation(node)
+            if node["class_name"] == "Sequential" and isinstance(node.get("config"), list):
+                # So it was until Keras 2.2.2.
+                node["config"] = {"name": "sequential", "layers": node["config"]}
             if isinstance(node.get("config"), dict):
                 _mend_arguments(node["class_name"], node["config"])
 
@@ -265,8 +268,6 @@ _NEUTRAL: dict[str, Any] = {
     "rng_type": "stateful",  # of augmentation, which rests in inference
     "time_major": False,
 }
-
-
 # Arguments that matter while a model is made and trained: it comes with weights.
 _FOR_TRAINING = ("_initializer", "_regularizer", "_constraint")
 
@@ -297,9 +298,6 @@ def _known_arguments(layer: Any) -> set[str]:
     for base in layer.__mro__:
         if issubclass(base, keras.Layer):
             known |= inspect.signature(base.__init__).parameters.keys()
-        own = vars(base).get("from_config")
-        if own is not None and base is not keras.Layer:  # which may take more
-            known |= {"layer", "layers", "backward_layer", "cells", "cell"}
     return known
 
 

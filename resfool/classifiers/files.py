@@ -137,10 +137,13 @@ def _load(file: Path, max_parameters: int, own: Own | None = None) -> "keras.Mod
             known: dict[str, Any] = {configs.OPERATION: operations.TFOpLambda}
             if own is not None:
                 known |= trusted.named_in(config) | own
-            _check_parameters(file, copy, max_parameters, known, safe_mode=not trust)
+            else:
+                _check_parameters(file, copy, max_parameters, known)
             model = keras.saving.load_model(
                 copy.path, custom_objects=known, compile=False, safe_mode=not trust
             )
+            if not isinstance(model, keras.Model):
+                raise InputError(f"{file} holds a {type(model).__name__}, not a model")
             if not model.built:
                 raise InputError(f"{file}: the model was saved before it had weights")
             return model
@@ -283,27 +286,26 @@ def _copy_bounded(source: IO[bytes], copy: IO[bytes], bound: int) -> None:
 # Counting.
 
 
-def _check_parameters(
-    file: Path, copy: _Copy, max_parameters: int, known: Own, *, safe_mode: bool
-) -> None:
-    """Build the model without giving its weights memory, and count them."""
+def _check_parameters(file: Path, copy: _Copy, max_parameters: int, known: Own) -> None:
+    """Build the model without giving its weights memory, and count them.
+
+    Raises:
+        InputError: it has more than max_parameters, or what is there isn't a model.
+    """
     import keras
     from keras.src.backend.common import global_state
     from keras.src.legacy.saving.saving_options import keras_option_scope
     from keras.src.legacy.saving.saving_utils import model_from_config
-    from keras.src.saving.serialization_lib import SafeModeScope
 
     waiting = "uninitialized_variables"
     before = list(global_state.get_global_attribute(waiting) or [])
     try:
         with keras.StatelessScope(initialize_variables=False):
             if copy.legacy:
-                with keras_option_scope(use_legacy_config=True), SafeModeScope(safe_mode):
+                with keras_option_scope(use_legacy_config=True):
                     model = model_from_config(copy.read(), known)
             else:
-                model = keras.saving.deserialize_keras_object(
-                    copy.read(), known, safe_mode=safe_mode
-                )
+                model = keras.saving.deserialize_keras_object(copy.read(), known, safe_mode=True)
             if not isinstance(model, keras.Model):
                 raise InputError(f"{file} holds a {type(model).__name__}, not a model")
             count = sum(math.prod(variable.shape) for variable in model.variables)

@@ -2,16 +2,14 @@
 
 import contextlib
 import re
-from collections.abc import Iterator
 
-from resfool.errors import InputError
+from resfool.errors import refusing
 
 _TERMINAL_CODE = re.compile(r"\x1b\[[0-9;]*m")
 _LONGEST = 600  # characters of a reason
 
 
-@contextlib.contextmanager
-def keras_at_work(what: str, more: str = "") -> Iterator[None]:
+def keras_at_work(what: str, more: str = "") -> contextlib.AbstractContextManager[None]:
     """Turn whatever Keras raises into one InputError.
 
     Args:
@@ -21,12 +19,7 @@ def keras_at_work(what: str, more: str = "") -> Iterator[None]:
     Raises:
         InputError: what was done inside failed; an InputError of its own is passed on.
     """
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{what}: Keras refuses it ({_reason(error)}){more}") from error
+    return refusing(what, lambda error: f": Keras refuses it ({_reason(error)}){more}")
 
 
 def _reason(error: Exception) -> str:

@@ -101,7 +101,11 @@ def universal(
         "model": digest(*model.get_weights()),
         "image_shape": list(data.image_shape),
         "input_range": list(interface.plain.input_range),
-        "interface": {n: show(v) for n, v in interface.given().items() if n != "input_range"},
+        "interface": {
+            name: digest(*interface.fixed.values()) if name == "inputs" else show(value)
+            for name, value in interface.given().items()
+            if name != "input_range"
+        },
     }
     matrix = None if stored is None else matrix_in(stored, str(asked.matrix), same, asked.made_by)
     settings = asked.settings()
