@@ -1,5 +1,7 @@
 """What an experiment asks of what earlier ones left: runs, models and files."""
 
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +32,10 @@ class ModelSource:
     training: Mapping[str, str] = field(default_factory=dict)
 
 
+class UnusableError(LookupError):
+    """A run has not, or not as it should be, what is asked of it; the message names the run."""
+
+
 @dataclass(frozen=True)
 class FinishedRun:
     """A run that has finished, read back.
@@ -55,9 +61,56 @@ class FinishedRun:
         """The URI of its model, if it left one."""
         return f"runs:/{self.run_id}/model"
 
+    def metric(self, name: str) -> float:
+        """A metric's last value.
+
+        Raises:
+            UnusableError: it has none, or that isn't finite.
+        """
+        return self._finite(name, self.metrics.get(name))
+
+    def whole(self, name: str) -> int:
+        """A parameter that counts something.
+
+        Raises:
+            UnusableError: it has none, or that is no whole number.
+        """
+        said = self.facts.get(name)
+        if said is None:
+            raise UnusableError(f"run {self.run_id} has no parameter {name}")
+        if not re.fullmatch("[0-9]{1,15}", said):
+            raise UnusableError(
+                f"run {self.run_id} has {name}={said:.40}, which is no whole number"
+            )
+        return int(said)
+
     def points(self, name: str) -> dict[int, float]:
-        """A curve's values by their steps."""
-        return {int(row["step"]): row[name] for row in self.curve if name in row}
+        """A curve's values by their steps; none if it has no such curve.
+
+        Raises:
+            UnusableError: one isn't finite.
+        """
+        where = "{} at step {}".format
+        return {
+            int(row["step"]): self._finite(where(name, row["step"]), row[name])
+            for row in self.curve
+            if name in row
+        }
+
+    def at(self, name: str, step: int) -> float:
+        """A curve's value at a step.
+
+        Raises:
+            UnusableError: it has none there, or that isn't finite.
+        """
+        return self._finite(f"{name} at step {step}", self.points(name).get(step))
+
+    def _finite(self, what: str, value: float | None) -> float:
+        if value is None:
+            raise UnusableError(f"run {self.run_id} has no {what}")
+        if not math.isfinite(value):
+            raise UnusableError(f"run {self.run_id} has {value} for {what}")
+        return value
 
 
 @dataclass(frozen=True)

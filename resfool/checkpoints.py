@@ -1,9 +1,15 @@
-"""Checkpoints that SIGKILL can't spoil: written to a temporary file, synced, then renamed."""
+"""Checkpoints that SIGKILL can't spoil: written to a temporary file, synced, then renamed.
+
+Where one is, nobody but the user says: its file, its lock and its parts are all that is touched,
+and no symbolic link in their place is followed.
+"""
 
 import contextlib
 import json
 import os
-import zipfile
+import re
+import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from resfool.arrayfiles import DamagedError, open_plain, read_npz, using
 from resfool.errors import InputError, writing
 
 try:
@@ -19,6 +26,9 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _FACTS = "facts"
+# As MLflow has them: no dots and no slashes, so that one is a name and no path.
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,249}")
+_PART = re.compile(r"\.\d+(\.[0-9a-f]{16})?\.part")  # what is added to the name of a file
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,24 @@ class Arrays:
 
     arrays: Mapping[str, np.ndarray]
     facts: Mapping[str, Any]
+
+
+def place(folder: Path, run_id: str) -> Path:
+    """Where the checkpoint of a training's run is, whatever its store says of that.
+
+    Args:
+        folder: that the user keeps checkpoints in.
+        run_id: of the run.
+
+    Raises:
+        InputError: this is no run's id, or a symbolic link stands in place of the run's folder.
+    """
+    if not _RUN_ID.fullmatch(run_id):
+        raise InputError(f"{run_id!r:.60} is no id of a run")
+    path = folder.resolve() / run_id / "checkpoint.npz"
+    if path.parent.is_symlink():
+        raise InputError(f"{path.parent} is a symbolic link, which isn't followed")
+    return path
 
 
 def save(path: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
@@ -41,11 +69,11 @@ def save(path: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any])
         InputError: the folder can't be written, or its disk is full.
     """
     text = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(8)}.part")
     with writing(f"the folder {path.parent}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("wb") as file:
+            with temporary.open("xb") as file:
                 np.savez(file, allow_pickle=False, **{_FACTS: text}, **arrays)
                 file.flush()
                 os.fsync(file.fileno())
@@ -55,27 +83,32 @@ def save(path: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any])
         _sync_folder(path.parent)
 
 
-def load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read what `save` wrote.
+def load(path: Path, what: str = "") -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Read what `save` wrote, or somebody else.
 
     Args:
         path: the file.
+        what: a user called it, who may have named a symbolic link; without that it is our own.
 
     Returns:
-        The arrays and the facts.
+        The arrays, which can't be written to, and the facts.
 
     Raises:
-        InputError: there is no such file, or it isn't a whole checkpoint.
+        InputError: there is no such file, or it isn't what `save` writes.
     """
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+    with reading(path, what), open_plain(path, os.O_RDONLY, follow=bool(what)) as file:
+        arrays = read_npz(file)
+        if _FACTS not in arrays:
+            raise DamagedError(f"it has no {_FACTS}")
         facts = json.loads(arrays.pop(_FACTS).tobytes())
-    except FileNotFoundError:
-        raise InputError(f"there is no checkpoint at {path}") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is not a whole checkpoint: {error}") from None
+        if not isinstance(facts, dict):
+            raise DamagedError(f"its {_FACTS} have no names")
     return arrays, facts
+
+
+def reading(path: Path, what: str = "") -> contextlib.AbstractContextManager[None]:
+    """Turn whatever is wrong with what a checkpoint holds into one sentence; see `load`."""
+    return using(what or f"the checkpoint {path}")
 
 
 def _sync_folder(folder: Path) -> None:
@@ -104,7 +137,8 @@ def hold(path: Path) -> IO[str]:
     """
     with writing(f"the checkpoint folder {path.parent}"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_suffix(".lock").open("w")
+        # It must not be emptied: what it is called may be somebody's file.
+        lock = open_plain(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, "r+")
     if fcntl is not None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -134,13 +168,24 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 def discard(path: Path) -> None:
     """Delete a checkpoint, and what processes that were killed while saving it have left."""
-    for file in (path, *path.parent.glob(f"{path.name}.*.part")):
-        file.unlink(missing_ok=True)
+    _delete(path)
+    for file in path.parent.glob(f"{path.name}.*.part"):
+        if _PART.fullmatch(file.name.removeprefix(path.name)):
+            _delete(file)
 
 
 def remove(path: Path) -> None:
     """Delete a checkpoint, its lock file and, if nothing else is in it, its folder."""
+    if path.parent.is_symlink():
+        return
     discard(path)
-    path.with_suffix(".lock").unlink(missing_ok=True)
+    _delete(path.with_suffix(".lock"))
     with contextlib.suppress(OSError):
         path.parent.rmdir()
+
+
+def _delete(path: Path) -> None:
+    """Delete a plain file, if there is one and it can be; a symbolic link is none of ours."""
+    with contextlib.suppress(OSError):
+        if stat.S_ISREG(path.lstat().st_mode):
+            path.unlink()

@@ -42,13 +42,15 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def _recording(title: str) -> "Iterator[tuple[Run, Archive, ProgressReport]]":
-    """A run, what earlier ones left, and a bar that shows how it goes."""
+def _recording(
+    title: str, checkpoint_dir: str | None = None
+) -> "Iterator[tuple[Run, Archive, ProgressReport]]":
+    """A run, what earlier ones left (there too), and a bar that shows how it goes."""
     from resfool.tracking.archive import MLflowArchive
     from resfool.tracking.run import Run
 
     with ProgressReport(title) as progress, Run(progress) as run:
-        yield run, MLflowArchive(), progress
+        yield run, MLflowArchive(checkpoint_dir), progress
 
 
 def _say_where(run: "Run", *before: str) -> None:
@@ -241,7 +243,7 @@ def reproduce(asked: ReproduceParameters, where: Checkpoints) -> None:
     from resfool.reproduction import presentation
     from resfool.tracking import stores
 
-    with _recording("reproduce") as (run, archive, progress):
+    with _recording("reproduce", where.checkpoint_dir) as (run, archive, progress):
         stores.check_folder("checkpoint folder", expanded(where.checkpoint_dir))
         make = _maker(archive, progress, where.checkpoint_dir)
         found = reproduction.reproduce(asked, make, run, archive)

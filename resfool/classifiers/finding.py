@@ -184,21 +184,7 @@ def load_data(sources: Sequence[ModelSource], asked: AnyModel) -> sets.Dataset:
             f"dataset is missing, and model={stranger} has no training run of this project that "
             f"would tell; give dataset=, one of {sets.OWN_OR_NAMED}"
         )
-    training = sources[0].training
-    recorded = {name: training[name] for name in OwnImages.declared() if name in training}
-    given = {name: value for name, value in asked.given().items() if name in OwnImages.declared()}
-    # As they were recorded: `mlflow run` does so as they were given, such as none, None or NONE.
-    data = sets.load_data(
-        sets.TrainingData(
-            dataset=training["dataset"],
-            data_dir=asked.data_dir or training["data_dir"],
-            per_class=asked.per_class or training["per_class"],  # type: ignore[arg-type]
-            data_seed=int(float(training["data_seed"])),
-            # Runs from before there was a parameter are as at its default.
-            validation_share=float(training.get("validation_share", 0)),
-            **recorded | given,
-        )
-    )
+    data = _trained_on(sources[0], asked)
     for source in sources:
         digest = source.training["dataset_digest"]
         if digest != data.digest:
@@ -208,3 +194,25 @@ def load_data(sources: Sequence[ModelSource], asked: AnyModel) -> sets.Dataset:
                 f"to use the latter all the same, say so: dataset={data.name}"
             )
     return data
+
+
+def _trained_on(source: ModelSource, asked: AnyModel) -> sets.Dataset:
+    """What a model was trained on; where that is and how it is read may be given.
+
+    Raises:
+        InputError: it can't be loaded, or what was recorded of the training isn't allowed.
+    """
+    # Runs from before there was a parameter are as at its default. `mlflow run` records values as
+    # they were given, such as none, None or NONE.
+    names = sets.TrainingData.declared()
+    recorded = {name: value for name, value in source.training.items() if name in names}
+    places = {name: getattr(asked, name) for name in ("data_dir", "per_class")}
+    given = {name: value for name, value in asked.given().items() if name in OwnImages.declared()}
+    given |= {name: value for name, value in places.items() if value}
+    try:
+        return sets.load_data(sets.TrainingData.of(recorded | given))
+    except InputError as error:
+        raise InputError(
+            f"the data that model={source.uri} was trained on can't be used: {error}; dataset= "
+            "names others"
+        ) from error

@@ -11,11 +11,13 @@ from scipy import stats
 
 from resfool import paper
 from resfool.archive import FinishedRun
+from resfool.reproduction.leaving import LeftOut
 from resfool.reproduction.plan import ARCHS, DEEP, FOOLED, Label
 from resfool.values import epsilon_step, show
 
 Verdict = Literal["seen", "not seen", "not run"]
 Runs = Mapping[Label, Sequence[FinishedRun]]
+Rule = Callable[[Runs], tuple[bool, str]]  # whether a claim is seen, and the figures
 
 _SMALL = tuple(n / 255 for n in (1, 2, 3, 4, 6, 8))  # that the networks' sensitivity is judged at
 _EARLY = 0.1  # of a training, that "early" means
@@ -60,15 +62,22 @@ def decide(runs: Runs) -> list[Decision]:
     Returns:
         A decision for each claim, in the paper's order.
     """
-    found = []
-    for name, (section, text) in paper.CLAIMS.items():
+    return [
+        Decision(name, section, text, *_decided(RULES[name], runs))
+        for name, (section, text) in paper.CLAIMS.items()
+    ]
+
+
+def _decided(rule: Rule, runs: Runs) -> tuple[Verdict, str]:
+    """A claim's verdict and the figures that decide it, or why there are none."""
+    left_out = LeftOut()
+    with left_out.unless_usable("it"):
         try:
-            seen, figure = RULES[name](runs)
-            verdict: Verdict = "seen" if seen else "not seen"
+            seen, figure = rule(runs)
         except _NotRunError as error:
-            verdict, figure = "not run", f"needs {error}"
-        found.append(Decision(name, section, text, verdict, figure))
-    return found
+            return "not run", f"needs {error}"
+        return "seen" if seen else "not seen", figure
+    return "not run", " ".join(left_out.reasons)
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
@@ -80,8 +89,12 @@ def mean_and_deviation(values: Sequence[float]) -> str:
 
 
 def metric(runs: Runs, label: Label, name: str) -> list[float]:
-    """A metric of each seed's run; those that lack it are left out."""
-    return [run.metrics[name] for run in runs.get(label, ()) if name in run.metrics]
+    """A metric of each seed's run; those that lack it are left out.
+
+    Raises:
+        UnusableError: one isn't finite.
+    """
+    return [run.metric(name) for run in runs.get(label, ()) if name in run.metrics]
 
 
 def prediction_width(values: Sequence[float]) -> float:
@@ -138,13 +151,15 @@ def _get(runs: Runs, label: Label, name: str, what: str = "", images: str = "") 
     """A metric of a network's runs; `images` names their parameter that counts what it is of."""
     values = metric(runs, label, name)
     network = f"{label[-2]}-{label[-1]}" if len(label) > 2 else "the 5-layer network"
-    if not values:
+    if not runs.get(label):
         raise _NotRunError(
             {"short": network, "long": f"{network}, the long training"}.get(
                 str(label[0]), f"the {label[0]} on {network}"
             )
         )
-    return _Figure(what or network, values, int(runs[label][0].facts[images]) if images else 0)
+    if not values:
+        runs[label][0].metric(name)  # which says that there is none
+    return _Figure(what or network, values, runs[label][0].whole(images) if images else 0)
 
 
 def _final(runs: Runs, arch: str, depth: int, part: str, kind: str = "short") -> _Figure:
@@ -208,7 +223,7 @@ def _resnet_is_faster(runs: Runs) -> tuple[bool, str]:
         curves = [run.points("train_accuracy") for run in runs["short", arch, 25]]
         last = max(max(curve) for curve in curves)
         step = min(step for step in curves[0] if step >= _EARLY * last)
-        values = [curve[step] for curve in curves]
+        values = [run.at("train_accuracy", step) for run in runs["short", arch, 25]]
         early.append(_Figure(f"{arch}-25", values, final.images))
     return _higher(early[0], early[1], f"training accuracy by step {step:,}")
 
@@ -217,7 +232,7 @@ def _resnet_adds_nothing(runs: Runs) -> tuple[bool, str]:
     counts = {}
     for arch, depth in itertools.product(("resnet", "convnet"), (25, 50)):
         for run in runs.get(("short", arch, depth), ()):
-            counts[arch, depth] = int(run.facts["parameter_count"])
+            counts[arch, depth] = run.whole("parameter_count")
     pairs = [depth for depth in (25, 50) if {("resnet", depth), ("convnet", depth)} <= set(counts)]
     if not pairs:
         raise _NotRunError("resnet and convnet of equal depth")
@@ -291,7 +306,7 @@ def _universal_beats_noise(runs: Runs) -> tuple[bool, str]:
     rates, noise = _rates_by_rank(runs)
     more = [n for n in rates if statistics.fmean(rates[n]) > statistics.fmean(noise[n])]
     most = max(rates)
-    asked = int(runs[_UNIVERSAL][0].facts["rank"])
+    asked = runs[_UNIVERSAL][0].whole("rank")
     shown = sorted({min(asked, most), most})
     return most in more, (
         f"fooling rate, mean of the draws, against that of random vectors of the same norm: "
@@ -321,6 +336,8 @@ def _rates_by_rank(runs: Runs) -> tuple[dict[int, list[float]], dict[int, list[f
     rates, noise = (by_rank(runs[_UNIVERSAL], f"{name}fooling_rate") for name in ("", "random_"))
     if not rates:
         raise _NotRunError("fooling rates over the number of singular vectors")
+    for rank in rates.keys() - noise.keys():
+        runs[_UNIVERSAL][0].at("random_fooling_rate", rank)  # which says that it isn't there
     return rates, noise
 
 
@@ -359,9 +376,11 @@ def _sensitivity(runs: Runs, arch: str) -> _Sensitivity:
     clean = _get(runs, label, "clean_accuracy", images="attacked_images")
     rates, of_right = [], []
     for run, accuracy in zip(runs[label], clean.values, strict=True):
-        fooled, right = run.points("fooling_rate"), run.points("accuracy")
-        rates.append(statistics.fmean(fooled[epsilon_step(e)] for e in _SMALL))
-        kept = statistics.fmean(right[epsilon_step(e)] for e in _SMALL)
+        fooled, kept = (
+            statistics.fmean(run.at(of, epsilon_step(e)) for e in _SMALL)
+            for of in ("fooling_rate", "accuracy")
+        )
+        rates.append(fooled)
         of_right.append(1 - kept / accuracy if accuracy else 0.0)
     of_right_images = round(clean.mean * clean.images)
     return _Sensitivity(
@@ -416,13 +435,13 @@ def _invisible_fooling(runs: Runs) -> tuple[bool, str]:
     _get(runs, label, "clean_accuracy")
     step = epsilon_step(_INVISIBLE)
     fooled, noise = (
-        _Figure(what, [run.points(name)[step] for run in runs[label]])
+        _Figure(what, [run.at(name, step) for run in runs[label]])
         for what, name in (("resnet-10", "fooling_rate"), ("random signs", "random_fooling_rate"))
     )
     return _higher(fooled, noise, f"fooling rate at epsilon {show(_INVISIBLE)}")
 
 
-RULES: dict[str, Callable[[Runs], tuple[bool, str]]] = {
+RULES: dict[str, Rule] = {
     "convnet_degrades": _convnet_degrades,
     "resnet_trains_deeper": lambda runs: _deeper(runs, "resnet", "train"),
     "resnet_tests_deeper": lambda runs: _deeper(runs, "resnet", "test"),

@@ -1,7 +1,10 @@
 """A reproduction as a report: the paper's numbers and ours, its figures and its claims."""
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -12,12 +15,13 @@ from resfool.attacks.presentation import FoolingCurve, draw_fooling_rates
 from resfool.monitor import Leaves
 from resfool.report import page
 from resfool.report.page import Cell, Link, Picture, Section, Table
-from resfool.reproduction import claims, plan
+from resfool.reproduction import claims, plan, recorded
 from resfool.reproduction.claims import Decision, decide, metric
+from resfool.reproduction.leaving import LeftOut
 from resfool.reproduction.plan import ARCHS, DEEP, FOOLED, Label
 from resfool.reproduction.reproduce import Reproduction
 from resfool.training.presentation import trainings
-from resfool.values import duration, epsilon_step, show
+from resfool.values import Row, duration, epsilon_step, show
 
 _NONE = "–"
 _VERDICTS = {"seen": "good", "not seen": "bad", "not run": "dim"}
@@ -58,12 +62,20 @@ def as_report(found: Reproduction) -> page.Report:
         paragraphs.append(f"{len(found.missing)} of {needed} runs are missing; the end lists them.")
     paragraphs += [f"Failed: {name}: {reason}." for name, reason in found.failed.items()]
     sections = [_claims(decisions, found.failed)]
-    sections += [_SECTIONS[name](found, name) for name in asked.targets]
+    sections += [_result(found, name) for name in asked.targets]
     sections.append(_surroundings(found))
     if found.missing:
         missing = Table(("run",), [[name] for name in found.missing])
         sections.append(Section("Runs that are missing", tables=[missing]))
     return page.Report("ResNets: easy to train, easy to fool? A reproduction", paragraphs, sections)
+
+
+def _result(found: Reproduction, name: str) -> Section:
+    """The section of a result, as far as the runs have what it needs."""
+    left_out, section = LeftOut(), _section(name)
+    with left_out.unless_usable(_title(name)):
+        section = _SECTIONS[name](found, name, left_out)
+    return replace(section, notes=[*section.notes, *left_out.reasons])
 
 
 def claims_table(found: Reproduction) -> pd.DataFrame:
@@ -74,14 +86,18 @@ def claims_table(found: Reproduction) -> pd.DataFrame:
 def comparison_table(found: Reproduction) -> pd.DataFrame:
     """Accuracies as printed in Tables I and II, and ours, a row for each network."""
     rows = []
-    for kind, printed in (("short", paper.TABLE_1), ("long", paper.TABLE_2)):
+    scale = plan.SCALES[found.asked.scale]
+    for kind, steps, printed in (
+        ("short", scale.steps, paper.TABLE_1),
+        ("long", scale.long_steps, paper.TABLE_2),
+    ):
         for (arch, depth), (train, test) in printed.items():
             label = (kind, arch, depth)
             for run in found.runs.get(label, ()):
-                row = {"steps": int(run.facts["steps"]), "network": f"{arch}-{depth}"}
+                row: dict[str, Any] = {"steps": steps, "network": f"{arch}-{depth}"}
                 row |= {"paper_train_accuracy": train, "paper_test_accuracy": test}
                 row |= {n: v for n, v in run.metrics.items() if _is_final(n)}
-                rows.append(row | {"seed": run.facts["seed"], "run_id": run.run_id})
+                rows.append(row | {"seed": run.facts.get("seed"), "run_id": run.run_id})
     return pd.DataFrame(rows)
 
 
@@ -120,19 +136,14 @@ def _claims(decisions: Sequence[Decision], failed: Iterable[str]) -> Section:
 # Tables I and II, Figures 3 to 6
 
 
-def _accuracies(found: Reproduction, name: str) -> Section:
+def _accuracies(found: Reproduction, name: str, left_out: LeftOut) -> Section:
     kind = "long" if name == "table2" else "short"
-    printed = paper.TABLE_2 if kind == "long" else paper.TABLE_1
-    rows: list[list[Cell]] = []
-    for (arch, depth), accuracies in printed.items():
-        label = (kind, arch, depth)
-        row: list[Cell] = [f"{arch}-{depth}"]
-        for name_of_ours, of_paper in zip(_COMPARED, accuracies, strict=True):
-            ours = metric(found.runs, label, name_of_ours)
-            row += [f"{of_paper:.4f}", _ours(ours), _difference(found, ours, of_paper)]
-        whole = metric(found.runs, label, "final_test_accuracy")
-        row += [_ours(whole), _time(found, label), _links(found, label)]
-        rows.append(row)
+    table = paper.TABLE_2 if kind == "long" else paper.TABLE_1
+    printed, rows = {}, []
+    for (arch, depth), accuracies in table.items():
+        with left_out.unless_usable(f"{arch}-{depth}"):
+            rows.append(_accuracies_row(found, (kind, arch, depth), accuracies))
+            printed[arch, depth] = accuracies
     head = (
         *("network", "train, paper", "ours", "difference"),
         *("test, paper", "ours, the paper's way", "difference"),
@@ -150,6 +161,17 @@ def _accuracies(found: Reproduction, name: str) -> Section:
     if _at_papers_scale(found):
         notes += _misses(found, kind, printed)
     return _section(name, tables=[Table(head, rows)], notes=notes)
+
+
+def _accuracies_row(
+    found: Reproduction, label: Label, accuracies: tuple[float, float]
+) -> list[Cell]:
+    row: list[Cell] = [_label_text(label)]
+    for name, of_paper in zip(_COMPARED, accuracies, strict=True):
+        ours = metric(found.runs, label, name)
+        row += [f"{of_paper:.4f}", _ours(ours), _difference(found, ours, of_paper)]
+    whole = metric(found.runs, label, "final_test_accuracy")
+    return [*row, _ours(whole), _time(found, label), _links(found, label)]
 
 
 def _misses(
@@ -184,16 +206,16 @@ _OVERLAYS: dict[str, tuple[str, list[tuple[str, int]]]] = {
 }
 
 
-def _curves(found: Reproduction, name: str) -> Section:
+def _curves(found: Reproduction, name: str, left_out: LeftOut) -> Section:
     kind, networks = _OVERLAYS[name]
     labels = [(kind, *network) for network in networks]
-    curves = {
-        _label_text(label): [run.curve for run in found.runs[label]]
-        for label in labels
-        if label in found.runs
-    }
-    if not curves:
+    there = [label for label in labels if label in found.runs]
+    if not there:
         return _not_run(name)
+    curves = {}
+    for label in there:
+        with left_out.unless_usable(_label_text(label)):
+            curves[_label_text(label)] = [_accuracies_of(run) for run in found.runs[label]]
     table = paper.TABLE_2 if kind == "long" else paper.TABLE_1
     printed = {f"{arch}-{depth}": table[arch, depth] for arch, depth in networks}
     figure = trainings(curves, _title(name), printed if _at_papers_scale(found) else None)
@@ -202,49 +224,57 @@ def _curves(found: Reproduction, name: str) -> Section:
     return _section(name, tables=[_runs_table(found, labels)], pictures=pictures)
 
 
+def _accuracies_of(run: FinishedRun) -> list[Row]:
+    """The accuracies of a training's curve."""
+    found: list[Row] = []
+    for name in ("train_accuracy", "validation_accuracy", "test_accuracy"):
+        found += [{"step": step, name: value} for step, value in run.points(name).items()]
+    return found
+
+
 # Section VI: the 5-layer network
 
 
-def _universal_rates(found: Reproduction, name: str) -> Section:
+def _universal_rates(found: Reproduction, name: str, left_out: LeftOut) -> Section:
     if _UNIVERSAL not in found.runs:
         return _not_run(name)
     runs = found.runs[_UNIVERSAL]
-    rank = int(runs[0].facts["rank"])
+    rank = runs[0].whole("rank")
 
-    def of(label: Label, name: str) -> list[float]:
-        return metric(found.runs, label, name)
+    def of(label: Label, name: str) -> Callable[[], list[float]]:
+        return lambda: metric(found.runs, label, name)
 
-    def at_rank(name: str) -> list[float]:
-        return claims.by_rank(runs, name).get(rank, [])
+    def at_rank(name: str) -> Callable[[], list[float]]:
+        return lambda: claims.by_rank(runs, name).get(rank, [])
 
     train, test = f"{paper.MNIST_TRAIN_ACCURACY:.2f}", f"{paper.MNIST_TEST_ACCURACY:.2f}"
     fooled = f"> {paper.UNIVERSAL_FOOLING_RATE:.2f}"
     draws = f"Algorithm 2, {rank} singular vectors, mean of the draws"
-    rows = [
-        [what, printed, _ours(values)]
-        for what, printed, values in (
-            ("training accuracy of the network", train, of(_DIGITS, "final_train_accuracy")),
-            ("test accuracy of the network", test, of(_DIGITS, "final_test_accuracy")),
-            (f"fooling rate of {draws}", fooled, at_rank("fooling_rate")),
-            ("of random vectors of that norm", _NONE, at_rank("random_fooling_rate")),
-            ("of the draw that fools most fitting images", _NONE, of(_UNIVERSAL, _BEST)),
-            ("of that draw, clipped to [0, 1]", _NONE, of(_UNIVERSAL, _BEST_CLIPPED)),
-            ("energy in ten singular directions", _NONE, of(_UNIVERSAL, _ENERGY)),
-            ("the same of a random matrix", _NONE, of(_UNIVERSAL, f"random_{_ENERGY}")),
-        )
-    ]
+    rows: list[list[Cell]] = []
+    for what, printed, values in (
+        ("training accuracy of the network", train, of(_DIGITS, "final_train_accuracy")),
+        ("test accuracy of the network", test, of(_DIGITS, "final_test_accuracy")),
+        (f"fooling rate of {draws}", fooled, at_rank("fooling_rate")),
+        ("of random vectors of that norm", _NONE, at_rank("random_fooling_rate")),
+        ("of the draw that fools most fitting images", _NONE, of(_UNIVERSAL, _BEST)),
+        ("of that draw, clipped to [0, 1]", _NONE, of(_UNIVERSAL, _BEST_CLIPPED)),
+        ("energy in ten singular directions", _NONE, of(_UNIVERSAL, _ENERGY)),
+        ("the same of a random matrix", _NONE, of(_UNIVERSAL, f"random_{_ENERGY}")),
+    ):
+        with left_out.unless_usable(what):
+            rows.append([what, printed, _ours(values())])
     tables = [Table(("", "paper", "ours"), rows), _runs_table(found, [_DIGITS, _UNIVERSAL])]
-    pictures = _logged(found, _UNIVERSAL, "fooling_rate_over_rank.png", name)
+    pictures = _logged(found, _UNIVERSAL, "fooling_rate_over_rank.png", name, left_out)
     return _section(name, tables=tables, pictures=pictures)
 
 
-def _universal_pictures(found: Reproduction, name: str) -> Section:
+def _universal_pictures(found: Reproduction, name: str, left_out: LeftOut) -> Section:
     if _UNIVERSAL not in found.runs:
         return _not_run(name)
     if name != "figure8" and "figure8" in found.asked.targets:
         column = {"figure9": "+ universal", "figure10": "+ random"}[name]
         return _section(name, [f"See Figure 8: its column “{column}”."])
-    pictures = _logged(found, _UNIVERSAL, "perturbation.png", name)
+    pictures = _logged(found, _UNIVERSAL, "perturbation.png", name, left_out)
     return _section(name, tables=[_runs_table(found, [_UNIVERSAL])], pictures=pictures)
 
 
@@ -255,76 +285,86 @@ def _fooled(arch: str) -> Label:
     return ("attack", "short", arch, 10)
 
 
-def _fooling_rates(found: Reproduction, name: str) -> Section:
+def _fooling_rates(found: Reproduction, name: str, left_out: LeftOut) -> Section:
     present = [arch for arch in FOOLED if _fooled(arch) in found.runs]
     if not present:
         return _not_run(name)
-    rows: list[list[Cell]] = []
+    rows, curves, pictures = [], [], []
     for arch in present:
-        runs = found.runs[_fooled(arch)]
-        row: list[Cell] = [f"{arch}-10", _ours(metric(found.runs, _fooled(arch), "clean_accuracy"))]
-        for epsilon in _SHOWN_EPSILONS:
-            points = (run.points("fooling_rate") for run in runs)
-            row.append(_ours([p[epsilon_step(epsilon)] for p in points]))
-        median = metric(found.runs, _fooled(arch), "median_smallest_epsilon")
-        row.append(", ".join(f"{255 * m:.1f}/255" for m in median) or _NONE)
-        rows.append([*row, _links(found, _fooled(arch)[1:]), _links(found, _fooled(arch))])
+        with left_out.unless_usable(f"{arch}-10"):
+            rows.append(_fooling_rates_row(found, arch))
+        with left_out.unless_usable(f"the curve of {arch}-10"):
+            curves.append(_fooling_curve(f"{arch}-10", found.runs[_fooled(arch)][0]))
     head = "network", "accuracy", *(f"fooled at {show(e)}" for e in _SHOWN_EPSILONS)
     table = Table((*head, "median smallest epsilon", "trained", "attacked"), rows)
-    curves = [_fooling_curve(f"{arch}-10", found.runs[_fooled(arch)][0]) for arch in present]
-    drawn = [curve for curve in curves if curve is not None]
-    pictures = []
-    if drawn:
-        images = found.runs[_fooled(present[0])][0].facts["attacked_images"]
-        seeds = ", ".join(sorted({found.runs[_fooled(arch)][0].facts["seed"] for arch in present}))
-        title = f"fast gradient sign, {images} test images, seed {seeds}"
-        figure = draw_fooling_rates(drawn, title)
-        pictures = [_picture(name, figure, "Fooling rate, and singular values of gradient signs")]
+    if curves:
+        with left_out.unless_usable("the figure"):
+            runs = [found.runs[_fooled(arch)][0] for arch in present]
+            seeds = ", ".join(sorted({str(run.whole("seed")) for run in runs}))
+            images = runs[0].whole("attacked_images")
+            title = f"fast gradient sign, {images} test images, seed {seeds}"
+            figure = draw_fooling_rates(curves, title)
+            caption = "Fooling rate, and singular values of gradient signs"
+            pictures = [_picture(name, figure, caption)]
     words = ["The paper prints no numbers here; it says that MultiResNet is the most sensitive."]
     return _section(name, words, [table], pictures)
 
 
-def _fooling_curve(name: str, run: FinishedRun) -> FoolingCurve | None:
-    rates, spectrum, images = (_read(run, f"{n}.csv") for n in ("rates", "spectrum", "images"))
-    if rates is None or spectrum is None or images is None:
-        return None
+def _fooling_rates_row(found: Reproduction, arch: str) -> list[Cell]:
+    label = _fooled(arch)
+    row: list[Cell] = [f"{arch}-10", _ours(metric(found.runs, label, "clean_accuracy"))]
+    for step in map(epsilon_step, _SHOWN_EPSILONS):
+        row.append(_ours([run.at("fooling_rate", step) for run in found.runs[label]]))
+    median = metric(found.runs, label, "median_smallest_epsilon")
+    row.append(", ".join(f"{255 * m:.1f}/255" for m in median) or _NONE)
+    return [*row, _links(found, label[1:]), _links(found, label)]
+
+
+_RATES = [f"{of}fooling_rate{end}" for of in ("", "random_") for end in ("", "_low", "_high")]
+
+
+def _fooling_curve(name: str, run: FinishedRun) -> FoolingCurve:
+    rates = recorded.columns(run, "rates.csv", ["epsilon", *_RATES])
+    spectrum = recorded.columns(run, "spectrum.csv", ["singular_value", "random_singular_value"])
+    images = recorded.columns(run, "images.csv", ["smallest_epsilon"], finite=False)
     return FoolingCurve(
         name=name,
-        rows=rates.to_dict("records"),
-        singular_values=spectrum["singular_value"].tolist(),
-        random_singular_values=spectrum["random_singular_value"].tolist(),
-        smallest=images["smallest_epsilon"].tolist() if "smallest_epsilon" in images else (),
+        rows=[dict(zip(rates, row, strict=True)) for row in zip(*rates.values(), strict=True)],
+        singular_values=spectrum["singular_value"],
+        random_singular_values=spectrum["random_singular_value"],
+        smallest=images["smallest_epsilon"],
     )
 
 
-def _examples(found: Reproduction, name: str) -> Section:
+def _examples(found: Reproduction, name: str, left_out: LeftOut) -> Section:
     label = _fooled("resnet")
     if label not in found.runs:
         return _not_run(name)
-    pictures = _logged(found, label, "examples.png", name)
+    pictures = _logged(found, label, "examples.png", name, left_out)
     return _section(name, tables=[_runs_table(found, [label[1:], label])], pictures=pictures)
 
 
 # What the paper leaves open
 
 
-def _readings(found: Reproduction, name: str) -> Section:
+def _readings(found: Reproduction, name: str, left_out: LeftOut) -> Section:
     rows: list[list[Cell]] = []
     distances: dict[str, dict[str, float]] = {}
     for arch, depth, change in plan.TRIED_READINGS:
         label = plan.training_label(arch, depth, change)
         what = ", ".join(map(str, label[3:])) or "as read here"
-        train, way = (metric(found.runs, label, name) for name in _COMPARED)
-        test = metric(found.runs, label, "final_test_accuracy")
-        distance = _NONE
-        if train and way and _at_papers_scale(found):
-            of_paper = paper.TABLE_1[arch, max(depth, DEEP[0])]
-            ours = statistics.fmean(train), statistics.fmean(way)
-            away = sum(abs(a - b) for a, b in zip(ours, of_paper, strict=True))
-            distance = f"{away:.3f}"
-            distances.setdefault(f"{arch}-{depth}", {})[what] = away
-        figures_of_it = map(_ours, (train, test, way))
-        rows.append([f"{arch}-{depth}", what, *figures_of_it, distance, _links(found, label)])
+        with left_out.unless_usable(f"{arch}-{depth}, {what},"):
+            train, way = (metric(found.runs, label, name) for name in _COMPARED)
+            test = metric(found.runs, label, "final_test_accuracy")
+            distance = _NONE
+            if train and way and _at_papers_scale(found):
+                of_paper = paper.TABLE_1[arch, max(depth, DEEP[0])]
+                ours = statistics.fmean(train), statistics.fmean(way)
+                away = sum(abs(a - b) for a, b in zip(ours, of_paper, strict=True))
+                distance = f"{away:.3f}"
+                distances.setdefault(f"{arch}-{depth}", {})[what] = away
+            figures_of_it = map(_ours, (train, test, way))
+            rows.append([f"{arch}-{depth}", what, *figures_of_it, distance, _links(found, label)])
     head = "network", "reading", "train", "test", "test, the paper's way", "distance", "runs"
     words = [
         "The paper doesn't say how it augmented, how many convolutions a shortcut spans, whether "
@@ -337,7 +377,7 @@ def _readings(found: Reproduction, name: str) -> Section:
         if len(of_network) > 1:
             best = min(of_network, key=lambda what: of_network[what])
             words.append(f"Of the readings of {network} that were run, “{best}” comes closest.")
-    return Section("What the paper leaves open", words, [Table(head, rows)])
+    return _section(name, words, [Table(head, rows)])
 
 
 def _surroundings(found: Reproduction) -> Section:
@@ -378,7 +418,8 @@ def _not_run(name: str) -> Section:
 
 
 def _title(name: str) -> str:
-    return ": ".join(paper.RESULTS[name])
+    titles = {**paper.RESULTS, plan.READINGS: ("What the paper leaves open",)}
+    return ": ".join(titles[name])
 
 
 def _ours(values: Sequence[float]) -> str:
@@ -397,7 +438,8 @@ def _at_papers_scale(found: Reproduction) -> bool:
 
 
 def _time(found: Reproduction, label: Label) -> str:
-    times = metric(found.runs, label, "total_seconds")
+    times = [run.metrics.get("total_seconds", math.nan) for run in found.runs.get(label, ())]
+    times = [seconds for seconds in times if math.isfinite(seconds)]
     return duration(statistics.fmean(times)) if times else _NONE
 
 
@@ -424,22 +466,20 @@ def _label_text(label: Label) -> str:
     return "the 5-layer network" if label == _DIGITS else f"{label[1]}-{label[2]}"
 
 
-def _read(run: FinishedRun, name: str) -> pd.DataFrame | None:
-    path = run.find_file(name)
-    return None if path is None else pd.read_csv(path)
-
-
-def _logged(found: Reproduction, label: Label, file: str, name: str) -> list[Picture]:
+def _logged(
+    found: Reproduction, label: Label, file: str, name: str, left_out: LeftOut
+) -> list[Picture]:
     """A picture that a run has logged."""
-    path = found.runs[label][0].find_file(file)
-    return [] if path is None else [Picture(name, path.read_bytes(), _title(name))]
+    with left_out.unless_usable(file):
+        return [Picture(name, recorded.picture(found.runs[label][0], file), _title(name))]
+    return []
 
 
 def _picture(name: str, figure: Figure, caption: str) -> Picture:
     return Picture(name, page.png(figure), caption)
 
 
-_SECTIONS: dict[str, Callable[[Reproduction, str], Section]] = {
+_SECTIONS: dict[str, Callable[[Reproduction, str, LeftOut], Section]] = {
     "table1": _accuracies,
     "table2": _accuracies,
     "table3": _examples,

@@ -10,6 +10,7 @@ from resfool.datasets.sets import Dataset, TrainingData, load_data
 from resfool.errors import InputError, NonFiniteLossError
 from resfool.monitor import Monitor
 from resfool.reproduction import plan
+from resfool.reproduction.leaving import LeftOut
 from resfool.reproduction.plan import Asked, Job, Label, ReproduceParameters, Scale
 from resfool.training.train import slowness
 from resfool.values import duration
@@ -176,20 +177,19 @@ class _State:
         devices.start_keras()
         from resfool.classifiers import files, scores
 
-        test = self.data[job].test
-        try:
-            model = files.load(self._archive.find_model(run.model).path)
-        except InputError as error:
-            self._monitor.say(f"{job.name} can't be judged so: {error}")
+        test, left_out = self.data[job].test, LeftOut()
+        with left_out.unless_usable(f"the accuracy of {job.name} in the paper's way"):
+            found = scores.chunk_accuracies(
+                files.load(self._archive.find_model(run.model).path),
+                test.images,
+                test.labels,
+                chunk=scale.chunk,
+                chunks=scale.chunks,
+                seed=job.seed,
+            )
+        if left_out.reasons:
+            self._monitor.say(*left_out.reasons)
             return
-        found = scores.chunk_accuracies(
-            model,
-            test.images,
-            test.labels,
-            chunk=scale.chunk,
-            chunks=scale.chunks,
-            seed=job.seed,
-        )
         figures = {
             _PAPERS_WAY: float(found.max()),
             "batch_statistics_test_accuracy": float(found.mean()),
@@ -218,7 +218,7 @@ def _say_plan(
     for number, job in enumerate(to_make):
         note, cut = "", state.interrupted(job)
         if cut:
-            seconds[number] *= 1 - cut.step / job.training.steps
+            seconds[number] *= max(0.0, 1 - cut.step / job.training.steps)
             note = f", goes on with run {cut.run_id} from step {cut.step:,}"
         monitor.say(f"to make {job.name}: about {duration(seconds[number])}{note}")
     total = duration(sum(seconds))

@@ -1,5 +1,6 @@
 """What earlier runs left in MLflow: figures, files, models and universal perturbations."""
 
+import functools
 import importlib
 import re
 import tempfile
@@ -15,8 +16,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
+from resfool import checkpoints
 from resfool.archive import Archive, FinishedRun, InterruptedRun, ModelSource, PerturbationSource
-from resfool.errors import InputError, expanded, out_of_space, present
+from resfool.errors import InputError, expanded, out_of_space, present, refusing, short
 from resfool.tracking import stores
 from resfool.tracking.training_run import CHECKPOINT_TAG
 
@@ -30,12 +32,16 @@ class MLflowArchive(Archive):
 
     Asking makes nothing in a new store. Runs that were deleted are not there.
 
+    Args:
+        checkpoint_dir: where interrupted trainings are looked for; nothing else says where one is.
+
     Raises:
         InputError: the store can't be used.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, checkpoint_dir: str | None = None) -> None:
         stores.prepare()
+        self._checkpoint_dir = None if checkpoint_dir is None else expanded(checkpoint_dir)
 
     @cached_property
     def _client(self) -> MlflowClient:
@@ -58,12 +64,19 @@ class MLflowArchive(Archive):
 
     def find_interrupted(self, facts: Mapping[str, str]) -> InterruptedRun | None:
         for run in self._search(facts, "attributes.status != 'FINISHED'"):
-            path = run.data.tags.get(CHECKPOINT_TAG)
-            if path is not None and present(Path(path)):
+            if CHECKPOINT_TAG in run.data.tags and self._has_checkpoint(run.info.run_id):
                 curve = self._client.get_metric_history(run.info.run_id, "train_loss")
                 step = max((metric.step for metric in curve), default=0)
                 return InterruptedRun(str(run.info.run_id), step)
         return None
+
+    def _has_checkpoint(self, run_id: str) -> bool:
+        if self._checkpoint_dir is None:
+            return False
+        try:
+            return present(checkpoints.place(self._checkpoint_dir, run_id))
+        except InputError:  # a run of somebody who means no good
+            return False
 
     def _search(self, facts: Mapping[str, str], status: str) -> list[Any]:
         """Runs with some parameters in any experiment of the store, the latest first."""
@@ -90,21 +103,20 @@ class MLflowArchive(Archive):
             if not name.startswith("system/"):
                 for metric in self._client.get_metric_history(run_id, name):
                     points.setdefault(metric.step, {"step": metric.step})[name] = metric.value
-        names = {item.path for item in self._client.list_artifacts(run_id)}
-
-        def find_file(name: str) -> Path | None:
-            if name not in names:
-                return None
-            return _downloaded(run_id=run_id, artifact_path=name)
-
         return FinishedRun(
             run_id,
             stores.link(run.info.experiment_id, run_id),
             run.data.params,
             run.data.metrics,
             [points[step] for step in sorted(points)],
-            find_file,
+            functools.partial(self._find_file, run_id),
         )
+
+    def _find_file(self, run_id: str, name: str) -> Path | None:
+        # Where a run's files are, its store says, which may have been told anything.
+        with refusing(f"{name} of run {run_id} can't be read", lambda error: f" ({short(error)})"):
+            names = {item.path for item in self._client.list_artifacts(run_id)}
+            return _downloaded(run_id=run_id, artifact_path=name) if name in names else None
 
     def find_model(self, uri: str) -> ModelSource:
         address = _address(uri)
@@ -246,7 +258,7 @@ def _registered(client: MlflowClient, rest: str) -> tuple[str, str, Any]:
 def _network_label(training: Mapping[str, str], network: str) -> str:
     if training.get("adversarial", "none") == "none":
         return network
-    return f"{network} {training['adversarial']} {training['adversarial_epsilon']}"
+    return f"{network} {training['adversarial']} {training.get('adversarial_epsilon', '')}".strip()
 
 
 def _load_with_mlflow(path: Path) -> Any:

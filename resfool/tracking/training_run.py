@@ -67,7 +67,7 @@ class TrainingRun(Run):
         if self._resumes:
             return self._reopened()
         run = super()._start(name)
-        self.checkpoint = (self._folder / self.run_id / "checkpoint.npz").resolve()
+        self.checkpoint = checkpoints.place(self._folder, self.run_id)
         self._lock = checkpoints.hold(self.checkpoint)
         return run
 
@@ -78,6 +78,7 @@ class TrainingRun(Run):
         return super()._reopened()
 
     def _find_checkpoint(self, run_id: str) -> Path:
+        path = checkpoints.place(self._folder, run_id)
         try:
             stores.check_has("runs")
             run = self._client.get_run(run_id)
@@ -87,10 +88,14 @@ class TrainingRun(Run):
         stores.check_place_of_artifacts(run.info.artifact_uri)
         if run.info.status == "FINISHED":
             raise InputError(f"resume={run_id}: this run has finished; there is nothing to resume")
-        path = run.data.tags.get(CHECKPOINT_TAG)
-        if path is None:
+        if CHECKPOINT_TAG not in run.data.tags:
             raise InputError(f"resume={run_id}: this run is no training of resfool's")
-        if not present(Path(path)):
-            host = run.data.tags.get(_HOST_TAG, "unknown")
-            raise InputError(f"resume={run_id}: its checkpoint {path} (host {host}) isn't here")
-        return Path(path)
+        if not present(path):
+            # Anybody may have written what the run says, so that is shown and not looked at.
+            said, host = (run.data.tags.get(t, "unknown") for t in (CHECKPOINT_TAG, _HOST_TAG))
+            raise InputError(
+                f"resume={run_id}: {self._folder} has no checkpoint of this run; give the "
+                f"checkpoint_dir that it was begun with (the run says {said!r:.100}, host "
+                f"{host!r:.40})"
+            )
+        return path

@@ -1,10 +1,12 @@
 """A training's parameters, and which of them a resumption may change."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from resfool import checkpoints, paper
+from resfool.arrayfiles import DamagedError
 from resfool.datasets.sets import TrainingData
 from resfool.errors import InputError
 from resfool.networks.shape import Layers, Shape
@@ -99,30 +101,43 @@ def resumed(given: TrainParameters, checkpoint: Path) -> TrainParameters:
     Raises:
         InputError: one contradicts the checkpoint, or the checkpoint can't be read.
     """
-    stored = checkpoints.load(checkpoint)[1]["settings"]
+    facts = checkpoints.load(checkpoint)[1]
+    with checkpoints.reading(checkpoint):
+        stored = _stored_settings(facts)
     asked = given.given()
     for name in asked.keys() - set(_MAY_CHANGE):
         _check_agrees(name, asked[name], stored)
     changed = {name: value for name, value in asked.items() if name in _MAY_CHANGE}
-    known = {name: value for name, value in stored.items() if name in TrainParameters.declared()}
-    return TrainParameters.of(known | changed)
+    return replace(stored, **changed)
 
 
-def check_same_training(stored: Mapping[str, Any], asked: TrainParameters, digest: str) -> None:
+def check_same_training(facts: Mapping[str, Any], asked: TrainParameters, digest: str) -> None:
     """Refuse the facts of a checkpoint if a parameter or the data is another one than here."""
+    stored, before = _stored_settings(facts), facts["dataset_digest"]
     for name, value in asked.settings().items():
         if name not in _MAY_CHANGE:
-            _check_agrees(name, value, stored["settings"])
-    if stored["dataset_digest"] != digest:
+            _check_agrees(name, value, stored)
+    if before != digest:
         raise InputError(
             f"the data set {asked.dataset} has changed since the checkpoint: its digest was "
-            f"{stored['dataset_digest']} and is {digest}"
+            f"{before!s:.16} and is {digest}"
         )
 
 
-def _check_agrees(name: str, given: Any, stored: Mapping[str, Any]) -> None:
-    # A checkpoint from before there was this parameter was trained as its default does.
-    before = stored.get(name, TrainParameters.declared()[name].default)
-    given, before = (tuple(v) if isinstance(v, list) else v for v in (given, before))
+def _stored_settings(facts: Mapping[str, Any]) -> TrainParameters:
+    """The parameters in a checkpoint; one from before there was a parameter is at its default.
+
+    Raises:
+        DamagedError: they are none.
+    """
+    stored = {n: v for n, v in facts["settings"].items() if n in TrainParameters.declared()}
+    try:
+        return TrainParameters.of(stored)
+    except InputError as error:
+        raise DamagedError(f"it says that {error}") from error
+
+
+def _check_agrees(name: str, given: Any, stored: TrainParameters) -> None:
+    before = getattr(stored, name)
     if given != before:
         raise InputError(f"the run to resume has {name}={show(before)}, not {name}={show(given)}")

@@ -95,7 +95,8 @@ def train(
     stored: dict[str, Any] = {}
     if checkpoint is not None and checkpoint.exists():
         arrays, stored = checkpoints.load(checkpoint)
-        check_same_training(stored, asked, data.digest)
+        with checkpoints.reading(checkpoint):
+            check_same_training(stored, asked, data.digest)
     elif checkpoint is not None:
         # Without a state yet, so that a run killed before its first step can be resumed too.
         checkpoints.save(checkpoint, {}, same)
@@ -119,8 +120,9 @@ def train(
     monitor.fact("parameter_count", plain.count_params())
     monitor.fact("flops_per_image", architectures.count_flops(plain))
     trainer = Trainer(model, data.train.images, data.train.labels, asked, seed=asked.seed)
-    if arrays:
-        trainer.restore(arrays, stored)
+    if checkpoint is not None and arrays:
+        with checkpoints.reading(checkpoint):
+            trainer.restore(arrays, stored)
 
     def save() -> None:
         if checkpoint is not None:

@@ -1,8 +1,9 @@
 """Training, step by step: seeded, resumable, and the same bits however it is cut into pieces."""
 
 import math
+import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -10,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from resfool import interrupts, paper
+from resfool.arrayfiles import DamagedError, Wanted, check
 from resfool.classifiers.scores import Score
 from resfool.errors import NonFiniteLossError
 from resfool.monitor import Advance, quiet
@@ -18,6 +20,7 @@ from resfool.values import Row
 
 _CALL_SECONDS = 0.5  # steps are run in calls of about this length, so that Ctrl-C acts soon
 _GENERATOR = "philox"  # named, since the default depends on the device
+_FIGURE = re.compile("(train|train_adversarial|validation|test)_(loss|accuracy)")
 _CROP_MARGIN = 4  # pixels that a random crop may shift an image by, as in He et al. 2015
 
 
@@ -101,9 +104,17 @@ class Trainer:
         return arrays, facts
 
     def restore(self, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
-        """Go back to a `state` of a trainer that was made with the same arguments."""
-        for i, variable in enumerate(self._variables()):
-            variable.assign(arrays[f"variable{i}"])
+        """Go back to a `state` of a trainer that was made with the same arguments.
+
+        Raises:
+            DamagedError: it is none.
+        """
+        variables = {f"variable{i}": v for i, v in enumerate(self._variables())}
+        kinds = {name: np.dtype(v.dtype).kind for name, v in variables.items()}
+        check(arrays, {n: Wanted(kinds[n], tuple(v.shape)) for n, v in variables.items()})
+        _check_progress(facts, self._asked.steps, len(self._figures))
+        for name, variable in variables.items():
+            variable.assign(arrays[name])
         self.step = facts["step"]
         self.history = list(facts["history"])
         self._window = [tuple(figures) for figures in facts["window"]]
@@ -176,6 +187,26 @@ class Trainer:
         if self._asked.augment == "crop_flip":
             images = crop_flip(images, (self._seed, step))
         return images, labels
+
+
+def _check_progress(facts: Mapping[str, Any], steps: int, figures: int) -> None:
+    """Refuse what a training of some steps, with some figures of each, can't have come to."""
+    step = facts["step"]
+    if type(step) is not int or not 0 <= step <= steps:
+        raise DamagedError(f"it is at step {step!r:.20} of {steps}")
+    for row in facts["history"]:
+        point = {name: value for name, value in row.items() if name != "step"}
+        if not point or not all(map(_FIGURE.fullmatch, point)) or not _are_floats(point.values()):
+            raise DamagedError("its curve has points that no training has")
+        if type(row["step"]) is not int or not 0 <= row["step"] <= step:
+            raise DamagedError(f"its curve is at step {row['step']!r:.20} and it at {step}")
+    for row in facts["window"]:
+        if len(row) != figures or not _are_floats(row):
+            raise DamagedError("it has steps without their figures")
+
+
+def _are_floats(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, float) for value in values)
 
 
 def crop_flip(images: Any, seed: Any) -> Any:

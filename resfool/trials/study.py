@@ -81,6 +81,7 @@ class Study:
     ) -> None:
         optuna.logging.set_verbosity(logging.WARNING)
         self.storage = storage
+        self._space = space
         self.space_of = {n: _distribution(span) for n, span in space.items()}
         try:
             self._study = optuna.create_study(
@@ -108,7 +109,7 @@ class Study:
     def run_id(self) -> str | None:
         """The run that the study is recorded in, once it has one."""
         found = self._study.user_attrs.get(_RUN)
-        return None if found is None else str(found)
+        return found if isinstance(found, str) and found.isalnum() else None
 
     @_written
     def record_in(self, run_id: str) -> None:
@@ -175,15 +176,35 @@ def _this_process() -> dict[str, Any]:
     return {"host": platform.node(), "pid": process.pid, "created": process.create_time()}
 
 
-def _at_work(driver: Mapping[str, Any] | None) -> int | None:
+def _at_work(driver: Any) -> int | None:
     """The process of this machine that has begun a study, if it is another one and there still."""
-    if driver is None or driver["host"] != platform.node() or driver["pid"] == os.getpid():
+    if not isinstance(driver, Mapping) or driver.get("host") != platform.node():
+        return None
+    pid = driver.get("pid")
+    if type(pid) is not int or pid == os.getpid() or not psutil.pid_exists(pid):
         return None
     try:
-        same = psutil.Process(driver["pid"]).create_time() == driver["created"]
-    except psutil.NoSuchProcess:
+        same = psutil.Process(pid).create_time() == driver.get("created")
+    except psutil.Error:
         return None
-    return int(driver["pid"]) if same else None
+    return pid if same else None
+
+
+def _is_of(trial: FrozenTrial, space: Mapping[str, Span]) -> bool:
+    """Whether an ended trial has a value for each setting that may be varied, and an accuracy."""
+    accuracies = [*trial.intermediate_values.values(), trial.value or 0.0]
+    return (
+        trial.params.keys() == space.keys()
+        and all(_allows(space[name], value) for name, value in trial.params.items())
+        and all(0 <= accuracy <= 1 for accuracy in accuracies)
+        and trial.duration is not None
+    )
+
+
+def _allows(span: Span, value: Any) -> bool:
+    if isinstance(span, Choice):
+        return value in span.values
+    return isinstance(value, float) and span.low <= value <= span.high
 
 
 def _tried(trial: FrozenTrial) -> TriedTrial:

@@ -82,10 +82,10 @@ def universal(
     data.check_has("test", use)
     fitting = _chosen(data.train, asked.samples, asked.seed, f"training images of {data.name}")
     held_out = _chosen(data.test, asked.test_samples, asked.seed, f"test images of {data.name}")
-    stored = None
+    stored, given = None, f"matrix={asked.matrix}"
     if asked.matrix is not None:
         path = archive.find_artifact(asked.matrix, "matrix.npz")
-        stored = checkpoints.Arrays(*checkpoints.load(path))
+        stored = checkpoints.Arrays(*checkpoints.load(path, given))
 
     devices.start_keras()
     from resfool.attacks.memory import enough_for, images_per_pass
@@ -107,7 +107,7 @@ def universal(
             if name != "input_range"
         },
     }
-    matrix = None if stored is None else matrix_in(stored, str(asked.matrix), same, asked.made_by)
+    matrix = None if stored is None else matrix_in(stored, given, same, asked.made_by)
     settings = asked.settings()
     facts = settings | identity.facts("universal", settings, data.digest)
     facts |= {"model_name": source.name, "dataset": data.name, "dataset_digest": data.digest}

@@ -1,5 +1,6 @@
 """The matrices of Algorithms 2, 3 and 4 (section VI.B): a row for each fitting image."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from resfool.arrayfiles import DamagedError, Wanted, check, using
 from resfool.attacks import gradient, minimal
 from resfool.attacks.methods.smallest_epsilon import smallest_epsilons
 from resfool.attacks.minimal import Minimal
@@ -38,13 +40,13 @@ class Matrix:
 
 
 def matrix_in(
-    stored: Arrays, uri: str, identity: Mapping[str, Any], made_by: Mapping[str, str]
+    stored: Arrays, what: str, identity: Mapping[str, Any], made_by: Mapping[str, str]
 ) -> Matrix:
     """An earlier run's matrix, if it is one of this model and was made as this run says.
 
     Args:
         stored: what was kept of it.
-        uri: by which a user named it.
+        what: a user called it.
         identity: of this run's model.
         made_by: what this run would make a matrix by.
 
@@ -54,23 +56,34 @@ def matrix_in(
     # Matrices from before the range, or what made them, was recorded are taken as they are; none of
     # those from before interfaces was made through one.
     facts = {"input_range": identity["input_range"], "interface": {}, **made_by, **stored.facts}
-    for name, what in (
+    for name, kind in (
         ("image_shape", "images of the shape"),
         ("model", "a model with digest"),
         ("input_range", "pixel values in the range"),
         ("interface", "a model that is taken by"),
     ):
         if facts.get(name) != identity[name]:
-            raise InputError(
-                f"matrix={uri} was made for {what} {facts.get(name)}, not {identity[name]}"
-            )
+            said = f"{facts.get(name)!s:.60}"
+            raise InputError(f"{what} was made for {kind} {said}, not {identity[name]}")
     for name, ours in made_by.items():
         if facts[name] != ours:
-            raise InputError(f"matrix={uri} was made with {name}={facts[name]}; say so")
-    rows, images = (stored.arrays.get(name, np.empty(0)) for name in ("rows", "images"))
-    if rows.shape != (len(images), int(np.prod(identity["image_shape"]))) or not len(rows):
-        raise InputError(f"matrix={uri} is damaged: its rows have the shape {rows.shape}")
-    return Matrix(rows, images, int(facts.get("dropped", 0)))
+            raise InputError(f"{what} was made with {name}={facts[name]!s:.60}; say so")
+    with using(what):
+        return _matrix_of(
+            stored.arrays, facts.get("dropped", 0), math.prod(identity["image_shape"])
+        )
+
+
+def _matrix_of(arrays: Mapping[str, np.ndarray], dropped: Any, pixels: int) -> Matrix:
+    check(arrays, {"rows": Wanted("f", ("M", pixels)), "images": Wanted("iu", ("M",))})
+    rows, images = arrays["rows"], arrays["images"]
+    if not len(rows):
+        raise DamagedError("it has no rows")
+    if images[0] < 0 or (np.diff(images.astype(np.int64)) <= 0).any():
+        raise DamagedError("its images don't rise from 0 on")
+    if type(dropped) is not int or dropped < 0:
+        raise DamagedError(f"it says that {dropped!r:.20} images were dropped")
+    return Matrix(rows, images, dropped)
 
 
 def minimal_matrix(model: keras.Model, images: np.ndarray, **options: Any) -> Matrix:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from resfool import checkpoints
+from resfool.arrayfiles import DamagedError, Wanted, check
 from resfool.attacks import minimal
 from resfool.attacks.memory import largest
 from resfool.attacks.minimal import Minimal
@@ -45,7 +46,7 @@ def _solved_in_chunks(work: Work, path: Path, options: dict[str, Any]) -> Minima
     """By a solver that works in batches, here."""
     images = work.fitting.images
     size = inference.even(len(images), work.batch_size)
-    found = Minimal(**checkpoints.load(path)[0]) if path.exists() else None
+    found = _kept_chunks(path, images.shape) if path.exists() else None
     done = 0 if found is None else len(found.norms)
     chunk = max(1, _CHUNK // size) * size
     advance = _progress(work, done)
@@ -65,12 +66,7 @@ def _solved_in_chunks(work: Work, path: Path, options: dict[str, Any]) -> Minima
 
 def _solved_one_by_one(work: Work, path: Path, options: dict[str, Any]) -> Minimal:
     """By a solver whose images are spread over workers, each by itself."""
-    kept: dict[int, tuple[np.ndarray, int, float]] = {}
-    if path.exists():
-        stored = checkpoints.load(path)[0]
-        parts = (stored[name].tolist() for name in ("places", "passes", "seconds"))
-        for place, passes, seconds, solution in zip(*parts, stored["perturbations"], strict=True):
-            kept[place] = solution, passes, seconds
+    kept = _kept_images(path, work.fitting.images.shape) if path.exists() else {}
 
     def save() -> None:
         perturbations, passes, seconds = map(np.array, zip(*kept.values(), strict=True))
@@ -86,6 +82,51 @@ def _solved_one_by_one(work: Work, path: Path, options: dict[str, Any]) -> Minim
     options |= {"batch_size": work.batch_size}
     with _keeping(save) as more_is_done:
         return minimal.smallest_perturbations(work.model, work.fitting.images, **options)
+
+
+def _kept_chunks(path: Path, shape: tuple[int, ...]) -> Minimal:
+    """What was solved of images (N, H, W, C): the first ones.
+
+    Raises:
+        InputError: the file can't be what this left.
+    """
+    stored, of_each = checkpoints.load(path)[0], ("M",)
+    with checkpoints.reading(path):
+        wanted = {
+            "perturbations": Wanted("f", (*of_each, *shape[1:])),
+            "norms": Wanted("f", of_each, finite=False),
+            "flipped": Wanted("b", of_each),
+            "evaluations": Wanted("iu", of_each),
+            "seconds": Wanted("f", of_each),
+        }
+        check(stored, wanted)
+        if len(stored["norms"]) > shape[0]:
+            raise DamagedError(f"it has more than the {shape[0]} images")
+        if (np.isfinite(stored["norms"]) != stored["flipped"]).any():
+            raise DamagedError("its norms don't fit its flipped")
+    return Minimal(**stored)
+
+
+def _kept_images(path: Path, shape: tuple[int, ...]) -> dict[int, tuple[np.ndarray, int, float]]:
+    """What was solved of images (N, H, W, C): perturbation, passes and seconds by the image.
+
+    Raises:
+        InputError: the file can't be what this left.
+    """
+    stored, of_each = checkpoints.load(path)[0], ("M",)
+    with checkpoints.reading(path):
+        wanted = {
+            "places": Wanted("iu", of_each),
+            "passes": Wanted("iu", of_each),
+            "seconds": Wanted("f", of_each),
+            "perturbations": Wanted("f", (*of_each, *shape[1:])),
+        }
+        check(stored, wanted)
+        places, passes, seconds = (stored[name].tolist() for name in list(wanted)[:3])
+        if len(set(places)) < len(places) or not set(places) <= set(range(shape[0])):
+            raise DamagedError(f"its places aren't some of the {shape[0]} images, each once")
+    results = zip(stored["perturbations"], passes, seconds, strict=True)
+    return dict(zip(places, results, strict=True))
 
 
 def _progress(work: Work, done: int) -> Advance:

@@ -1,5 +1,6 @@
 """Universal perturbations on other models than the one that each was fitted on."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,11 +9,12 @@ import numpy as np
 
 from resfool import devices
 from resfool.archive import Archive, PerturbationSource
+from resfool.arrayfiles import open_plain, read_npy, using
 from resfool.attacks import lowrank
 from resfool.classifiers.finding import distinct_names, find_models, load_classifiers, load_data
 from resfool.datasets import sets
 from resfool.datasets.sets import choose
-from resfool.errors import InputError, reading
+from resfool.errors import InputError
 from resfool.monitor import Monitor
 from resfool.universal.options import TransferParameters
 from resfool.values import Norm, Row
@@ -120,9 +122,8 @@ def transfer(
 def _load(source: PerturbationSource, data: sets.Dataset, norm: Norm) -> np.ndarray:
     """A perturbation that fits a data set's images, float32 (H, W, C), rescaled to a norm."""
     given = f"perturbation={source.uri}"
-    # This reads plain arrays only, where np.load would open archives too.
-    with reading(given), source.path.open("rb") as file:
-        stored = np.lib.format.read_array(file, allow_pickle=False)
+    with using(given), open_plain(source.path, os.O_RDONLY, follow=True) as file:
+        stored = read_npy(file)
     whole = stored.shape
     if len(whole) == 4 and len(stored) == 1:
         stored = stored[0]
