@@ -19,6 +19,7 @@ from resfool.archive import Archive, FinishedRun, InterruptedRun, ModelSource, P
 from resfool.errors import InputError, expanded, out_of_space, present
 from resfool.tracking import stores
 from resfool.tracking.training_run import CHECKPOINT_TAG
+from resfool.wording import lines
 
 # By which a training of ours is known, and its data found again.
 _TRAINING_FACTS = {"dataset", "dataset_digest", "data_dir", "data_seed", "per_class"}
@@ -70,7 +71,7 @@ class MLflowArchive(Archive):
         if not stores.exists():
             return []
         experiments = [found.experiment_id for found in self._client.search_experiments()]
-        wanted = " and ".join([*(f"params.{n} = '{v}'" for n, v in facts.items()), status])
+        wanted = " and ".join([*(f"params.{n} = '{lines(v)}'" for n, v in facts.items()), status])
         order = ["attributes.start_time DESC"]
         return list(self._client.search_runs(experiments, wanted, order_by=order))
 
