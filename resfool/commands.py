@@ -32,7 +32,7 @@ from resfool.universal import experiment
 from resfool.universal import transfer as transfers
 from resfool.universal.options import MnistParameters, TransferParameters, UniversalParameters
 from resfool.values import Part, Row
-from resfool.wording import hiding_in_logs, print_anywhere, say, sentence, warn
+from resfool.wording import has_password, hiding_in_logs, print_anywhere, say, sentence, warn
 
 if TYPE_CHECKING:
     from resfool.archive import Archive, ModelSource
@@ -103,9 +103,15 @@ def sweep(asked: SweepParameters) -> None:
 def tune(asked: TuneParameters) -> None:
     """Search for the settings that the paper left untuned."""
     from resfool.trials import presentation
-    from resfool.trials.study import Study
+    from resfool.trials.study import Study, check_storage
 
+    check_storage(asked.database)
     with _recording("tune") as (run, archive, _):
+        if "MLFLOW_RUN_ID" in os.environ and has_password(asked.storage or ""):
+            run.warn(
+                f"mlflow run has recorded storage= with its password in run "
+                f"{os.environ['MLFLOW_RUN_ID']}; RESFOOL_STORAGE gives it without"
+            )
         found = tuning.tune(asked, _pool_of(asked), Study, _keep_trial, run, archive)
         run.log(presentation.tuning_leaves(found, f"tuning of {asked.arch}, {asked.dataset}"))
         run.point({"step": len(found.tried), "final_best_validation_accuracy": found.value})

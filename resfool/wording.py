@@ -21,7 +21,7 @@ _LONGEST_NAME = 100
 
 # Secrets.
 
-_HIDDEN = "***"
+HIDDEN = "***"
 _FAR = 4000  # how far a password is looked for, so that no text takes long
 _SCHEME = r"(?<![\w+.-])([a-z][\w+.-]*:"
 _KEY = (
@@ -47,7 +47,7 @@ _SECRETS = [
 def without_secrets(text: str) -> str:
     """A text with *** for the passwords and tokens in its URIs and in its NAME=VALUE."""
     for pattern in _SECRETS:
-        text = pattern.sub(rf"\1{_HIDDEN}\2", text)
+        text = pattern.sub(rf"\1{HIDDEN}\2", text)
     return text
 
 
@@ -57,7 +57,12 @@ def without_password(uri: str) -> str:
     assert scheme is not None
     user, at, place = uri[scheme.end() :].rpartition("@")
     local = scheme[0].endswith("///") or (not scheme[0] and ":" not in user)
-    return without_secrets(uri if local or not at else f"{scheme[0]}{_HIDDEN}@{place}")
+    return without_secrets(uri if local or not at else f"{scheme[0]}{HIDDEN}@{place}")
+
+
+def has_password(uri: str) -> bool:
+    """Whether a URI has anything that `without_password` hides."""
+    return without_password(uri) != uri
 
 
 # Signs and lengths.

@@ -46,6 +46,7 @@ def _count_without_markup(axis: Axis) -> None:
             put(LogFormatter(labelOnlyBase=formatter.labelOnlyBase))
         elif isinstance(formatter, ScalarFormatter):
             formatter.set_useMathText(False)
+            formatter.set_usetex(False)
 
 
 def _say_without_markup(text: Text) -> None:

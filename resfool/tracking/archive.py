@@ -225,6 +225,7 @@ def _find_logged_model(client: MlflowClient, uri: str) -> ModelSource:
 
 def _registered(client: MlflowClient, rest: str) -> tuple[str, str, Any]:
     """Name, version and entry of NAME/VERSION, NAME/latest, NAME/ALIAS or NAME@ALIAS."""
+    stores.check_registry()
     name, separator, which = rest.rpartition("@" if "@" in rest else "/")
     versions = [] if separator else client.search_model_versions(f"name='{rest}'")
     if versions:
