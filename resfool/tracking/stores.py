@@ -114,7 +114,9 @@ def _flaw(uri: str, plugins: str) -> str | None:
     found = re.match(r"([a-z][a-z0-9+.-]*):", uri, re.IGNORECASE)
     kind = found[1].lower() if found else uri if uri in _OTHERS else "file"
     if kind == "file" and not MLFLOW_ALLOW_FILE_STORE.get():
-        return "MLflow takes folders with MLFLOW_ALLOW_FILE_STORE=true only; give sqlite:///mlflow.db"
+        return (
+            "MLflow takes folders with MLFLOW_ALLOW_FILE_STORE=true only; give sqlite:///mlflow.db"
+        )
     if kind in _SERVERS:
         return _flaw_of_server(uri)
     if kind.partition("+")[0] in _DATABASES:
