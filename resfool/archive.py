@@ -9,6 +9,7 @@ from typing import Any
 
 from resfool.errors import InputError, expanded, looked_in, present
 from resfool.values import Row
+from resfool.wording import label
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class ModelSource:
     load_trusted: Callable[[], Any] | None = None
     model_id: str | None = None
     training: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", label(self.name))
 
 
 class UnusableError(LookupError):
@@ -129,6 +133,9 @@ class PerturbationSource:
     name: str  # short, for tables and legends: what it was fitted on, if that is known
     path: Path  # its `.npy` file
     in_pixels: bool = False  # whether a run of this project made it, of pixels from 0 to 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", label(self.name))
 
 
 class Archive:

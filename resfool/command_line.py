@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NoReturn
 
+from resfool import wording
 from resfool.errors import (
     InputError,
     NonFiniteLossError,
@@ -125,7 +126,7 @@ def one_sentence_errors() -> Iterator[None]:
 
 
 def _exit(message: object, code: int) -> NoReturn:
-    print(f"resfool: {message}", file=sys.stderr, flush=True)
+    wording.warn(str(message))
     raise SystemExit(code)
 
 

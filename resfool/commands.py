@@ -32,6 +32,7 @@ from resfool.universal import experiment
 from resfool.universal import transfer as transfers
 from resfool.universal.options import MnistParameters, TransferParameters, UniversalParameters
 from resfool.values import Part, Row
+from resfool.wording import has_password, hiding_in_logs, print_anywhere, say, sentence, warn
 
 if TYPE_CHECKING:
     from resfool.archive import Archive, ModelSource
@@ -57,8 +58,8 @@ def _say_where(run: "Run", *before: str) -> None:
     """Say in which run the results are, and what shows it."""
     from resfool.tracking import stores
 
-    print(f"run             {run.run_id}", *before, sep="\n")
-    print(f"look at it with {stores.viewer()}")
+    say("\n".join([f"run             {run.run_id}", *before]))
+    say(f"look at it with {stores.viewer()}")
 
 
 # Training
@@ -76,9 +77,9 @@ def train(asked: TrainParameters, where: Resumable) -> None:
             asked = resumed(asked, run.checkpoint)
         result = training.train(asked, run)
         model_uri = keep_training(run, result)
-    print(f"train accuracy  {result.train.accuracy:.4f}  (the curve's last point)")
+    say(f"train accuracy  {result.train.accuracy:.4f}  (the curve's last point)")
     count = len(result.dataset.split(result.part))
-    print(f"{f'{result.part} accuracy':<15} {result.test.accuracy:.4f}  (all {count} images)")
+    say(f"{f'{result.part} accuracy':<15} {result.test.accuracy:.4f}  (all {count} images)")
     _say_where(run, f"model           {model_uri}")
 
 
@@ -97,23 +98,29 @@ def sweep(asked: SweepParameters) -> None:
     with _recording("sweep") as (run, archive, _):
         swept = sweeps.sweep(asked, _pool_of(asked), _keep_trial, run, archive)
         run.log(presentation.sweep_leaves(swept))
-    print(presentation.sweep_summary(swept))
+    say(presentation.sweep_summary(swept))
     _say_where(run)
 
 
 def tune(asked: TuneParameters) -> None:
     """Search for the settings that the paper left untuned."""
     from resfool.trials import presentation
-    from resfool.trials.study import Study
+    from resfool.trials.study import Study, check_storage
 
+    check_storage(asked.database)
     with _recording("tune") as (run, archive, _):
+        if "MLFLOW_RUN_ID" in os.environ and has_password(asked.storage or ""):
+            run.warn(
+                f"mlflow run has recorded storage= with its password in run "
+                f"{os.environ['MLFLOW_RUN_ID']}; RESFOOL_STORAGE gives it without"
+            )
         found = tuning.tune(asked, _pool_of(asked), Study, _keep_trial, run, archive)
         run.log(presentation.tuning_leaves(found, f"tuning of {asked.arch}, {asked.dataset}"))
         run.point({"step": len(found.tried), "final_best_validation_accuracy": found.value})
         for name, value in found.best.items():
             run.tag(f"best_{name}", value)
         run.note(f"Train the best with\n\n    {found.command}")
-    print(presentation.tuning_summary(found))
+    say(presentation.tuning_summary(found))
     _say_where(run)
 
 
@@ -146,14 +153,14 @@ def attack(asked: AttackParameters, applied: TransferParameters) -> None:
         with _recording("transfer, image passes") as (run, archive, _):
             moved = transfers.transfer(applied, run, archive)
             run.log(of_transfer.transfer_leaves(moved))
-        print(of_transfer.transfer_summary(moved))
+        say(of_transfer.transfer_summary(moved))
     else:
         from resfool.attacks import presentation
 
         with _recording(f"{asked.method}, image passes") as (run, archive, _):
             results = attacks.attack(asked, run, archive, keep_attacked)
             run.log(presentation.leaves(results, asked))
-        print(presentation.summary(results))
+        say(presentation.summary(results))
     _say_where(run)
 
 
@@ -182,7 +189,7 @@ def universal(asked: UniversalParameters) -> None:
     with _recording(f"algorithm {asked.algorithm}") as (run, archive, _):
         result = experiment.universal(asked, run, archive, spread)
         keep_universal(run, result)
-    print(presentation.summary(result))
+    say(presentation.summary(result))
     _say_where(run)
 
 
@@ -224,14 +231,14 @@ def mnist(asked: MnistParameters) -> None:
         with TrainingRun(progress, places, nested=True) as own:
             trained = training.train(asked.training, own, data)
             model = keep_training(own, trained)
-        print(f"train accuracy  {trained.train.accuracy:.4f}")
-        print(f"test accuracy   {trained.test.accuracy:.4f}")
+        say(f"train accuracy  {trained.train.accuracy:.4f}")
+        say(f"test accuracy   {trained.test.accuracy:.4f}")
         with Run(progress, nested=True) as part:
             result = experiment.universal(asked.universal(model), part, archive, spread)
             keep_universal(part, result)
         run.log(presentation.mnist_leaves(result))
         run.point({"step": 0, "final_test_accuracy": trained.test.accuracy} | result.verdict.rates)
-    print(presentation.summary(result))
+    say(presentation.summary(result))
     _say_where(run)
 
 
@@ -250,9 +257,9 @@ def reproduce(asked: ReproduceParameters, where: Checkpoints) -> None:
         if found is None:
             return
         run.log(presentation.leaves(found))
-    print(presentation.summary(found))
-    print(f"report          report.html, an artifact of run {run.run_id}")
-    print(f"look at it with {stores.viewer()}")
+    say(presentation.summary(found))
+    say(f"report          report.html, an artifact of run {run.run_id}")
+    say(f"look at it with {stores.viewer()}")
 
 
 def _maker(archive: "Archive", progress: ProgressReport, folder: str) -> reproduction.Make:
@@ -320,7 +327,8 @@ def run(name: str, argv: Sequence[str] | None = None, program: str | None = None
         program: what it is called in its help.
     """
     command = COMMANDS[name]
-    with command_line.one_sentence_errors(), _said_plainly():
+    print_anywhere()
+    with command_line.one_sentence_errors(), _said_plainly(), hiding_in_logs():
         _note_caller()
         asked = command_line.parse(*command.takes, argv=argv, program=program, text=command.text)
         interrupts.raise_once()
@@ -334,13 +342,15 @@ def _said_plainly() -> Iterator[None]:
     with warnings.catch_warnings():
         show = warnings.showwarning
 
-        def say(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        def shown(
+            message: Warning | str, category: type[Warning], *where: Any, **more: Any
+        ) -> None:
             if issubclass(category, DataWarning):
-                print(f"resfool: {message}", file=sys.stderr, flush=True)
+                warn(str(message))
             else:
-                show(message, category, *where, **more)
+                show(sentence(str(message)), category, *where, **more)
 
-        warnings.showwarning = say
+        warnings.showwarning = shown
         yield
 
 
@@ -363,6 +373,7 @@ def _note_caller() -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """`resfool NAME ...`: the commands without a checkout and without `mlflow run`."""
     name, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    print_anywhere()
     with command_line.one_sentence_errors():
         if name in ("--help", "-h"):
             print(_help())

@@ -11,13 +11,15 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
+from resfool.wording import sentence
+
 
 class InputError(ValueError):
     """Input that can't be used; one line says what is wrong, what was given, what is allowed."""
 
     def __init__(self, message: str) -> None:
-        # Quoted parts (a path, another library's error) may bring line breaks of their own.
-        super().__init__(" ".join(message.split()))
+        # Quoted parts (a path, another library's error) may bring anything.
+        super().__init__(sentence(message))
 
 
 class UsageError(InputError):
@@ -44,6 +46,9 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
 
 class DataWarning(UserWarning):
     """How the user's data was understood, where it could be meant otherwise."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(sentence(message))
 
 
 class NonFiniteLossError(ArithmeticError):

@@ -34,6 +34,7 @@ from resfool.errors import InputError
 from resfool.monitor import Leaves, Monitor
 from resfool.tracking import leaves
 from resfool.values import Row, epsilon_step, show
+from resfool.wording import label
 
 if TYPE_CHECKING:
     import keras
@@ -125,6 +126,7 @@ def measure(model: Any, dataset: Any, asked: MeasureParameters) -> tuple["Attack
     names = asked.class_names
     if names is None:
         names = tuple(map(str, range(classes)))
+    names = tuple(map(label, names))
     if len(names) != classes:
         raise InputError(
             f"class_names={show(names)} are {len(names)} names, and the model has {classes} classes"
@@ -135,7 +137,8 @@ def measure(model: Any, dataset: Any, asked: MeasureParameters) -> tuple["Attack
     size = images_per_pass(asked.batch_size, classifier, len(images), Monitor())
     with enough_for(inference.even(len(images), size)):
         curve = over_epsilons(classifier, images, labels, asked, seed=asked.seed, batch_size=size)
-        return examples.attacked(original.name, dataset.name, names, curve, asked.seed), rows
+        name, where = label(original.name), label(dataset.name)
+        return examples.attacked(name, where, names, curve, asked.seed), rows
 
 
 # What MLflow hands over.

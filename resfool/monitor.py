@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from resfool import wording
 from resfool.values import Part, Row
 
 if TYPE_CHECKING:
@@ -61,11 +62,11 @@ class Monitor:
 
     def say(self, text: str) -> None:
         """What the user should know as it goes: what was reused, what failed, how long it takes."""
-        print(text)
+        wording.say(text)
 
     def warn(self, text: str) -> None:
         """Something that stops nothing, but that the user should mind."""
-        warnings.warn(text, stacklevel=3)
+        warnings.warn(wording.sentence(text), stacklevel=3)
 
     def fact(self, name: str, value: Any) -> None:
         """Something about the experiment became known, such as the parameter count."""

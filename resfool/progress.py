@@ -17,6 +17,7 @@ from rich.progress import (
 )
 
 from resfool.values import duration
+from resfool.wording import sentence
 
 _LINE_SECONDS = 30.0
 
@@ -50,7 +51,8 @@ class ProgressReport:
             self._draw(done, total, text)
         elif self._line_due(now, done, total):
             self._line_at = now, done
-            print(self._line(done, total, text, now), file=sys.stderr, flush=True)
+            line = sentence(self._line(done, total, text, now))
+            print(line, file=sys.stderr, flush=True)
 
     def __enter__(self) -> Self:
         return self
@@ -67,19 +69,21 @@ class ProgressReport:
     def _draw(self, done: int, total: int, text: str) -> None:
         if self._bar is None:
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[text]}"),
+                TextColumn("{task.fields[text]}", markup=False),
                 TimeElapsedColumn(),
                 TextColumn("left:"),
                 TimeRemainingColumn(),
                 console=self._console,
             )
-            self._task = self._bar.add_task(self._title, total=total, completed=done, text=text)
+            self._task = self._bar.add_task(
+                sentence(self._title), total=total, completed=done, text=""
+            )
             self._bar.start()
         assert self._task is not None
-        self._bar.update(self._task, completed=done, total=total, text=text)
+        self._bar.update(self._task, completed=done, total=total, text=sentence(text))
 
     def _line_due(self, now: float, done: int, total: int) -> bool:
         printed_at, printed_done = self._line_at

@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from resfool.attacks import lowrank
 from resfool.attacks.options import METHODS, AttackParameters
 from resfool.monitor import Leaves
 from resfool.report import page
-from resfool.report.drawing import ExampleView, colour_of, draw_image, draw_view
+from resfool.report.drawing import (
+    ExampleView,
+    Figure,
+    colour_of,
+    draw_image,
+    draw_view,
+    legible,
+)
 from resfool.values import epsilon_name, show
 
 if TYPE_CHECKING:
@@ -205,13 +211,13 @@ def draw_fooling_rates(curves: Sequence[FoolingCurve], title: str) -> Figure:
     rates, spectrum = figure.subplots(1, 2)
     noise: Any = {"ls": ":", "marker": "", "alpha": 0.9}
     for number, curve in enumerate(curves):
-        colour = colour_of(number, len(curves))
-        _draw_rate(rates, curve.rows, "fooling_rate", color=colour, label=curve.name)
+        colour, name = colour_of(number, len(curves)), legible(curve.name)
+        _draw_rate(rates, curve.rows, "fooling_rate", color=colour, label=name)
         _draw_rate(rates, curve.rows, "random_fooling_rate", color=colour, **noise)
         if len(curve.smallest):
             rates.ecdf(curve.smallest, color=colour, ls="-.", lw=1)
         own, other = curve.singular_values, curve.random_singular_values
-        spectrum.plot(range(1, len(own) + 1), own, color=colour, label=curve.name)
+        spectrum.plot(range(1, len(own) + 1), own, color=colour, label=name)
         spectrum.plot(range(1, len(other) + 1), other, color=colour, ls=":")
     rates.plot([], [], color="grey", ls=":", label="random signs, same epsilon")
     if any(len(curve.smallest) for curve in curves):
@@ -267,18 +273,20 @@ def examples(attacked: "Attacked") -> Figure:
     """The figure of one model's examples (Table III)."""
     rows = [_example_row(example, attacked.class_names) for example in attacked.examples]
     epsilons = [shown.epsilon for shown in attacked.examples[0].shown[1:]]
-    return draw_examples(rows, epsilons, f"{attacked.name}, {attacked.where}")
+    return draw_examples(rows, epsilons, f"{legible(attacked.name)}, {attacked.where}")
 
 
 def _example_row(example: "Example", names: Sequence[str]) -> ExampleRow:
     away = "\n(moved away from\nits prediction)" if example.from_prediction else ""
     views = [
         ExampleView(
-            s.image, f"{names[s.predicted]} {s.confidence:.0%}", s.predicted == example.label
+            s.image,
+            f"{legible(names[s.predicted])} {s.confidence:.0%}",
+            s.predicted == example.label,
         )
         for s in example.shown
     ]
-    return ExampleRow(names[example.label] + away, example.direction, views)
+    return ExampleRow(legible(names[example.label]) + away, example.direction, views)
 
 
 def draw_examples(rows: Sequence[ExampleRow], epsilons: Sequence[float], title: str) -> Figure:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_args
 import numpy as np
 import numpy.typing as npt
 
+from resfool import wording
 from resfool.datasets import kinds
 from resfool.datasets.labels import gaps
 from resfool.datasets.official import (
@@ -280,7 +281,7 @@ def load(
     counts = counts or stored.default
     splits = _whole(stored) if counts is None else _subsets(name, stored, counts, seed)
     train, validation, test = splits
-    own_names = stored.class_names
+    own_names = tuple(map(wording.label, stored.class_names))
     return Dataset(name, train, validation, test, own_names, stored.source, stored.exact)
 
 

@@ -1,11 +1,67 @@
 """What several figures have in common."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
+import matplotlib.figure
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backend_bases import RendererBase
+from matplotlib.text import Text
+from matplotlib.ticker import LogFormatter, LogFormatterMathtext, ScalarFormatter
+
+from resfool.wording import label, printable, shortened
+
+_LONGEST_LINE = 120
+_LONGEST_NAME = 40
+
+
+class Figure(matplotlib.figure.Figure):
+    """A figure whose texts are drawn as they are, whatever a name or a user's settings hold."""
+
+    def draw(self, renderer: RendererBase) -> None:
+        """Draw it; matplotlib calls this, where it saves a figure too."""
+        # Ticks are made while it draws, by the settings.
+        plain = rc_context({"text.usetex": False, "text.parse_math": False})
+        with plain, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)
+            for axes in self.axes:
+                for axis in (axes.xaxis, axes.yaxis):
+                    _count_without_markup(axis)
+            for text in self.findobj(Text):
+                _say_without_markup(text)
+            super().draw(renderer)
+
+
+def _count_without_markup(axis: Axis) -> None:
+    """Have the numbers at an axis' ticks as text, where matplotlib would write mathematics."""
+    for formatter, put in (
+        (axis.get_major_formatter(), axis.set_major_formatter),
+        (axis.get_minor_formatter(), axis.set_minor_formatter),
+    ):
+        if isinstance(formatter, LogFormatterMathtext):
+            put(LogFormatter(labelOnlyBase=formatter.labelOnlyBase))
+        elif isinstance(formatter, ScalarFormatter):
+            formatter.set_useMathText(False)
+            formatter.set_usetex(False)
+
+
+def _say_without_markup(text: Text) -> None:
+    text.set_usetex(False)
+    text.set_parse_math(False)
+    said = text.get_text()
+    shown = "\n".join(shortened(printable(line), _LONGEST_LINE) for line in said.split("\n"))
+    if shown != said:
+        text.set_text(shown)
+
+
+def legible(name: str) -> str:
+    """A name as figures have room for it."""
+    short = label(name, _LONGEST_NAME)
+    return f" {short}" if short.startswith("_") else short  # which no legend would show
 
 
 def colour_of(number: int, count: int) -> Any:

@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING
 
 import jinja2
 
+from resfool.wording import lines
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _FOLDER = "pictures"
+# Signs of Markdown and HTML, what makes a link of an address, and what makes a list of a line.
+_MARKUP = re.compile(r"[\\`*_\[\]|<>#!~$&@]|:(?=//)|(?<=www)\.|^[-+=]|(?<=^\d)[.)]|(?<=^\d\d)[.)]")
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,11 @@ def as_html(report: Report) -> str:
     The report's texts may come from anywhere; none of them is taken for markup.
     """
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: lines(value) if type(value) is str else value,
     )
     environment.tests["link"] = lambda cell: isinstance(cell, Link)
     environment.tests["text"] = lambda cell: isinstance(cell, str)
@@ -139,11 +147,12 @@ def _markdown_cell(cell: Cell) -> str:
 
 def _plain(text: str) -> str:
     """Words as they are, whatever they would mean in Markdown or HTML."""
-    return re.sub(r"([\\`*_\[\]|<>#!~])", _escaped, " ".join(text.split()))
+    words = " ".join(lines(text).split())
+    return _MARKUP.sub(_escaped, words)
 
 
-def _escaped(match: re.Match[str]) -> str:
-    return html.escape(match[1]) if match[1] in "<>" else f"\\{match[1]}"
+def _escaped(sign: re.Match[str]) -> str:
+    return html.escape(sign[0]) if sign[0] in "<>&" else f"\\{sign[0]}"
 
 
 def _checked_url(url: str) -> str:

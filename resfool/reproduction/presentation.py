@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from resfool import paper
 from resfool.archive import FinishedRun
 from resfool.attacks.presentation import FoolingCurve, draw_fooling_rates
 from resfool.monitor import Leaves
 from resfool.report import page
+from resfool.report.drawing import Figure
 from resfool.report.page import Cell, Link, Picture, Section, Table
 from resfool.reproduction import claims, plan, recorded
 from resfool.reproduction.claims import Decision, decide, metric

@@ -21,6 +21,7 @@ from resfool.archive import Archive, FinishedRun, InterruptedRun, ModelSource, P
 from resfool.errors import InputError, expanded, out_of_space, present, refusing, short
 from resfool.tracking import stores
 from resfool.tracking.training_run import CHECKPOINT_TAG
+from resfool.wording import lines
 
 # By which a training of ours is known, and its data found again.
 _TRAINING_FACTS = {"dataset", "dataset_digest", "data_dir", "data_seed", "per_class"}
@@ -83,7 +84,7 @@ class MLflowArchive(Archive):
         if not stores.exists():
             return []
         experiments = [found.experiment_id for found in self._client.search_experiments()]
-        wanted = " and ".join([*(f"params.{n} = '{v}'" for n, v in facts.items()), status])
+        wanted = " and ".join([*(f"params.{n} = '{lines(v)}'" for n, v in facts.items()), status])
         order = ["attributes.start_time DESC"]
         return list(self._client.search_runs(experiments, wanted, order_by=order))
 
@@ -236,6 +237,7 @@ def _find_logged_model(client: MlflowClient, uri: str) -> ModelSource:
 
 def _registered(client: MlflowClient, rest: str) -> tuple[str, str, Any]:
     """Name, version and entry of NAME/VERSION, NAME/latest, NAME/ALIAS or NAME@ALIAS."""
+    stores.check_registry()
     name, separator, which = rest.rpartition("@" if "@" in rest else "/")
     versions = [] if separator else client.search_model_versions(f"name='{rest}'")
     if versions:

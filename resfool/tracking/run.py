@@ -21,7 +21,7 @@ from mlflow.data.numpy_dataset import from_numpy
 from mlflow.entities import DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 
-from resfool import interrupts
+from resfool import interrupts, wording
 from resfool.datasets.sets import Dataset
 from resfool.errors import InputError, writing
 from resfool.monitor import Leaves, Monitor, Use
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import keras
 
 _FLUSH_SECONDS = 5.0
+_LONGEST_NAME = 250  # that databases keep of a run's
 TAG = "resfool."
 _RECORDED_VERSIONS = ("resfool", "tensorflow", "keras", "mlflow", "numpy")
 # MLflow's own names for runs that were given none: "adjective-noun-123".
@@ -104,7 +105,7 @@ class Run(Monitor):
         lost: MlflowException | None = None
         try:
             if error is not None and status == "FAILED":
-                self._client.set_tag(self.run_id, f"{TAG}error", str(error)[:5000])
+                self._client.set_tag(self.run_id, f"{TAG}error", wording.lines(str(error))[:5000])
             self._flush()
         except MlflowException as failure:
             status, lost = "FAILED" if error is None else status, failure
@@ -145,16 +146,16 @@ class Run(Monitor):
                 raise stores.unusable(error) from error
         self._log_params(run, {**facts, **_origin()})
         for dataset, part, context in () if self._resumes else uses:
-            self._client.set_tag(self.run_id, "dataset", dataset.name)
+            self._client.set_tag(self.run_id, "dataset", wording.lines(dataset.name))
             self._client.log_inputs(self.run_id, [_as_use(dataset, part, context)])
         self.seconds += time.monotonic() - started
         return None
 
     def say(self, text: str) -> None:
-        print(text, flush=True)
+        wording.say(wording.sentence(text))
 
     def warn(self, text: str) -> None:
-        print(f"resfool: {text}", file=sys.stderr, flush=True)
+        wording.warn(text)
 
     def fact(self, name: str, value: Any) -> None:
         self._log_params(self._client.get_run(self.run_id), {name: value})
@@ -190,7 +191,7 @@ class Run(Monitor):
 
     def note(self, text: str) -> None:
         """Describe the run, in Markdown."""
-        self._client.set_tag(self.run_id, "mlflow.note.content", text)
+        self._client.set_tag(self.run_id, "mlflow.note.content", wording.lines(text))
 
     def log(self, left: Leaves) -> None:
         """Log what a result leaves: figures, tables, arrays and bytes, by their names."""
@@ -200,7 +201,7 @@ class Run(Monitor):
 
     def tag(self, name: str, value: Any) -> None:
         """Set a tag of ours, which a later sitting may set anew; parameters can't be."""
-        self._client.set_tag(self.run_id, name, show(value))
+        self._client.set_tag(self.run_id, name, wording.lines(show(value)))
 
     def log_model(
         self,
@@ -260,6 +261,7 @@ class Run(Monitor):
     def _start(self, name: str) -> Any:
         if self._resumes:
             return self._reopened()
+        name = wording.label(name, _LONGEST_NAME)
         if self._beside:
             run = self._started_beside(name)
         else:
@@ -333,7 +335,7 @@ class Run(Monitor):
     def _log_params(self, run: Any, facts: Mapping[str, Any]) -> None:
         # `mlflow run` has logged the raw parameters, and a second, other text would be an error.
         known = run.data.params
-        new = [Param(name, show(value)) for name, value in facts.items() if name not in known]
+        new = [Param(n, wording.lines(show(v))) for n, v in facts.items() if n not in known]
         self._client.log_batch(self.run_id, params=new)
 
 
@@ -384,7 +386,7 @@ def _as_input(dataset: Dataset, part: Part) -> Any:
             split.images,
             targets=split.labels,
             source=dataset.source,
-            name=f"{dataset.name} {part}",
+            name=wording.label(f"{dataset.name} {part}", _LONGEST_NAME),
             digest=dataset.digest,
         )
 

@@ -11,16 +11,27 @@ import shlex
 import sqlite3
 import sys
 import tempfile
+from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlparse, urlsplit
 from urllib.request import url2pathname
 
 import mlflow
 from mlflow import MlflowClient
+from mlflow.environment_variables import MLFLOW_ALLOW_FILE_STORE
 from mlflow.exceptions import MlflowException
 
-from resfool import checkpoints
-from resfool.errors import InputError, database_in, expanded, expanded_uri, present, writing
+from resfool import checkpoints, databases
+from resfool.errors import (
+    InputError,
+    database_in,
+    expanded,
+    expanded_uri,
+    present,
+    unknown,
+    writing,
+)
+from resfool.wording import HIDDEN, has_password, without_password
 
 
 def exists() -> bool:
@@ -37,10 +48,12 @@ def _database() -> Path | None:
 def client() -> MlflowClient:
     """The store's client; of those that make a new SQLite store's tables, one at a time."""
     database = _database()
-    if database is None:
-        return MlflowClient()
-    with checkpoints.alone_in(database.parent):
-        return MlflowClient()
+    alone = contextlib.nullcontext() if database is None else checkpoints.alone_in(database.parent)
+    try:
+        with alone:
+            return MlflowClient()
+    except MlflowException as error:
+        raise unusable(error) from error
 
 
 def check_has(what: str) -> None:
@@ -51,9 +64,11 @@ def check_has(what: str) -> None:
 
 def address() -> str:
     """The store's, without user and password."""
-    uri = mlflow.get_tracking_uri()
-    place = urlsplit(uri).netloc
-    return uri.replace(place, place.rpartition("@")[2], 1) if "@" in place else uri
+    return _shown(mlflow.get_tracking_uri())
+
+
+def _shown(uri: str) -> str:
+    return without_password(uri).replace(f"{HIDDEN}@", "", 1)
 
 
 def prepare() -> None:
@@ -65,19 +80,86 @@ def prepare() -> None:
         InputError: the tracking store can't be reached or written.
     """
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # We print a run's address ourselves, which MLflow would print with the password of a server.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     if "MLFLOW_LOGGING_LEVEL" not in os.environ:
         logging.getLogger("mlflow").setLevel(logging.WARNING)
-        # It logs what it raises too, with all the SQL.
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+        # They log what they raise too, with all the SQL.
+        for module in ("store.db.utils", "utils.databricks_utils"):
+            logging.getLogger(f"mlflow.{module}").setLevel(logging.CRITICAL)
     _check_temporary_folder()
-    _find_relative()
     uri = mlflow.get_tracking_uri()
-    if uri.startswith(("http://", "https://")):
-        _check_server(uri)
-    elif database := _database():
-        _check_sqlite(database)
+    _check_is_any("MLFLOW_TRACKING_URI", uri, "tracking", "mlflow.tracking_store")
+    registry = mlflow.get_registry_uri()
+    if registry != uri:
+        _check_is_any("MLFLOW_REGISTRY_URI", registry, "models", "mlflow.model_registry_store")
+    _find_relative()
+    _check_there("tracking", mlflow.get_tracking_uri())
+
+
+_SERVERS = "http", "https"
+_DATABASES = "sqlite", "postgresql", "mysql", "mssql"
+_OTHERS = "file", "databricks", "databricks-uc", "uc"
+
+
+def _check_is_any(variable: str, uri: str, use: str, plugins: str) -> None:
+    """Refuse what is no address of a store, or one of a kind that nothing here can speak to."""
+    if why := _flaw(uri, plugins):
+        raise InputError(databases.refusal(variable, uri, use, why))
+
+
+def _flaw(uri: str, plugins: str) -> str | None:
+    if not uri.strip():
+        return "it is empty"
+    found = re.match(r"([a-z][a-z0-9+.-]*):", uri, re.IGNORECASE)
+    kind = found[1].lower() if found else uri if uri in _OTHERS else "file"
+    if kind == "file" and not MLFLOW_ALLOW_FILE_STORE.get():
+        return (
+            "MLflow takes folders with MLFLOW_ALLOW_FILE_STORE=true only; give sqlite:///mlflow.db"
+        )
+    if kind in _SERVERS:
+        return _flaw_of_server(uri)
+    if kind.partition("+")[0] in _DATABASES:
+        return databases.flaw(uri)
+    known = *_SERVERS, *_DATABASES, *_OTHERS, *metadata.entry_points(group=plugins).names
+    return None if kind in known else str(unknown("kind of store", kind, known))
+
+
+def _flaw_of_server(uri: str) -> str | None:
+    try:
+        parts = urlsplit(uri)
+        host, place = parts.hostname, parts.netloc
+        _ = parts.port
+    except ValueError:
+        host, place = None, ""
+    if _is_server(uri) and "@" in uri.replace(place, "", 1):
+        return databases.QUOTING  # else another host would be asked, and told of it
+    if not host or re.search(r"\s", uri):
+        return "it is no server's address; give such as http://127.0.0.1:5000"
+    return None
+
+
+def _is_server(uri: str) -> bool:
+    return uri.lower().startswith(tuple(f"{kind}://" for kind in _SERVERS))
+
+
+def _check_there(what: str, uri: str) -> None:
+    """Refuse a store that can't be reached or written."""
+    if _is_server(uri):
+        _check_server(what, uri)
+    elif database := database_in(uri):
+        _check_sqlite(what, database)
     elif folder := _folder(uri):
-        check_folder("tracking store", folder)
+        check_folder(f"{what} store", folder)
+    elif uri.partition(":")[0].partition("+")[0] in _DATABASES and (why := databases.failure(uri)):
+        raise InputError(f"the {what} store {_shown(uri)} can't be reached: {why}")
+
+
+def check_registry() -> None:
+    """Refuse a registry of models that can't be reached, which MLflow would try for minutes."""
+    registry = mlflow.get_registry_uri()
+    if registry != mlflow.get_tracking_uri():
+        _check_there("model", registry)
 
 
 def _find_relative() -> None:
@@ -145,7 +227,7 @@ def check_folder(what: str, path: Path) -> None:
         file.write(bytes(4096))  # a full disk still has room for names
 
 
-def _check_server(uri: str) -> None:
+def _check_server(what: str, uri: str) -> None:
     """Ask it for a sign of life as MLflow would; whether it lets us in, MLflow will say."""
     import requests
 
@@ -157,17 +239,17 @@ def _check_server(uri: str) -> None:
         first: BaseException = error
         while first.__context__ is not None:
             first = first.__context__
-        raise InputError(f"the tracking server {address()} can't be reached: {first}") from None
+        raise InputError(f"the {what} server {_shown(uri)} can't be reached: {first}") from None
 
 
-def _check_sqlite(path: Path) -> None:
+def _check_sqlite(what: str, path: Path) -> None:
     if not present(path):
         if not present(path.parent):
-            raise InputError(f"the tracking store {path} can't be written: no folder {path.parent}")
-        check_folder("tracking store's folder", path.parent)
+            raise InputError(f"the {what} store {path} can't be written: no folder {path.parent}")
+        check_folder(f"{what} store's folder", path.parent)
         check_place_of_artifacts(_new_artifacts())
         return
-    check_folder("tracking store's folder", path.parent)  # SQLite's journal goes there
+    check_folder(f"{what} store's folder", path.parent)  # SQLite's journal goes there
     try:
         with contextlib.closing(sqlite3.connect(path, timeout=2)) as connection:
             connection.execute("BEGIN IMMEDIATE")
@@ -175,9 +257,9 @@ def _check_sqlite(path: Path) -> None:
     except sqlite3.OperationalError as error:
         if "locked" in str(error):
             return  # somebody is writing, so it can be written
-        raise InputError(f"the tracking store {path} can't be written: {error}") from None
+        raise InputError(f"the {what} store {path} can't be written: {error}") from None
     except sqlite3.DatabaseError as error:
-        raise InputError(f"the tracking store {path} can't be used: {error}") from None
+        raise InputError(f"the {what} store {path} can't be used: {error}") from None
 
 
 def run_id_in(address: str) -> str:
@@ -224,9 +306,12 @@ def viewer() -> str:
     # In full, since this environment's commands needn't be on the path of the user's shell.
     beside_python = Path(sys.executable).with_name("mlflow")
     command = str(beside_python) if beside_python.exists() else "mlflow"
-    return shlex.join([command, "ui", "--backend-store-uri", mlflow.get_tracking_uri()])
+    uri = mlflow.get_tracking_uri()
+    # What has a password is named by the variable that a shell has it in.
+    given = '"$MLFLOW_TRACKING_URI"' if has_password(uri) else shlex.quote(uri)
+    return f"{shlex.quote(command)} ui --backend-store-uri {given}"
 
 
 def _server() -> str | None:
     """The address of the tracking server in use; None if there is none, only a store."""
-    return address().rstrip("/") if address().startswith(("http://", "https://")) else None
+    return address().rstrip("/") if _is_server(mlflow.get_tracking_uri()) else None

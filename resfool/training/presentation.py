@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter
 
 from resfool.monitor import Leaves
-from resfool.report.drawing import colour_of
+from resfool.report.drawing import Figure, colour_of
 from resfool.values import Row
 
 _LINES: dict[str, dict[str, Any]] = {

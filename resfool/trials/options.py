@@ -1,5 +1,6 @@
 """What a sweep and a tuning may be asked for."""
 
+import os
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
@@ -62,7 +63,11 @@ class TuneParameters(Shape, Seeded, Workers, Room, Recipe):
     validation_share: Annotated[
         Fraction, "share of the training images that is set aside to choose by."
     ] = 0.1
-    storage: Annotated[str, "database of the search, an SQLAlchemy URL."] = "sqlite:///tuning.db"
+    storage: Annotated[
+        str | None,
+        "database of the search, an SQLAlchemy URL; none is that of the environment variable "
+        "RESFOOL_STORAGE, where a password belongs, or sqlite:///tuning.db.",
+    ] = None
 
     def check(self) -> None:
         """Refuse a search that has nothing to choose by."""
@@ -71,6 +76,12 @@ class TuneParameters(Shape, Seeded, Workers, Room, Recipe):
             raise InputError(
                 "validation_share=0.0 leaves no images to choose by; give it such as 0.1"
             )
+
+    @property
+    def database(self) -> str:
+        """The URL of the search's database."""
+        given = os.environ.get("RESFOOL_STORAGE") if self.storage is None else self.storage
+        return "sqlite:///tuning.db" if given is None else given
 
     @property
     def training(self) -> TrainParameters:

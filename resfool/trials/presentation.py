@@ -8,12 +8,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from resfool.monitor import Leaves
+from resfool.report.drawing import Figure
 from resfool.training.presentation import trainings
 from resfool.values import show
+from resfool.wording import sentence
 
 if TYPE_CHECKING:
     from resfool.trials.sweep import SweptTraining
@@ -26,7 +27,7 @@ def sweep_leaves(swept: Sequence["SweptTraining"]) -> Leaves:
         {"network": each.network}
         | {name: getattr(each.asked, name) for name in ("arch", "depth", "seed")}
         | dict(each.metrics)
-        | {"reused": each.reused, "error": each.error}
+        | {"reused": each.reused, "error": sentence(each.error)}
         for each in swept
     )
     curves = {name: [each.curve for each in ended] for name, ended in _by_network(swept).items()}

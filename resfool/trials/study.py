@@ -15,9 +15,11 @@ from optuna import distributions, pruners, samplers
 from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 
-from resfool.errors import InputError, expanded_uri
+from resfool import databases
+from resfool.errors import InputError, database_in, expanded_uri, present
 from resfool.trials.options import Pruner, Sampler
 from resfool.trials.space import Choice, Span
+from resfool.wording import without_password
 
 _ENDED = TrialState.COMPLETE, TrialState.PRUNED
 _RUN, _DRIVER = "run_id", "driver"
@@ -46,7 +48,7 @@ def _written(
         try:
             return method(study, *args, **options)
         except StorageInternalError as error:
-            reason = str(error.__cause__ or error).splitlines()[0]
+            reason = str(error.__cause__ or error).partition("\n")[0]
             raise InputError(f"storage={study.storage} can't be written: {reason}") from error
 
     return called
@@ -80,7 +82,8 @@ class Study:
         seed: int,
     ) -> None:
         optuna.logging.set_verbosity(logging.WARNING)
-        self.storage = storage
+        check_storage(storage)
+        self.storage = without_password(storage)
         self._space = space
         self.space_of = {n: _distribution(span) for n, span in space.items()}
         try:
@@ -93,13 +96,13 @@ class Study:
             )
             known = len(self._study.trials)
         except Exception as error:  # SQLAlchemy's, a database driver's, or a missing one's
-            reason = str(error).splitlines()[0]
-            raise InputError(f"storage={storage} can't be used for tuning: {reason}") from error
+            reason = str(error.__cause__ or error).partition("\n")[0]
+            raise InputError(_refusal(storage, reason)) from error
         other = _at_work(self._study.user_attrs.get(_DRIVER))
         if other is not None:
             raise InputError(
                 f"process {other} is at work on this very search; wait for it or end it,"
-                f" or search elsewhere with another storage than {storage}"
+                f" or search elsewhere with another storage than {self.storage}"
             )
         # A search that goes on must not draw again what it drew at its beginning.
         self._study.sampler = _SAMPLERS[sampler](seed=seed + known)
@@ -168,6 +171,24 @@ class Study:
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         found = optuna.importance.get_param_importances(self._study, evaluator=evaluator)
         return {name: float(share) for name, share in found.items()}
+
+
+def check_storage(storage: str) -> None:
+    """Refuse a storage that is no database's URL, or whose database can't be reached.
+
+    Raises:
+        InputError: this.
+    """
+    file = database_in(expanded_uri(storage))
+    why = databases.flaw(storage) or databases.failure(storage)
+    if why is None and file is not None and not present(file.parent):
+        why = f"there is no folder {file.parent}"
+    if why is not None:
+        raise InputError(_refusal(storage, why))
+
+
+def _refusal(storage: str, why: str) -> str:
+    return databases.refusal("storage", storage, "tuning", why)
 
 
 def _this_process() -> dict[str, Any]:

@@ -80,7 +80,7 @@ def tune(
     }
     digest = hashlib.sha256(json.dumps(setup, sort_keys=True).encode()).hexdigest()[:12]
     name = f"resfool {asked.arch} {data.name} {digest}"
-    study = open_study(name, space, storage=asked.storage, seed=asked.seed, **ways)
+    study = open_study(name, space, storage=asked.database, seed=asked.seed, **ways)
     facts = base.shared(TuneParameters) | {
         "trials": asked.trials,
         "search": tuple(space),

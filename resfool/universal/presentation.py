@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from resfool.monitor import Leaves
-from resfool.report.drawing import ExampleView, draw_image, draw_view
+from resfool.report.drawing import ExampleView, Figure, draw_image, draw_view, legible
 from resfool.values import show
 
 if TYPE_CHECKING:
@@ -31,7 +30,8 @@ def leaves(result: "Fooling") -> Leaves:
         found["fooling_rate_over_rank.png"] = _over_rank(result)
         found["ranks"] = pd.DataFrame(result.ranked.rows)
     names = result.class_names
-    confusion = draw_confusion(result.verdict.confusion(len(names)), names, _title(result))
+    counts = result.verdict.confusion(len(names))
+    confusion = draw_confusion(counts, list(map(legible, names)), _title(result))
     return found | {"perturbation.png": _pictures(result), "confusion.png": confusion}
 
 
@@ -43,10 +43,10 @@ def mnist_leaves(result: "Fooling") -> Leaves:
 def transfer_leaves(result: "Transfer") -> Leaves:
     """All rates of perturbations on models, as a figure and as a table."""
     norms = zip(result.perturbations, result.l2_norms, strict=True)
-    rows = [f"{name}\nl2 norm {l2:.3g}" for name, l2 in norms]
+    rows = [f"{legible(name)}\nl2 norm {l2:.3g}" for name, l2 in norms]
     fooling, noise = (result.rates[f"{kind}fooling_rate"] for kind in ("", "random_"))
     title = f"fooling rates of universal perturbations\n{result.images} images, {result.where}"
-    figure = draw_transfer(fooling, noise, rows, result.models, title)
+    figure = draw_transfer(fooling, noise, rows, list(map(legible, result.models)), title)
     return {"transfer.png": figure, "transfer": _transfer_table(result)}
 
 
@@ -142,7 +142,7 @@ def _title(result: "Fooling") -> str:
     asked = result.asked
     by_matrix = f", coefficients {asked.coefficients}" if result.ranked is not None else ""
     solver = f" ({asked.solver})" if "solver" in asked.procedure.takes else ""
-    return f"algorithm {asked.algorithm}{solver}{by_matrix}, {result.name}, {result.where}"
+    return f"algorithm {asked.algorithm}{solver}{by_matrix}, {legible(result.name)}, {result.where}"
 
 
 def _over_rank(result: "Fooling") -> Figure:
@@ -216,7 +216,8 @@ def _draw_rates(axes: Axes, rows: Sequence[Mapping[str, float]], prefix: str) ->
 
 def _pictures(result: "Fooling") -> Figure:
     """The perturbation and noise as images, and images under both (Figures 8 to 10)."""
-    found, names, rates = result.verdict, result.class_names, result.verdict.rates
+    found, rates = result.verdict, result.verdict.rates
+    names = list(map(legible, result.class_names))
     rows = len(found.shown)
     size = 1.9
     figure = Figure(figsize=(size * 3.4, size * 1.2 * (rows + 1) + 0.9), layout="constrained")

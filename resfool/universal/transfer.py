@@ -1,7 +1,6 @@
 """Universal perturbations on other models than the one that each was fitted on."""
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ from resfool.errors import InputError
 from resfool.monitor import Monitor
 from resfool.universal.options import TransferParameters
 from resfool.values import Norm, Row
+from resfool.wording import metric_keys
 
 
 @dataclass(frozen=True)
@@ -172,11 +172,9 @@ def _metrics(
     if len(whole) == 1:
         return whole[0]
     found = {"clean_accuracy": rows[0]["clean_accuracy"]}
-    for name, row in zip(perturbations, whole, strict=True):
-        # MLflow takes neither parentheses nor most other signs; its charts have a section for all
-        # metrics before the same slash.
-        plain = re.sub(r"[^\w -]+", "_", re.sub(r"[()]", "", name))[:100]
+    for name, row in zip(metric_keys(perturbations), whole, strict=True):
         for key, value in row.items():
             if key != "clean_accuracy" and not key.endswith(("_low", "_high")):
-                found[f"{key}/{plain}"] = value
+                # MLflow's charts have a section for all metrics before the same slash.
+                found[f"{key}/{name}"] = value
     return found
