@@ -28,6 +28,7 @@ from typing import (
 from pydantic import TypeAdapter, ValidationError
 
 from resfool.errors import UsageError, unknown
+from resfool.places import cleared
 from resfool.values import (
     Backend,
     BatchSize,
@@ -231,7 +232,8 @@ def plainly(
     """
 
     def called(*services: Any, **given: Any) -> Result:
-        return function(kind.of(given), *services)
+        with cleared():
+            return function(kind.of(given), *services)
 
     # What help() and editors show.
     _, *services = inspect.signature(function).parameters.values()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from resfool import devices, identity
-from resfool.archive import Archive, FinishedRun, InterruptedRun
+from resfool.archive import Archive, FinishedRun, InterruptedRun, as_given
 from resfool.datasets.sets import Dataset, TrainingData, load_data
 from resfool.errors import InputError, NonFiniteLossError
 from resfool.monitor import Monitor
@@ -178,7 +178,9 @@ class _State:
 
         test = self.data[job].test
         try:
-            model = files.load(self._archive.find_model(run.model).path)
+            source = self._archive.find_model(run.model)
+            with as_given(source.uri, source.path):
+                model = files.load(source.path)
         except InputError as error:
             self._monitor.say(f"{job.name} can't be judged so: {error}")
             return

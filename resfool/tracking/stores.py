@@ -10,7 +10,6 @@ import re
 import shlex
 import sqlite3
 import sys
-import tempfile
 from pathlib import Path
 from urllib.parse import urlparse, urlsplit
 from urllib.request import url2pathname
@@ -18,9 +17,11 @@ from urllib.request import url2pathname
 import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.utils.validation import MAX_EXPERIMENT_NAME_LENGTH
 
 from resfool import checkpoints
-from resfool.errors import InputError, database_in, expanded, expanded_uri, present, writing
+from resfool.errors import InputError, database_in, expanded, expanded_uri, present
+from resfool.places import check_folder, check_temporary_folder
 
 
 def exists() -> bool:
@@ -69,7 +70,8 @@ def prepare() -> None:
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         # It logs what it raises too, with all the SQL.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    _check_temporary_folder()
+    check_temporary_folder()
+    _check_experiment_name()
     _find_relative()
     uri = mlflow.get_tracking_uri()
     if uri.startswith(("http://", "https://")):
@@ -98,12 +100,13 @@ def _folder(uri: str) -> Path | None:
     return None if remote else Path(uri)
 
 
-def _check_temporary_folder() -> None:
-    try:
-        folder = tempfile.gettempdir()
-    except FileNotFoundError as error:
-        raise InputError(f"temporary files can't be written: {error.strerror}") from None
-    check_folder("temporary folder", Path(folder))
+def _check_experiment_name() -> None:
+    size = len(os.environ.get("MLFLOW_EXPERIMENT_NAME", ""))
+    if size > MAX_EXPERIMENT_NAME_LENGTH:
+        raise InputError(
+            f"the experiment's name (MLFLOW_EXPERIMENT_NAME) has {size} characters, and MLflow "
+            f"takes {MAX_EXPERIMENT_NAME_LENGTH}"
+        )
 
 
 def check_artifacts(client: MlflowClient) -> None:
@@ -137,14 +140,6 @@ def check_place_of_artifacts(uri: str | None) -> None:
         check_folder("artifact store", folder)
 
 
-def check_folder(what: str, path: Path) -> None:
-    """Refuse a folder for something, which needn't exist yet, that can't be written or made."""
-    whole = path.absolute()
-    nearest = next(p for p in (whole, *whole.parents) if present(p))
-    with writing(f"the {what} {whole}"), tempfile.TemporaryFile(dir=nearest, buffering=0) as file:
-        file.write(bytes(4096))  # a full disk still has room for names
-
-
 def _check_server(uri: str) -> None:
     """Ask it for a sign of life as MLflow would; whether it lets us in, MLflow will say."""
     import requests
@@ -164,7 +159,7 @@ def _check_sqlite(path: Path) -> None:
     if not present(path):
         if not present(path.parent):
             raise InputError(f"the tracking store {path} can't be written: no folder {path.parent}")
-        check_folder("tracking store's folder", path.parent)
+        check_folder("tracking store's folder", path.parent, f"{path.name}-journal")
         check_place_of_artifacts(_new_artifacts())
         return
     check_folder("tracking store's folder", path.parent)  # SQLite's journal goes there
