@@ -1,8 +1,9 @@
 """What an experiment asks of what earlier ones left: runs, models and files."""
 
+import contextlib
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,28 @@ from typing import Any
 from resfool.errors import InputError, expanded, looked_in, present
 from resfool.values import Row
 from resfool.wording import label
+
+
+@contextlib.contextmanager
+def as_given(uri: str, path: Path) -> Iterator[None]:
+    """Let refusals name what a user gave, where they name the copy of it on this machine.
+
+    Args:
+        uri: as it was given.
+        path: where it was found.
+
+    Raises:
+        InputError: what was done inside has raised it.
+    """
+    try:
+        yield
+    except InputError as error:
+        if path.is_relative_to(expanded(uri)):
+            raise  # the user's own path, in full
+        said = str(error)
+        for place in (str(path), str(path.resolve())):
+            said = said.replace(place, uri)
+        raise type(error)(said) from error
 
 
 @dataclass(frozen=True)

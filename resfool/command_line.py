@@ -18,6 +18,7 @@ from resfool.errors import (
     out_of_space,
     unknown,
 )
+from resfool.monitor import LONGEST
 from resfool.parameters import Parameter, Parameters
 from resfool.values import show
 
@@ -56,7 +57,8 @@ def parse(
         The parameters of each class, checked, defaults filled in.
 
     Raises:
-        UsageError: a name isn't known, a value doesn't fit its type, or one is missing.
+        UsageError: a name isn't known, a value doesn't fit its type or is too long, or one is
+            missing.
         InputError: values don't go together.
     """
     parser = _Parser(
@@ -75,7 +77,17 @@ def parse(
     if extra:
         raise _unexpected(extra[0], list(known))
     given = vars(read)
+    _check_lengths(given)
     return [kind.of({n: v for n, v in given.items() if n in kind.declared()}) for kind in kinds]
+
+
+def _check_lengths(given: Mapping[str, str]) -> None:
+    for name, word in given.items():
+        if len(word) > LONGEST:
+            raise UsageError(
+                f"{name}={word[:40]}... has {len(word)} characters, and a run keeps {LONGEST} of a "
+                "parameter"
+            )
 
 
 def completion(shell: str, commands: Mapping[str, Mapping[str, Parameter]]) -> str:

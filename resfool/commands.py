@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resfool import __version__, command_line, interrupts
+from resfool import __version__, command_line, interrupts, places
 from resfool.attacks import attack as attacks
 from resfool.attacks.options import AttackParameters
 from resfool.datasets.sets import Dataset, draw, load
@@ -181,10 +181,9 @@ def keep_attacked(
 
 def universal(asked: UniversalParameters) -> None:
     """Find one perturbation for all images, and judge it on held-out ones."""
-    from resfool.tracking import stores
     from resfool.universal import presentation
 
-    stores.check_folder("solve folder", expanded(asked.solve_dir))
+    places.check_folder("solve folder", expanded(asked.solve_dir))
     spread = _spread_of(asked, asked.spreads)
     with _recording(f"algorithm {asked.algorithm}") as (run, archive, _):
         result = experiment.universal(asked, run, archive, spread)
@@ -227,8 +226,8 @@ def mnist(asked: MnistParameters) -> None:
         spread = _spread_of(asked, asked.spreads)
         name = f"mnist case study, {asked.solver} seed {asked.seed}"
         run.begin(name, {n: getattr(asked, n) for n in ("steps", "solver", "seed")}, [])
-        places = Resumable(checkpoint_dir=asked.checkpoint_dir)
-        with TrainingRun(progress, places, nested=True) as own:
+        kept = Resumable(checkpoint_dir=asked.checkpoint_dir)
+        with TrainingRun(progress, kept, nested=True) as own:
             trained = training.train(asked.training, own, data)
             model = keep_training(own, trained)
         say(f"train accuracy  {trained.train.accuracy:.4f}")
@@ -251,7 +250,7 @@ def reproduce(asked: ReproduceParameters, where: Checkpoints) -> None:
     from resfool.tracking import stores
 
     with _recording("reproduce", where.checkpoint_dir) as (run, archive, progress):
-        stores.check_folder("checkpoint folder", expanded(where.checkpoint_dir))
+        places.check_folder("checkpoint folder", expanded(where.checkpoint_dir))
         make = _maker(archive, progress, where.checkpoint_dir)
         found = reproduction.reproduce(asked, make, run, archive)
         if found is None:
@@ -270,8 +269,8 @@ def _maker(archive: "Archive", progress: ProgressReport, folder: str) -> reprodu
 
     def make(asked: Parameters, data: Dataset, resume: str | None) -> str:
         if isinstance(asked, TrainParameters):
-            places = Resumable(checkpoint_dir=folder, resume=resume)
-            with TrainingRun(progress, places, nested=True) as own:
+            kept = Resumable(checkpoint_dir=folder, resume=resume)
+            with TrainingRun(progress, kept, nested=True) as own:
                 keep_training(own, training.train(asked, own, data))
             return own.run_id
         with Run(progress, nested=True) as part:
@@ -332,7 +331,7 @@ def run(name: str, argv: Sequence[str] | None = None, program: str | None = None
         _note_caller()
         asked = command_line.parse(*command.takes, argv=argv, program=program, text=command.text)
         interrupts.raise_once()
-        with within(*asked):
+        with places.tidied(), within(*asked):
             command.run(*asked)
 
 

@@ -77,9 +77,11 @@ def expanded(path: str | Path) -> Path:
     that the command works in, it is that.
 
     Raises:
-        InputError: there is no user of that name.
+        InputError: there is no user of that name, or no path has such characters.
     """
     local = url2pathname(urlsplit(str(path)).path) if _is_file_uri(path) else path
+    if "\0" in str(local):
+        raise InputError(f"{path} holds a null character, which no path may")
     try:
         given = Path(local).expanduser()
     except RuntimeError:
@@ -89,6 +91,16 @@ def expanded(path: str | Path) -> Path:
         return given
     there = Path(called_from, given)
     return given if present(given) and not present(there) else there
+
+
+# The environment variable with the folder for temporary files as the user has it, while a command
+# keeps its own in one folder of that.
+OUTSIDE = "RESFOOL_TEMPORARY_OUTSIDE"
+
+
+def temporary_folder() -> str:
+    """The folder for temporary files as the user has it, for sentences and for what stays."""
+    return os.environ.get(OUTSIDE) or tempfile.gettempdir()
 
 
 def project() -> str:
@@ -173,7 +185,7 @@ def refusing(what: str, why: Callable[[Exception], str]) -> Iterator[None]:
     except Exception as error:
         if out_of_space(error):
             raise InputError(
-                f"{what}: no space is left in {tempfile.gettempdir()}, the folder for temporary "
+                f"{what}: no space is left in {temporary_folder()}, the folder for temporary "
                 "files; TMPDIR names another"
             ) from error
         raise InputError(what + why(error)) from error

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from resfool.checkpoints import Arrays
     from resfool.datasets.sets import Dataset
 
+LONGEST = 6000  # characters of a fact, which a store keeps in full
 Use = tuple["Dataset", Part, str]  # a data set, the part of it, and what for: "training"
 
 # What a result leaves beside its figures, by the names of its files: a Figure as NAME.png, an array
@@ -52,7 +53,7 @@ class Monitor:
 
         Args:
             name: of this experiment, for people.
-            facts: what is known of it by now, as plain values.
+            facts: what is known of it by now, as plain values, each at most LONGEST as a text.
             uses: its data.
 
         Returns:

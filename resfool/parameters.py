@@ -30,6 +30,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from resfool import limits
 from resfool.errors import UsageError, unknown
+from resfool.places import cleared
 from resfool.values import (
     Backend,
     BatchSize,
@@ -235,9 +236,10 @@ def plainly(
     """
 
     def called(*services: Any, **given: Any) -> Result:
-        asked = kind.of(given)
-        with within(asked):
-            return function(asked, *services)
+        with cleared():
+            asked = kind.of(given)
+            with within(asked):
+                return function(asked, *services)
 
     # What help() and editors show.
     _, *services = inspect.signature(function).parameters.values()

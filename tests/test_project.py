@@ -83,6 +83,7 @@ FLOORS = [
         "monitor",
         "paper",
         "parameters",
+        "places",
         "values",
         "wording",
     },

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
-from resfool.archive import Archive, ModelSource
+from resfool.archive import Archive, ModelSource, as_given
 from resfool.classifiers import files
 from resfool.classifiers.interface import Interface
 from resfool.datasets import sets
@@ -78,7 +78,8 @@ def find_models(archive: Archive, uris: Sequence[str], trust: bool) -> list[Mode
     sources = [archive.find_model(uri) for uri in dict.fromkeys(uris)]
     if not trust:
         for source in sources:
-            files.check(files.find_file(source.path))
+            with as_given(source.uri, source.path):
+                files.check(files.find_file(source.path))
     return sources
 
 
@@ -119,10 +120,11 @@ def load_classifier(
     Raises:
         InputError: it can't be loaded, or doesn't fit the data.
     """
-    if asked.trust:
-        model = files.load_trusted(source.path, source.load_trusted, asked.modules or ())
-    else:
-        model = files.load(source.path)
+    with as_given(source.uri, source.path):
+        if asked.trust:
+            model = files.load_trusted(source.path, source.load_trusted, asked.modules or ())
+        else:
+            model = files.load(source.path)
     from resfool.classifiers import adapting
 
     try:

@@ -1,17 +1,20 @@
 """Workers on a Ray cluster; imported only when they are asked for."""
 
 import asyncio
+import atexit
 import contextlib
 import os
+import secrets
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Read while Ray is imported: no rebuilding of `uv run` on the workers, and no usage reports.
+# Read while Ray is imported: no rebuilding of `uv run` on the workers.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import cloudpickle
@@ -19,20 +22,24 @@ import grpc
 import joblib
 import ray
 from ray._private import ray_constants, services
+from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader, Config
 from ray._private.grpc_utils import init_grpc_channel
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import resfool
 from resfool import interrupts
-from resfool.errors import InputError
+from resfool.errors import InputError, temporary_folder
 from resfool.parallel import tasks
 from resfool.parallel.tasks import Died, Failure, Function, Tell
+from resfool.places import Folder
 
 _REACH_SECONDS = 5.0
 _CLIENT_PORT = 10001  # of ray://host
 _DIED = "Starting Ray client server failed"
+_LONGEST_PLACE = 24  # bytes; Linux takes 107 for a socket, and Ray and we add 83
 _joined: str | None = None  # the cluster that this process has joined through us
+_after = contextlib.ExitStack()  # what to do when it has left the one that was started here
 
 
 @dataclass(frozen=True)
@@ -194,20 +201,72 @@ def _join(address: str | None) -> None:
     if ray.is_initialized() and _joined in (None, wanted):
         return
     reach(address)
-    ray.shutdown()
+    _leave()
     settings: dict[str, Any] = {"address": wanted, "log_to_driver": False}
     settings |= {"logging_level": "error", "configure_logging": True}
     # The package itself travels, so that a host needs what it depends on and nothing else.
     settings["runtime_env"] = {"py_modules": [str(Path(resfool.__file__).parent)]}
-    if address is None:
-        settings |= {"num_cpus": joblib.cpu_count(), "include_dashboard": False}
     try:
-        with interrupts.kept():
+        with interrupts.kept(), _of_its_own(settings) if address is None else nullcontext():
             ray.init(**settings)
+    except InputError:
+        raise
     except Exception as error:
-        ray.shutdown()
+        _leave()
         raise _refused(address, error) from error
     _joined = wanted
+
+
+def _leave() -> None:
+    """Leave a cluster; one that was started here ends, and nothing of it stays."""
+    ray.shutdown()
+    _after.close()
+
+
+@contextlib.contextmanager
+def _of_its_own(settings: dict[str, Any]) -> Iterator[None]:
+    """Let Ray start for this process alone: a private folder, a new token, no port to the network.
+
+    Ray itself listens on all interfaces, and writes a token into the user's home for others to
+    read if their rights let them.
+    """
+    folder = _short_folder()
+    _after.callback(folder.remove)
+    atexit.register(_leave)  # before the folder goes
+    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+    _after.callback(_authenticate, before)
+    _authenticate({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
+    settings |= {"num_cpus": joblib.cpu_count(), "include_dashboard": False}
+    settings["_temp_dir"] = str(folder.path / "r")  # to which Ray lets everybody in
+    networked = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False  # its own address is 127.0.0.1 then
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = networked
+
+
+def _authenticate(variables: dict[str, str | None]) -> None:
+    """Set the variables of Ray's tokens, and let it read them anew."""
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _short_folder() -> Folder:
+    """A folder that leaves room for the paths of Ray's sockets."""
+    for place in (temporary_folder(), "/tmp", "/var/tmp", "/dev/shm"):
+        if len(os.fsencode(place)) <= _LONGEST_PLACE:
+            with contextlib.suppress(InputError):
+                return Folder(Path(place))
+    raise InputError(
+        f"Ray doesn't start here: it needs a folder for temporary files whose path has at most "
+        f"{_LONGEST_PLACE} bytes, and TMPDIR names {temporary_folder()}"
+    )
 
 
 def _complete(address: str | None) -> str:

@@ -4,6 +4,7 @@ A pipe for each tells exactly whose task was lost when a process is killed, and 
 the driver. joblib.Parallel loses the whole call then.
 """
 
+import atexit
 import contextlib
 import functools
 import signal
@@ -19,6 +20,7 @@ from joblib.externals.loky.backend.utils import kill_process_tree
 from resfool import devices
 from resfool.parallel import tasks
 from resfool.parallel.tasks import Died, Function, Tell
+from resfool.places import Folder
 
 _IDLE_SECONDS = 300.0  # after which a process without work ends
 _idle: list["_Worker"] = []  # processes with their libraries loaded, for the next crew
@@ -106,7 +108,7 @@ class _Worker:
     def __init__(self, threads: int, sees_gpus: bool) -> None:
         self.kind, self.digest = (threads, sees_gpus), ""
         self.pipe, theirs = connection.Pipe()
-        variables = tasks.environment(threads, gpus=sees_gpus)
+        variables = tasks.environment(threads, gpus=sees_gpus) | {"TMPDIR": _temporary_folder()}
         self.process = LokyProcess(target=_work, args=(theirs,), daemon=True, env=variables)
         self.process.start()
         theirs.close()  # or its end would never be seen
@@ -124,6 +126,19 @@ class _Worker:
         if code is not None and code < 0:
             return f"killed by {signal.Signals(-code).name}"
         return f"ended with exit code {code}"
+
+
+@functools.cache
+def _temporary_folder() -> str:
+    """Of all workers, which are killed and can't tidy up."""
+    folder = Folder()
+    atexit.register(_end_idle)  # before the folder goes
+    return str(folder.path)
+
+
+def _end_idle() -> None:
+    while _idle:
+        _idle.pop().kill()
 
 
 def _work(pipe: Any) -> None:

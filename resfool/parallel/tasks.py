@@ -92,7 +92,8 @@ def environment(threads: int, gpus: float = 0) -> dict[str, str]:
 def forget_tracking() -> None:
     """Only the driver talks to MLflow; a worker must not attach itself to the driver's run."""
     for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
-        del os.environ[name]
+        if name != "MLFLOW_DISABLE_TELEMETRY":
+            del os.environ[name]
 
 
 def packed(function: Any) -> tuple[str, bytes]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from resfool import devices, identity
-from resfool.archive import Archive, FinishedRun, InterruptedRun
+from resfool.archive import Archive, FinishedRun, InterruptedRun, as_given
 from resfool.datasets.sets import Dataset, TrainingData, load_data
 from resfool.errors import InputError, NonFiniteLossError
 from resfool.monitor import Monitor
@@ -179,8 +179,11 @@ class _State:
 
         test, left_out = self.data[job].test, LeftOut()
         with left_out.unless_usable(f"the accuracy of {job.name} in the paper's way"):
+            source = self._archive.find_model(run.model)
+            with as_given(source.uri, source.path):
+                model = files.load(source.path)
             found = scores.chunk_accuracies(
-                files.load(self._archive.find_model(run.model).path),
+                model,
                 test.images,
                 test.labels,
                 chunk=scale.chunk,

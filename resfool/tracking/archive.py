@@ -3,7 +3,6 @@
 import functools
 import importlib
 import re
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,10 +14,21 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from resfool import checkpoints
 from resfool.archive import Archive, FinishedRun, InterruptedRun, ModelSource, PerturbationSource
-from resfool.errors import InputError, expanded, out_of_space, present, refusing, short
+from resfool.errors import (
+    InputError,
+    expanded,
+    out_of_space,
+    present,
+    refusing,
+    short,
+    temporary_folder,
+)
+from resfool.places import new_folder
 from resfool.tracking import stores
 from resfool.tracking.training_run import CHECKPOINT_TAG
 from resfool.wording import lines
@@ -117,7 +127,7 @@ class MLflowArchive(Archive):
         # Where a run's files are, its store says, which may have been told anything.
         with refusing(f"{name} of run {run_id} can't be read", lambda error: f" ({short(error)})"):
             names = {item.path for item in self._client.list_artifacts(run_id)}
-            return _downloaded(run_id=run_id, artifact_path=name) if name in names else None
+            return _downloaded(f"runs:/{run_id}/{name}") if name in names else None
 
     def find_model(self, uri: str) -> ModelSource:
         address = _address(uri)
@@ -137,7 +147,7 @@ class MLflowArchive(Archive):
         run_id, _, inside = address.removeprefix("runs:/").partition("/")
         try:
             stores.check_has("runs")
-            return _downloaded(artifact_uri=f"runs:/{run_id}/{inside or name}")
+            return _downloaded(f"runs:/{run_id}/{inside or name}")
         except MlflowException as error:
             reason, store = str(error).splitlines()[0], stores.address()
             sentence = f"{uri}: {store} has no run with {name} by it ({reason})"
@@ -169,7 +179,7 @@ class MLflowArchive(Archive):
         return super().add_metrics(run, metrics)
 
 
-def _downloaded(**artifact: str) -> Path:
+def _downloaded(uri: str) -> Path:
     """Where an artifact lies on this machine: in the store, if this is here, or a copy.
 
     Raises:
@@ -177,12 +187,19 @@ def _downloaded(**artifact: str) -> Path:
         InputError: there is no room for a copy.
     """
     try:
-        return Path(mlflow.artifacts.download_artifacts(**artifact))
+        copy = None if _lies_here(uri) else str(new_folder())
+        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=copy))
     except OSError as error:
         if out_of_space(error):
-            folder = tempfile.gettempdir()
+            folder = temporary_folder()
             raise InputError(f"no space is left in the temporary folder {folder}") from error
         raise MlflowException(str(error)) from error
+
+
+def _lies_here(uri: str) -> bool:
+    """Whether MLflow reads an artifact where the store has it; those of runs it always copies."""
+    repository = getattr(get_artifact_repository(uri), "repo", None)
+    return not uri.startswith("runs:/") and isinstance(repository, LocalArtifactRepository)
 
 
 def _address(uri: str) -> str:
@@ -221,7 +238,7 @@ def _find_logged_model(client: MlflowClient, uri: str) -> ModelSource:
         model_id, run_id = found.model_id, found.run_id
     # The version that an alias means now.
     exact = f"models:/{name}/{version}" if name else uri
-    path = _downloaded(artifact_uri=exact)
+    path = _downloaded(exact)
     label = f"{name} {version}" if name else rest
     source = ModelSource(uri, label, path, lambda: _load_with_mlflow(path), model_id)
     if run_id is None:

@@ -20,11 +20,12 @@ from mlflow import MlflowClient
 from mlflow.data.numpy_dataset import from_numpy
 from mlflow.entities import DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
+from mlflow.utils.validation import MAX_DATASET_NAME_SIZE
 
-from resfool import interrupts, wording
+from resfool import interrupts, places, wording
 from resfool.datasets.sets import Dataset
-from resfool.errors import InputError, writing
-from resfool.monitor import Leaves, Monitor, Use
+from resfool.errors import InputError, temporary_folder, writing
+from resfool.monitor import LONGEST, Leaves, Monitor, Use
 from resfool.tracking import leaves, stores
 from resfool.values import Part, Row, show
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     import keras
 
 _FLUSH_SECONDS = 5.0
-_LONGEST_NAME = 250  # that databases keep of a run's
+_LONGEST_NAME = 250  # characters of a run's name
 TAG = "resfool."
 _RECORDED_VERSIONS = ("resfool", "tensorflow", "keras", "mlflow", "numpy")
 # MLflow's own names for runs that were given none: "adjective-noun-123".
@@ -137,14 +138,16 @@ class Run(Monitor):
 
     def begin(self, name: str, facts: Mapping[str, Any], uses: Sequence[Use]) -> Path | None:
         self._began = started = time.monotonic()
+        facts = {**facts, **_origin()}
+        _check_lengths(facts, uses)
         # A signal between the opening and our note of it would leave a run RUNNING for ever.
         with interrupts.deferred():
             try:
                 _ = self._client  # makes a new store's tables, before anything else asks for them
-                run = self._start(name)
+                run = self._start(_shortened(name))
             except MlflowException as error:
                 raise stores.unusable(error) from error
-        self._log_params(run, {**facts, **_origin()})
+        self._log_params(run, facts)
         for dataset, part, context in () if self._resumes else uses:
             self._client.set_tag(self.run_id, "dataset", wording.lines(dataset.name))
             self._client.log_inputs(self.run_id, [_as_use(dataset, part, context)])
@@ -195,7 +198,7 @@ class Run(Monitor):
 
     def log(self, left: Leaves) -> None:
         """Log what a result leaves: figures, tables, arrays and bytes, by their names."""
-        temporary = f"the temporary folder {tempfile.gettempdir()}"
+        temporary = f"the temporary folder {temporary_folder()}"
         with writing(temporary), tempfile.TemporaryDirectory() as folder:
             leaves.log(self._client, self.run_id, Path(folder), left)
 
@@ -234,11 +237,11 @@ class Run(Monitor):
         )
         requirements = [f"{name}=={metadata.version(name)}" for name in ("keras", "tensorflow")]
         # The function needs this run to be MLflow's active one.
-        places = f"{tempfile.gettempdir()} or {self._client.get_run(self.run_id).info.artifact_uri}"
+        written = f"{temporary_folder()} or {self._client.get_run(self.run_id).info.artifact_uri}"
         active = (
             mlflow.start_run(run_id=self.run_id, nested=True) if self._beside else nullcontext()
         )
-        with writing(f"the model's file in {places}"), active:
+        with writing(f"the model's file in {written}"), active:
             info = mlflow.keras.log_model(
                 model, name="model", signature=signature, pip_requirements=requirements
             )
@@ -346,8 +349,9 @@ def keep_killed(run_id: str, seconds: float = 15.0) -> None:
     a text with numbers (mlflow.projects._maybe_set_run_terminated, MLflow 3.17), so it never does.
     This waits some seconds for it to do so.
     """
-    client = MlflowClient()
-    client.set_terminated(run_id, "KILLED")
+    with places.tidied():  # where MLflow leaves a lock as it opens a store
+        client = MlflowClient()
+        client.set_terminated(run_id, "KILLED")
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if client.get_run(run_id).info.status != "KILLED":
@@ -362,7 +366,7 @@ def start_keeping_killed(run_id: str) -> None:
     subprocess.Popen(
         [sys.executable, "-c", script],
         cwd=Path(__file__).resolve().parents[2],
-        env=os.environ | {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()},
+        env=places.outliving() | {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -376,6 +380,31 @@ def _status(kind: type[BaseException] | None) -> str:
     return "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
 
 
+def _check_lengths(facts: Mapping[str, Any], uses: Sequence[Use]) -> None:
+    """Refuse what MLflow would cut off, or take no run with."""
+    for name, value in facts.items():
+        if (size := len(show(value))) > LONGEST:
+            raise InputError(
+                f"{name}={show(value)[:40]}... has {size} characters, and a run keeps {LONGEST} of "
+                "a parameter"
+            )
+    for dataset, part, _ in uses:
+        if (size := len(_input_name(dataset, part))) > MAX_DATASET_NAME_SIZE:
+            raise InputError(
+                f"dataset={dataset.name[:40]}... makes a name of {size} characters, and MLflow "
+                f"takes {MAX_DATASET_NAME_SIZE}; a link gives it a shorter path"
+            )
+
+
+def _shortened(name: str) -> str:
+    """A run's name as databases have room for it."""
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..."
+
+
+def _input_name(dataset: Dataset, part: Part) -> str:
+    return f"{dataset.name} {part}"
+
+
 def _as_input(dataset: Dataset, part: Part) -> Any:
     """A split as MLflow's data set; two of one name and digest would be taken for the same."""
     split = dataset.split(part)
@@ -386,7 +415,7 @@ def _as_input(dataset: Dataset, part: Part) -> Any:
             split.images,
             targets=split.labels,
             source=dataset.source,
-            name=wording.label(f"{dataset.name} {part}", _LONGEST_NAME),
+            name=wording.label(_input_name(dataset, part), MAX_DATASET_NAME_SIZE),
             digest=dataset.digest,
         )
 

@@ -10,7 +10,6 @@ import re
 import shlex
 import sqlite3
 import sys
-import tempfile
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlparse, urlsplit
@@ -20,17 +19,11 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.environment_variables import MLFLOW_ALLOW_FILE_STORE
 from mlflow.exceptions import MlflowException
+from mlflow.utils.validation import MAX_EXPERIMENT_NAME_LENGTH
 
 from resfool import checkpoints, databases
-from resfool.errors import (
-    InputError,
-    database_in,
-    expanded,
-    expanded_uri,
-    present,
-    unknown,
-    writing,
-)
+from resfool.errors import InputError, database_in, expanded, expanded_uri, present, unknown
+from resfool.places import check_folder, check_temporary_folder
 from resfool.wording import HIDDEN, has_password, without_password
 
 
@@ -87,7 +80,8 @@ def prepare() -> None:
         # They log what they raise too, with all the SQL.
         for module in ("store.db.utils", "utils.databricks_utils"):
             logging.getLogger(f"mlflow.{module}").setLevel(logging.CRITICAL)
-    _check_temporary_folder()
+    check_temporary_folder()
+    _check_experiment_name()
     uri = mlflow.get_tracking_uri()
     _check_is_any("MLFLOW_TRACKING_URI", uri, "tracking", "mlflow.tracking_store")
     registry = mlflow.get_registry_uri()
@@ -180,12 +174,13 @@ def _folder(uri: str) -> Path | None:
     return None if remote else Path(uri)
 
 
-def _check_temporary_folder() -> None:
-    try:
-        folder = tempfile.gettempdir()
-    except FileNotFoundError as error:
-        raise InputError(f"temporary files can't be written: {error.strerror}") from None
-    check_folder("temporary folder", Path(folder))
+def _check_experiment_name() -> None:
+    size = len(os.environ.get("MLFLOW_EXPERIMENT_NAME", ""))
+    if size > MAX_EXPERIMENT_NAME_LENGTH:
+        raise InputError(
+            f"the experiment's name (MLFLOW_EXPERIMENT_NAME) has {size} characters, and MLflow "
+            f"takes {MAX_EXPERIMENT_NAME_LENGTH}"
+        )
 
 
 def check_artifacts(client: MlflowClient) -> None:
@@ -219,14 +214,6 @@ def check_place_of_artifacts(uri: str | None) -> None:
         check_folder("artifact store", folder)
 
 
-def check_folder(what: str, path: Path) -> None:
-    """Refuse a folder for something, which needn't exist yet, that can't be written or made."""
-    whole = path.absolute()
-    nearest = next(p for p in (whole, *whole.parents) if present(p))
-    with writing(f"the {what} {whole}"), tempfile.TemporaryFile(dir=nearest, buffering=0) as file:
-        file.write(bytes(4096))  # a full disk still has room for names
-
-
 def _check_server(what: str, uri: str) -> None:
     """Ask it for a sign of life as MLflow would; whether it lets us in, MLflow will say."""
     import requests
@@ -246,7 +233,7 @@ def _check_sqlite(what: str, path: Path) -> None:
     if not present(path):
         if not present(path.parent):
             raise InputError(f"the {what} store {path} can't be written: no folder {path.parent}")
-        check_folder(f"{what} store's folder", path.parent)
+        check_folder(f"{what} store's folder", path.parent, f"{path.name}-journal")
         check_place_of_artifacts(_new_artifacts())
         return
     check_folder(f"{what} store's folder", path.parent)  # SQLite's journal goes there

@@ -12,6 +12,7 @@ from resfool import checkpoints
 from resfool.errors import InputError, expanded, present
 from resfool.monitor import Use
 from resfool.parameters import Resumable
+from resfool.places import check_folder
 from resfool.tracking import stores
 from resfool.tracking.run import TAG, Progress, Run
 
@@ -37,7 +38,7 @@ class TrainingRun(Run):
     def __init__(self, progress: Progress, asked: Resumable, *, nested: bool = False) -> None:
         super().__init__(progress, nested=nested)
         self._folder = expanded(asked.checkpoint_dir)
-        stores.check_folder("checkpoint folder", self._folder)
+        check_folder("checkpoint folder", self._folder)
         self.checkpoint: Path | None = None
         self._lock: IO[str] | None = None
         if asked.resume is not None:

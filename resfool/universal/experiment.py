@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfool import checkpoints, devices, identity
-from resfool.archive import Archive
+from resfool.archive import Archive, as_given
 from resfool.classifiers.finding import find_models, interface_of, load_classifier, load_data
 from resfool.datasets.sets import Split, draw
 from resfool.errors import InputError
@@ -85,7 +85,8 @@ def universal(
     stored, given = None, f"matrix={asked.matrix}"
     if asked.matrix is not None:
         path = archive.find_artifact(asked.matrix, "matrix.npz")
-        stored = checkpoints.Arrays(*checkpoints.load(path, given))
+        with as_given(asked.matrix, path):
+            stored = checkpoints.Arrays(*checkpoints.load(path, given))
 
     devices.start_keras()
     from resfool.attacks.memory import enough_for, images_per_pass
