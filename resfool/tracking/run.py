@@ -144,7 +144,7 @@ class Run(Monitor):
         with interrupts.deferred():
             try:
                 _ = self._client  # makes a new store's tables, before anything else asks for them
-                run = self._start(_shortened(name))
+                run = self._start(name)
             except MlflowException as error:
                 raise stores.unusable(error) from error
         self._log_params(run, facts)
@@ -394,11 +394,6 @@ def _check_lengths(facts: Mapping[str, Any], uses: Sequence[Use]) -> None:
                 f"dataset={dataset.name[:40]}... makes a name of {size} characters, and MLflow "
                 f"takes {MAX_DATASET_NAME_SIZE}; a link gives it a shorter path"
             )
-
-
-def _shortened(name: str) -> str:
-    """A run's name as databases have room for it."""
-    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..."
 
 
 def _input_name(dataset: Dataset, part: Part) -> str:
