@@ -61,11 +61,13 @@ def using(what: str) -> Iterator[None]:
         raise InputError(f"{what} can't be used: {error}") from error
     except FileNotFoundError as error:
         raise InputError(f"{what} isn't there") from error
-    except OSError as error:
-        raise InputError(f"{what} can't be read: {error.strerror or 'it ends early'}") from error
     except MemoryError as error:
         raise InputError(f"{what} can't be used: the memory doesn't hold it") from error
-    except Exception as error:  # whose messages give advice that only NumPy's own callers can take
+    except Exception as error:
+        # What NumPy advises then is for its own callers; places that an archive leads to, out of
+        # the file, aren't allowed by the system.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise InputError(f"{what} can't be read: {error.strerror}") from error
         raise InputError(f"{what} can't be used: it is damaged") from error
 
 
@@ -149,7 +151,7 @@ def _array(content: bytes) -> np.ndarray:
     }[version]
     shape, fortran, dtype = read(file)
     if dtype.kind not in _KINDS:
-        raise DamagedError(f"it holds {dtype.name} instead of numbers")
+        raise DamagedError(f"it holds values of type {dtype.name}, not numbers")
     if math.prod(shape) * dtype.itemsize != len(content) - file.tell():
         raise DamagedError("an array isn't as large as its shape says")
     order: Any = "F" if fortran else "C"

@@ -231,7 +231,7 @@ def _find_logged_model(client: MlflowClient, uri: str) -> ModelSource:
     network = run.data.tags.get("network") or training.get("network")
     if network is not None and training.keys() >= _TRAINING_FACTS:
         return replace(source, name=_network_label(training, network), training=training)
-    return source if name else replace(source, name=run.info.run_name)
+    return source if name else replace(source, name=str(run.info.run_name))
 
 
 def _registered(client: MlflowClient, rest: str) -> tuple[str, str, Any]:
