@@ -1,6 +1,5 @@
 """What an experiment asks of what earlier ones left: runs, models and files."""
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,6 +8,8 @@ from typing import Any
 
 from resfool.errors import InputError, expanded, looked_in, present
 from resfool.values import Row
+
+_ABSURD = 1e15  # that no figure of ours comes near to
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,9 @@ class FinishedRun:
         """A metric's last value.
 
         Raises:
-            UnusableError: it has none, or that isn't finite.
+            UnusableError: it has none, or that isn't finite or is absurd.
         """
-        return self._finite(name, self.metrics.get(name))
+        return self._usable(name, self.metrics.get(name))
 
     def whole(self, name: str) -> int:
         """A parameter that counts something.
@@ -92,7 +93,7 @@ class FinishedRun:
         """
         where = "{} at step {}".format
         return {
-            int(row["step"]): self._finite(where(name, row["step"]), row[name])
+            int(row["step"]): self._usable(where(name, row["step"]), row[name])
             for row in self.curve
             if name in row
         }
@@ -103,12 +104,12 @@ class FinishedRun:
         Raises:
             UnusableError: it has none there, or that isn't finite.
         """
-        return self._finite(f"{name} at step {step}", self.points(name).get(step))
+        return self._usable(f"{name} at step {step}", self.points(name).get(step))
 
-    def _finite(self, what: str, value: float | None) -> float:
+    def _usable(self, what: str, value: float | None) -> float:
         if value is None:
             raise UnusableError(f"run {self.run_id} has no {what}")
-        if not math.isfinite(value):
+        if not abs(value) < _ABSURD:  # nor is what is not a number
             raise UnusableError(f"run {self.run_id} has {value} for {what}")
         return value
 
@@ -181,7 +182,7 @@ class Archive:
         """
         path = expanded(uri)
         path = path / name if path.is_dir() else path
-        if not path.is_file():
+        if not present(path):
             raise InputError(f"{uri}: there is no file {path}{looked_in(uri)}")
         return path
 

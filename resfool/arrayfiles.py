@@ -81,7 +81,7 @@ def open_plain(path: Path, flags: int, mode: str = "rb", *, follow: bool = False
         follow: symbolic links too, which may lead to what isn't ours.
 
     Raises:
-        InputError: it is something else.
+        DamagedError: it is something else.
         OSError: it can't be opened.
     """
     flags |= getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -90,11 +90,11 @@ def open_plain(path: Path, flags: int, mode: str = "rb", *, follow: bool = False
         descriptor = os.open(path, flags, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise InputError(f"{path} is a symbolic link, which isn't followed") from error
+            raise DamagedError("it is a symbolic link, which isn't followed") from error
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise InputError(f"{path} is no plain file")
+        raise DamagedError("it is no plain file")
     return os.fdopen(descriptor, mode)
 
 

@@ -169,7 +169,7 @@ STEP = epsilon_step(4 / 255)
         (UNIVERSAL, {"facts": {}}, "figure7", "Figure 7.* has no parameter rank"),
         (UNIVERSAL, {"curve": [{"step": 10, "fooling_rate": math.nan}]}, "figure7", "nan for"),
         (UNIVERSAL, {"find_file": lambda name: None}, "figure8", "id has no perturbation.png"),
-        (UNIVERSAL, {"find_file": lambda name: Path("/")}, "figure8", "/ is no plain file"),
+        (UNIVERSAL, {"find_file": lambda name: Path("/")}, "figure8", "used: it is no plain file"),
         (UNIVERSAL, {"find_file": lambda name: Path(__file__)}, "figure8", "is no PNG file"),
         (UNIVERSAL, {"find_file": lambda name: 1 / 0}, "figure8", "ZeroDivisionError"),
         (SHORT, {"metrics": {"final_train_accuracy": math.nan}}, "table1", "resnet-25 is left out"),

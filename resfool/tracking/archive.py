@@ -177,7 +177,9 @@ def _downloaded(**artifact: str) -> Path:
     """
     try:
         return Path(mlflow.artifacts.download_artifacts(**artifact))
-    except OSError as error:
+    except MlflowException:
+        raise
+    except Exception as error:  # of whatever the place that the store names would need
         if out_of_space(error):
             folder = tempfile.gettempdir()
             raise InputError(f"no space is left in the temporary folder {folder}") from error
