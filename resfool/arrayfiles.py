@@ -98,8 +98,12 @@ def open_plain(path: Path, flags: int, mode: str = "rb", *, follow: bool = False
     return os.fdopen(descriptor, mode)
 
 
-def read_npz(file: IO[bytes]) -> dict[str, np.ndarray]:
-    """All arrays of an archive as `np.savez` writes it, not compressed; they can't be written to.
+def read_npz(file: IO[bytes], *, compressed: bool = False) -> dict[str, np.ndarray]:
+    """All arrays of an archive as `np.savez` writes it; they can't be written to.
+
+    Args:
+        file: is read to its end.
+        compressed: whether the arrays may be, as `np.savez_compressed` does; ours never are.
 
     Raises:
         DamagedError: it isn't one, or not of plain numbers.
@@ -111,9 +115,12 @@ def read_npz(file: IO[bytes]) -> dict[str, np.ndarray]:
         names = [member.filename.removesuffix(".npy") for member in members]
         if len(set(names)) < len(names):
             raise DamagedError("an array is in it twice")
-        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        whole = sum(member.file_size for member in members)
+        if compressed:
+            _check_room(whole)
+        elif any(member.compress_type != zipfile.ZIP_STORED for member in members):
             raise DamagedError("it is compressed, which resfool's files are not")
-        if sum(member.file_size for member in members) > size:
+        elif whole > size:
             raise DamagedError("its arrays should be larger than it is")
         contents = map(archive.read, members)
         return {name: _array(content) for name, content in zip(names, contents, strict=True)}
@@ -132,12 +139,16 @@ def read_npy(file: IO[bytes]) -> np.ndarray:
 
 def _size(file: IO[bytes]) -> int:
     """A file's bytes, which the memory must hold: a file with holes takes no room on a disk."""
+    size = os.fstat(file.fileno()).st_size
+    _check_room(size)
+    return size
+
+
+def _check_room(size: int) -> None:
     import psutil
 
-    size = os.fstat(file.fileno()).st_size
     if size > psutil.virtual_memory().available:
         raise MemoryError
-    return size
 
 
 def _array(content: bytes) -> np.ndarray:
