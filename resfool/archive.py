@@ -1,7 +1,6 @@
 """What an experiment asks of what earlier ones left: runs, models and files."""
 
 import contextlib
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +32,9 @@ def as_given(uri: str, path: Path) -> Iterator[None]:
         for place in (str(path), str(path.resolve())):
             said = said.replace(place, uri)
         raise type(error)(said) from error
+
+
+_ABSURD = 1e15  # that no figure of ours comes near to
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,9 @@ class FinishedRun:
         """A metric's last value.
 
         Raises:
-            UnusableError: it has none, or that isn't finite.
+            UnusableError: it has none, or that isn't finite or is absurd.
         """
-        return self._finite(name, self.metrics.get(name))
+        return self._usable(name, self.metrics.get(name))
 
     def whole(self, name: str) -> int:
         """A parameter that counts something.
@@ -119,7 +121,7 @@ class FinishedRun:
         """
         where = "{} at step {}".format
         return {
-            int(row["step"]): self._finite(where(name, row["step"]), row[name])
+            int(row["step"]): self._usable(where(name, row["step"]), row[name])
             for row in self.curve
             if name in row
         }
@@ -130,12 +132,12 @@ class FinishedRun:
         Raises:
             UnusableError: it has none there, or that isn't finite.
         """
-        return self._finite(f"{name} at step {step}", self.points(name).get(step))
+        return self._usable(f"{name} at step {step}", self.points(name).get(step))
 
-    def _finite(self, what: str, value: float | None) -> float:
+    def _usable(self, what: str, value: float | None) -> float:
         if value is None:
             raise UnusableError(f"run {self.run_id} has no {what}")
-        if not math.isfinite(value):
+        if not abs(value) < _ABSURD:  # nor is what is not a number
             raise UnusableError(f"run {self.run_id} has {value} for {what}")
         return value
 
@@ -211,7 +213,7 @@ class Archive:
         """
         path = expanded(uri)
         path = path / name if path.is_dir() else path
-        if not path.is_file():
+        if not present(path):
             raise InputError(f"{uri}: there is no file {path}{looked_in(uri)}")
         return path
 

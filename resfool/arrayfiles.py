@@ -61,11 +61,13 @@ def using(what: str) -> Iterator[None]:
         raise InputError(f"{what} can't be used: {error}") from error
     except FileNotFoundError as error:
         raise InputError(f"{what} isn't there") from error
-    except OSError as error:
-        raise InputError(f"{what} can't be read: {error.strerror or 'it ends early'}") from error
     except MemoryError as error:
         raise InputError(f"{what} can't be used: the memory doesn't hold it") from error
-    except Exception as error:  # whose messages give advice that only NumPy's own callers can take
+    except Exception as error:
+        # What NumPy advises then is for its own callers; places that an archive leads to, out of
+        # the file, aren't allowed by the system.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise InputError(f"{what} can't be read: {error.strerror}") from error
         raise InputError(f"{what} can't be used: it is damaged") from error
 
 
@@ -79,7 +81,7 @@ def open_plain(path: Path, flags: int, mode: str = "rb", *, follow: bool = False
         follow: symbolic links too, which may lead to what isn't ours.
 
     Raises:
-        InputError: it is something else.
+        DamagedError: it is something else.
         OSError: it can't be opened.
     """
     flags |= getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -88,16 +90,20 @@ def open_plain(path: Path, flags: int, mode: str = "rb", *, follow: bool = False
         descriptor = os.open(path, flags, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise InputError(f"{path} is a symbolic link, which isn't followed") from error
+            raise DamagedError("it is a symbolic link, which isn't followed") from error
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise InputError(f"{path} is no plain file")
+        raise DamagedError("it is no plain file")
     return os.fdopen(descriptor, mode)
 
 
-def read_npz(file: IO[bytes]) -> dict[str, np.ndarray]:
-    """All arrays of an archive as `np.savez` writes it, not compressed; they can't be written to.
+def read_npz(file: IO[bytes], *, compressed: bool = False) -> dict[str, np.ndarray]:
+    """All arrays of an archive as `np.savez` writes it; they can't be written to.
+
+    Args:
+        file: is read to its end.
+        compressed: whether the arrays may be, as `np.savez_compressed` does; ours never are.
 
     Raises:
         DamagedError: it isn't one, or not of plain numbers.
@@ -109,9 +115,12 @@ def read_npz(file: IO[bytes]) -> dict[str, np.ndarray]:
         names = [member.filename.removesuffix(".npy") for member in members]
         if len(set(names)) < len(names):
             raise DamagedError("an array is in it twice")
-        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        whole = sum(member.file_size for member in members)
+        if compressed:
+            _check_room(whole)
+        elif any(member.compress_type != zipfile.ZIP_STORED for member in members):
             raise DamagedError("it is compressed, which resfool's files are not")
-        if sum(member.file_size for member in members) > size:
+        elif whole > size:
             raise DamagedError("its arrays should be larger than it is")
         contents = map(archive.read, members)
         return {name: _array(content) for name, content in zip(names, contents, strict=True)}
@@ -130,12 +139,16 @@ def read_npy(file: IO[bytes]) -> np.ndarray:
 
 def _size(file: IO[bytes]) -> int:
     """A file's bytes, which the memory must hold: a file with holes takes no room on a disk."""
+    size = os.fstat(file.fileno()).st_size
+    _check_room(size)
+    return size
+
+
+def _check_room(size: int) -> None:
     import psutil
 
-    size = os.fstat(file.fileno()).st_size
     if size > psutil.virtual_memory().available:
         raise MemoryError
-    return size
 
 
 def _array(content: bytes) -> np.ndarray:
@@ -149,7 +162,7 @@ def _array(content: bytes) -> np.ndarray:
     }[version]
     shape, fortran, dtype = read(file)
     if dtype.kind not in _KINDS:
-        raise DamagedError(f"it holds {dtype.name} instead of numbers")
+        raise DamagedError(f"it holds values of type {dtype.name}, not numbers")
     if math.prod(shape) * dtype.itemsize != len(content) - file.tell():
         raise DamagedError("an array isn't as large as its shape says")
     order: Any = "F" if fortran else "C"

@@ -137,8 +137,7 @@ def hold(path: Path) -> IO[str]:
     """
     with writing(f"the checkpoint folder {path.parent}"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # It must not be emptied: what it is called may be somebody's file.
-        lock = open_plain(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, "r+")
+        lock = _open_lock(path.with_suffix(".lock"))
     if fcntl is not None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -148,6 +147,14 @@ def hold(path: Path) -> IO[str]:
         except OSError:
             pass  # a file system without locks
     return lock
+
+
+def _open_lock(path: Path) -> IO[str]:
+    """Open a lock file, which needn't exist yet; what is in it stays, since it may not be ours."""
+    try:
+        return open_plain(path, os.O_RDWR | os.O_CREAT, "r+")
+    except DamagedError as error:
+        raise InputError(f"the lock {path} can't be used: {error}") from error
 
 
 @contextlib.contextmanager

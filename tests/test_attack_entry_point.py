@@ -22,6 +22,7 @@ from entry_points import attack, train
 from resfool.archive import ModelSource
 from resfool.classifiers import finding
 from resfool.datasets import sets
+from resfool.errors import InputError, UsageError
 from resfool.values import show
 from tests import conftest
 from tests.conftest import QUICK, ROOT, TrainOnce
@@ -296,6 +297,32 @@ def test_recorded_parameters_mean_none_in_any_case() -> None:
     training["dataset_digest"] = data.digest
     source = ModelSource("runs:/a/model", "a", Path("a"), lambda: None, training=training)
     assert finding.load_data([source], finding.AnyModel()).digest == data.digest
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("data_seed", "x", "data_seed=x isn't allowed"),
+        ("per_class", "abc", "per_class=abc isn't allowed"),
+        ("per_class", "0,0,0", "per_class=0,0,0 isn't allowed"),
+        ("validation_share", "no number", "validation_share=no number isn't allowed"),
+        ("validation_share", "nan", "validation_share=nan isn't allowed"),
+        ("dataset", "nowhere", "unknown data set 'nowhere'"),
+        ("dataset", "npz:/nowhere/x.npz", "there is nothing at"),
+        ("image_size", "-1", "image_size=-1 isn't allowed"),
+        ("value_range", "2,1", "value_range=2,1 isn't allowed"),
+        ("crop", "left", "unknown crop 'left'"),
+    ],
+)
+def test_a_strangers_parameters_are_checked_as_those_of_a_command(
+    name: str, value: str, sentence: str
+) -> None:
+    training = {"dataset": "digits", "per_class": "none", "data_dir": "none", "data_seed": "0"}
+    source = ModelSource("runs:/a/model", "a", Path("a"), training=training | {name: value})
+    with pytest.raises(InputError) as caught:
+        finding.load_data([source], finding.AnyModel())
+    assert not isinstance(caught.value, UsageError), "no parameter of the command is wrong"
+    assert "model=runs:/a/model" in str(caught.value) and sentence in str(caught.value)
 
 
 def test_a_file_that_is_no_model_is_refused(

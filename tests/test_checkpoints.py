@@ -85,3 +85,50 @@ def test_a_file_system_without_locks_will_do(
 
     monkeypatch.setattr("fcntl.flock", no_locks)
     checkpoints.hold(tmp_path / "checkpoint.npz").close()
+
+
+@pytest.mark.parametrize("run_id", ["", "..", "a/b", "/etc", "a\nb", "a" * 251, ".hidden"])
+def test_what_is_no_runs_id_names_no_place(tmp_path: Path, run_id: str) -> None:
+    with pytest.raises(InputError, match="is no id of a run"):
+        checkpoints.place(tmp_path, run_id)
+
+
+def test_no_link_in_place_of_a_checkpoint_is_followed(tmp_path: Path) -> None:
+    theirs, kept = tmp_path / "theirs", tmp_path / "checkpoints"
+    theirs.mkdir()
+    kept.mkdir()
+    precious = theirs / "checkpoint.lock"
+    precious.write_text("precious")
+    (kept / "run1").symlink_to(theirs)
+    with pytest.raises(InputError, match="run1 is a symbolic link"):
+        checkpoints.place(kept, "run1")
+    checkpoints.remove(kept / "run1" / "checkpoint.npz")
+
+    path = checkpoints.place(kept, "run2")
+    path.parent.mkdir()
+    for name in ("checkpoint.lock", "checkpoint.npz", "checkpoint.npz.7.part"):
+        (path.parent / name).symlink_to(precious)
+    with pytest.raises(InputError, match="lock can't be used: it is a symbolic link"):
+        checkpoints.hold(path)
+    checkpoints.save(path, {}, {})
+    assert not path.is_symlink() and checkpoints.load(path) == ({}, {})
+    checkpoints.remove(path)
+    left = {one.name for one in path.parent.iterdir()}
+    assert left == {"checkpoint.lock", "checkpoint.npz.7.part"}, "which are not ours"
+    assert precious.read_text() == "precious"
+
+
+def test_what_is_called_like_a_lock_is_not_emptied(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.lock").write_text("precious")
+    checkpoints.hold(tmp_path / "checkpoint.npz").close()
+    assert (tmp_path / "checkpoint.lock").read_text() == "precious"
+
+
+def test_only_what_is_left_of_a_checkpoint_is_deleted(tmp_path: Path) -> None:
+    path = tmp_path / "run1" / "checkpoint.npz"
+    checkpoints.save(path, {}, {})
+    for name in (".7.part", ".7.0123456789abcdef.part", ".mine.part", ".7.part.txt"):
+        path.with_name(path.name + name).write_text("half")
+    checkpoints.remove(path)
+    left = {file.name for file in path.parent.iterdir()}
+    assert left == {"checkpoint.npz.mine.part", "checkpoint.npz.7.part.txt"}

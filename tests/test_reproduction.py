@@ -1,18 +1,23 @@
 """The report of a reproduction, on planted runs."""
 
 import dataclasses
+import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytest
 
 from resfool import paper
 from resfool.archive import FinishedRun
+from resfool.errors import InputError
 from resfool.report import page
 from resfool.report.page import Section
-from resfool.reproduction import claims, plan, presentation
+from resfool.reproduction import claims, plan, presentation, recorded
 from resfool.reproduction.plan import Label, ReproduceParameters
 from resfool.reproduction.reproduce import Reproduction
+from resfool.values import epsilon_step
 from tests.test_claims import as_printed, training
 
 
@@ -150,6 +155,81 @@ def test_pictures_and_curves_of_attacks_are_read_back(tmp_path: Path) -> None:
     one = section(found(runs, "figure11"), "Figure 11")
     assert [row[0] for row in one.tables[0].rows] == [f"{arch}-10" for arch in plan.FOOLED]
     assert len(one.pictures) == 1
+
+
+UNIVERSAL, ATTACK = ("universal", "digits"), ("attack", "short", "resnet", 10)
+SHORT = ("short", "resnet", 25)
+STEP = epsilon_step(4 / 255)
+
+
+@pytest.mark.parametrize(
+    ("label", "odd", "target", "sentence"),
+    [
+        (UNIVERSAL, {"facts": {"rank": "10.0"}}, "figure7", "Figure 7.* has rank=10.0, which"),
+        (UNIVERSAL, {"facts": {}}, "figure7", "Figure 7.* has no parameter rank"),
+        (UNIVERSAL, {"curve": [{"step": 10, "fooling_rate": math.nan}]}, "figure7", "nan for"),
+        (UNIVERSAL, {"find_file": lambda name: None}, "figure8", "id has no perturbation.png"),
+        (UNIVERSAL, {"find_file": lambda name: Path("/")}, "figure8", "used: it is no plain file"),
+        (UNIVERSAL, {"find_file": lambda name: Path(__file__)}, "figure8", "is no PNG file"),
+        (UNIVERSAL, {"find_file": lambda name: 1 / 0}, "figure8", "ZeroDivisionError"),
+        (SHORT, {"metrics": {"final_train_accuracy": math.nan}}, "table1", "resnet-25 is left out"),
+        (SHORT, {"metrics": {"final_test_accuracy": math.inf}}, "table1", "has inf for final_test"),
+        (
+            SHORT,
+            {"metrics": {"papers_way_test_accuracy": math.nan}},
+            "table1",
+            "has nan for papers",
+        ),
+        (SHORT, {"metrics": {}}, "table1", "run id has no final_train_accuracy"),
+        (SHORT, {"facts": {"batch_size": "x"}}, "table1", "has batch_size=x, which"),
+        (SHORT, {"facts": {}}, "table1", "run id has no parameter parameter_count"),
+        (SHORT, {"curve": []}, "table1", "its runs are not as they should be"),
+        (
+            SHORT,
+            {"curve": [{"step": 1, "train_accuracy": math.inf}]},
+            "figure3",
+            "inf for train_acc",
+        ),
+        (ATTACK, {"curve": []}, "figure11", "resnet-10 is left out: run id has no fooling_rate at"),
+        (ATTACK, {"curve": [{"step": STEP, "fooling_rate": math.inf}]}, "figure11", "has inf for"),
+        (ATTACK, {"metrics": {"clean_accuracy": math.nan}}, "figure11", "has nan for clean_acc"),
+        (ATTACK, {"facts": {}}, "figure11", "run id has no parameter attacked_images"),
+        (ATTACK, {}, "figure11", "the curve of resnet-10 is left out: run id has no rates.csv"),
+    ],
+)
+def test_what_an_old_run_cannot_give_is_left_out_and_said(
+    label: Label, odd: dict[str, Any], target: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "png", lambda figure: b"")
+    runs = as_printed()
+    runs[label] = [dataclasses.replace(runs[label][0], **odd)]
+    made = found(runs, target)
+    left = presentation.leaves(made)
+    report = left["report.md"]
+    assert isinstance(report, bytes) and left.keys() > {"report.html", "claims", "accuracies"}
+    text = report.decode().replace("\\", "")
+    assert re.search(sentence, text), text
+    assert "seen" in presentation.summary(made), "other claims are decided"
+
+
+@pytest.mark.parametrize(
+    ("table", "sentence"),
+    [
+        (b"", "has no rows"),
+        (b"epsilon\n0.1\n", "rates.csv of run id can't be used: it has no fooling_rate"),
+        (b"epsilon,fooling_rate\n0.1,x\n", "rates.csv of run id can't be used: it is damaged"),
+        (b"epsilon,fooling_rate\n0.1,nan\n", "its fooling_rate are not all numbers"),
+        (b"epsilon,fooling_rate\n0.1\n", "it is damaged"),
+        (b"\xff\xfe", "it is damaged"),
+    ],
+)
+def test_a_table_that_no_run_can_have_left_is_refused(
+    tmp_path: Path, table: bytes, sentence: str
+) -> None:
+    (tmp_path / "rates.csv").write_bytes(table)
+    run = FinishedRun("id", find_file=lambda name: tmp_path / name)
+    with pytest.raises(InputError, match=sentence):
+        recorded.columns(run, "rates.csv", ["epsilon", "fooling_rate"])
 
 
 def test_tables_hold_every_decision_and_every_run() -> None:

@@ -24,12 +24,15 @@ from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
 from entry_points import train
-from resfool import checkpoints, errors
+from resfool import checkpoints, errors, identity
+from resfool.datasets import sets
 from resfool.errors import InputError
 from resfool.parameters import Resumable
 from resfool.tracking import stores
+from resfool.tracking.archive import MLflowArchive
 from resfool.tracking.run import Run as OurRun
 from resfool.tracking.training_run import TrainingRun
+from resfool.training.recipe import TrainParameters
 from resfool.values import show
 from tests import conftest
 from tests.conftest import QUICK, ROOT
@@ -332,6 +335,46 @@ def test_unknown_runs_are_not_resumed(
     assert "no such run" in refused(capsys, "--arch=mlp", f"--resume={missing}")
     stranger = store.create_run("0").info.run_id
     assert "no training of resfool" in refused(capsys, "--arch=mlp", f"--resume={stranger}")
+
+
+def forged(store: MlflowClient, path: Path, **facts: str) -> str:
+    """A run in the store that says of itself that a training of ours failed."""
+    run_id = str(store.create_run("0", tags={"resfool.checkpoint": str(path)}).info.run_id)
+    for name, value in facts.items():
+        store.log_param(run_id, name, value)
+    store.set_terminated(run_id, "FAILED")
+    return run_id
+
+
+def test_a_run_that_says_where_its_checkpoint_is_touches_nothing(
+    store: MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = {"Cargo.toml": "[package]", "Cargo.lock": "version = 3"}
+    for name, text in theirs.items():
+        (tmp_path / name).write_text(text)
+    asked = TrainParameters.of(QUICK | {"steps": 300, "eval_every": 100})
+    facts = identity.facts("train", asked.settings(), sets.load("digits").digest)
+    run_id = forged(store, tmp_path / "Cargo.toml", **facts)
+    line = refused(capsys, "--arch=mlp", f"--resume={run_id}")
+    assert "has no checkpoint of this run" in line and "checkpoint_dir" in line
+    assert MLflowArchive("checkpoints").find_interrupted(facts) is None
+    assert {name: (tmp_path / name).read_text() for name in theirs} == theirs
+    assert not Path("checkpoints").exists()
+    # That of a run that was begun here is found, whatever its tag says, and only where it is.
+    path = Path("checkpoints", run_id, "checkpoint.npz")
+    checkpoints.save(path, {}, {"settings": asked.settings(), "dataset_digest": "another"})
+    found = MLflowArchive("checkpoints").find_interrupted(facts)
+    assert found is not None and found.run_id == run_id
+    assert MLflowArchive("elsewhere").find_interrupted(facts) is None
+    assert MLflowArchive().find_interrupted(facts) is None
+    assert "has changed since" in refused(capsys, "--arch=mlp", f"--resume={run_id}")
+    assert {name: (tmp_path / name).read_text() for name in theirs} == theirs
+
+
+def test_a_run_that_is_no_id_is_refused(
+    store: MlflowClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "is no id of a run" in refused(capsys, "--arch=mlp", "--resume=../elsewhere")
 
 
 class NotMLflow(BaseHTTPRequestHandler):

@@ -12,9 +12,10 @@ import pytest
 import tensorflow as tf
 
 from resfool import checkpoints, devices, experiments
+from resfool.arrayfiles import DamagedError
 from resfool.classifiers.scores import Score, evaluate
 from resfool.datasets import sets
-from resfool.errors import InputError, NonFiniteLossError
+from resfool.errors import InputError, NonFiniteLossError, UsageError
 from resfool.monitor import Monitor
 from resfool.networks import architectures
 from resfool.networks.shape import ARCHITECTURES, network
@@ -506,6 +507,63 @@ def test_what_is_resumed_comes_from_the_checkpoint_and_may_not_be_contradicted(
     for contradiction in ({"arch": "resnet"}, {"steps": 60}, {"width": (9,)}):
         with pytest.raises(InputError, match=next(iter(contradiction))):
             resumed(TrainParameters.of({"arch": "mlp"} | contradiction), path)
+
+
+@pytest.mark.parametrize(
+    ("facts", "sentence"),
+    [
+        ({}, "is damaged"),
+        ({"settings": []}, "is damaged"),
+        ({"settings": {"steps": 5}}, "says that arch is missing"),
+        ({"settings": {"arch": "mlp", "data_seed": "x"}}, "says that data_seed=x isn't allowed"),
+        ({"settings": {"arch": ["mlp"]}}, "says that unknown arch"),
+        ({"settings": {"arch": "mlp", "dataset": "nowhere"}}, "says that unknown data set"),
+    ],
+)
+def test_a_checkpoint_of_no_training_is_refused(
+    tmp_path: Path, facts: dict[str, Any], sentence: str
+) -> None:
+    path = tmp_path / "checkpoint.npz"
+    checkpoints.save(path, {}, facts)
+    with pytest.raises(InputError, match=f"checkpoint.npz can't be used: .*{sentence}") as caught:
+        resumed(TrainParameters(arch="mlp"), path)
+    assert not isinstance(caught.value, UsageError), "no parameter of the command is wrong"
+
+
+def test_a_state_that_no_training_can_have_left_is_refused() -> None:
+    made = trainer(model(), steps=50)
+    arrays, facts = made.state()
+    last = f"variable{len(arrays) - 1}"
+    made.restore(arrays, facts | {"step": 7, "window": [[0.5, 0.5]]})
+    point = {"step": 5, "train_loss": 1.0}
+    wrong: list[tuple[dict[str, np.ndarray], dict[str, Any]]] = [
+        ({last: arrays[last].astype(str)}, {}),
+        ({last: np.zeros((3, 3), np.float32)}, {}),
+        ({last: np.full_like(arrays[last], np.nan)}, {}),
+        ({"more": arrays[last]}, {}),
+        *(({}, {"step": step}) for step in (51, -1, 1.0, True, "7", [7])),
+        *(
+            ({}, {"step": 7, "history": [point | other]})
+            for other in (
+                {"step": 8},
+                {"step": -1},
+                {"step": "5"},
+                {"train_loss": "1"},
+                {"train_loss": 10**400},
+                {"../loss": 1.0},
+            )
+        ),
+        ({}, {"history": [{"step": 0}]}),
+        ({}, {"window": [[0.5]]}),
+        ({}, {"window": [[0.5, "0.5"]]}),
+    ]
+    for other_arrays, other_facts in wrong:
+        with pytest.raises(DamagedError):
+            made.restore(arrays | other_arrays, facts | other_facts)
+    del arrays[last]
+    with pytest.raises(DamagedError, match=f"it has no {last}"):
+        made.restore(arrays, facts)
+    assert made.step == 7, "nothing has changed"
 
 
 def test_a_training_killed_before_its_first_step_can_be_resumed(tmp_path: Path) -> None:

@@ -303,7 +303,10 @@ def write_bad_files() -> None:
         ({"perturbation": "nowhere.npy"}, "there is no file nowhere.npy"),
         ({"perturbation": "whole.npy,nowhere.npy"}, "there is no file nowhere.npy"),
         ({"perturbation": ","}, "there is no file"),
-        ({"perturbation": "pickled.npy"}, "pickled.npy can't be used: it holds object"),
+        (
+            {"perturbation": "pickled.npy"},
+            "pickled.npy can't be used: it holds values of type object",
+        ),
         ({"perturbation": "archive.npy"}, "archive.npy can't be used: it is no array"),
         ({"perturbation": "text.npy"}, "text.npy can't be used: it is no array"),
         ({"perturbation": "half.npy"}, "half.npy can't be used: an array isn't as large"),

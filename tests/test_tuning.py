@@ -1,6 +1,7 @@
 """The search for settings: planted optima, twins of one seed, and a driver that is killed."""
 
 import contextlib
+import platform
 import shutil
 import signal
 import time
@@ -14,7 +15,7 @@ import mlflow
 import optuna
 import pytest
 from mlflow import MlflowClient
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
@@ -28,7 +29,8 @@ from resfool.tracking.run import Run
 from resfool.training.recipe import TrainParameters
 from resfool.trials import recorder
 from resfool.trials.options import TuneParameters
-from resfool.trials.study import Study
+from resfool.trials.space import Between, Choice
+from resfool.trials.study import Study, _at_work, _is_of
 from resfool.trials.tune import Tuning
 from resfool.trials.tune import tune as tune_settings
 from tests.conftest import refused
@@ -362,3 +364,30 @@ def test_a_storage_that_fills_up_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(study._study, "ask", full)
     with pytest.raises(InputError, match=r"^storage=sqlite:// can't be written: disk is full$"):
         study.propose()
+
+
+def test_a_storage_that_somebody_else_has_written_is_refused() -> None:
+    space: dict[str, Any] = {"learning_rate": Between(0.1, 1.0), "depth": Choice((1, 2))}
+    rate, depth = FloatDistribution(0.1, 9.0), CategoricalDistribution((1, 2, 10**6))
+    whole: dict[str, Any] = {"params": {"learning_rate": 0.5, "depth": 2}, "value": 0.5}
+    whole["distributions"] = {"learning_rate": rate, "depth": depth}
+
+    assert _is_of(optuna.trial.create_trial(**whole), space)
+    for change in (
+        {"params": {"learning_rate": 5.0, "depth": 2}},
+        {"params": {"learning_rate": 0.5, "depth": 10**6}},
+        {"params": {"depth": 2}, "distributions": {"depth": depth}},
+        {"value": 7.0},
+        {"value": float("inf")},
+        {"intermediate_values": {1: float("nan")}},
+    ):
+        assert not _is_of(optuna.trial.create_trial(**whole | change), space), change
+    study = Study("s", space, storage="sqlite://", sampler="tpe", pruner="none", seed=0)
+    study._study.add_trial(optuna.trial.create_trial(**whole | {"value": 7.0}))
+    with pytest.raises(InputError, match=r"^storage=sqlite:// .*trial 0 of s is none"):
+        study.tried()
+    for run_id in (None, 7, ["a"], "../elsewhere"):
+        study._study.set_user_attr("run_id", run_id)
+        assert study.run_id is None
+    for driver in (7, ["a"], {}, {"host": platform.node(), "pid": "x"}, {"pid": -1}):
+        assert _at_work(driver) is None

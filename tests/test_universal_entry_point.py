@@ -16,7 +16,10 @@ from mlflow.entities import Run
 from entry_points import mnist, universal
 from resfool import checkpoints, experiments
 from resfool.attacks.solvers import problem
+from resfool.errors import InputError
 from resfool.monitor import Monitor
+from resfool.universal import solving
+from resfool.universal.matrices import Matrix, matrix_in
 from resfool.universal.solving import digest
 from resfool.values import show
 from tests import conftest
@@ -286,3 +289,65 @@ def test_the_case_study_refuses_before_it_trains(
     cluster = ["--solver=cobyla", "--backend=ray", "--ray_address=127.0.0.1:1"]
     assert "no Ray cluster answers" in conftest.refused(mnist.main, capsys, *cluster)
     assert not store.search_runs(["0"])
+
+
+IDENTITY: dict[str, Any] = {"model": "digest", "image_shape": [2, 2, 1], "input_range": [0.0, 1.0]}
+IDENTITY |= {"interface": {}}
+ROWS: dict[str, np.ndarray] = {"rows": np.ones((3, 4), np.float32), "images": np.array([0, 2, 5])}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "facts", "sentence"),
+    [
+        ({"rows": np.ones((3, 5), np.float32)}, {}, "have the shape"),
+        ({"rows": np.full((3, 4), np.inf)}, {}, "not finite"),
+        ({"rows": np.ones((0, 4)), "images": np.arange(0)}, {}, "it has no rows"),
+        ({"images": np.array([0, 2, 2])}, {}, "images don't rise"),
+        ({"images": np.array([-1, 2, 3])}, {}, "images don't rise"),
+        ({}, {"dropped": "many"}, "says that 'many' images were dropped"),
+        ({}, {"dropped": -1}, "says that -1 images were dropped"),
+        ({}, {"model": ["x" * 10_000]}, "was made for a model with digest"),
+        ({}, {"algorithm": {"x": "y" * 10_000}}, "was made with algorithm="),
+    ],
+)
+def test_a_matrix_that_no_run_can_have_left_is_refused(
+    arrays: dict[str, np.ndarray], facts: dict[str, Any], sentence: str
+) -> None:
+    def taken(arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> Matrix:
+        stored = checkpoints.Arrays(arrays, IDENTITY | facts)
+        return matrix_in(stored, "matrix=runs:/a", IDENTITY, {"algorithm": "2"})
+
+    assert taken(ROWS, {"dropped": 3}).dropped == 3
+    with pytest.raises(InputError, match=f"^matrix=runs:/a .*{sentence}") as caught:
+        taken(ROWS | arrays, facts)
+    assert len(str(caught.value)) < 300
+
+
+EACH = {"passes": np.arange(2), "seconds": np.ones(2), "perturbations": np.ones((2, 2, 2, 1))}
+CHUNK = {"norms": np.array([2.0, np.inf]), "flipped": np.array([True, False])}
+CHUNK |= {"evaluations": EACH["passes"], "seconds": EACH["seconds"]}
+CHUNK |= {"perturbations": EACH["perturbations"]}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "sentence"),
+    [
+        (CHUNK | {"flipped": np.array([1, 0])}, "flipped are int64, not truth values"),
+        (CHUNK | {"flipped": np.array([True, True])}, "norms don't fit"),
+        (CHUNK | {"perturbations": np.ones((2, 3, 2, 1))}, "have the shape"),
+        ({n: np.concatenate([a, a]) for n, a in CHUNK.items()}, "more than the 3 images"),
+        (EACH | {"places": np.array([1, 1])}, "each once"),
+        (EACH | {"places": np.array([0, 3])}, "some of the 3 images"),
+        (EACH | {"places": np.array([0, -1])}, "some of the 3 images"),
+        (EACH | {"places": np.arange(2), "seconds": np.array([1, np.nan])}, "not finite"),
+        (EACH, "it has no places"),
+    ],
+)
+def test_a_solve_that_cannot_have_been_interrupted_is_refused(
+    tmp_path: Path, arrays: dict[str, np.ndarray], sentence: str
+) -> None:
+    path = tmp_path / "solve-0.npz"
+    kept = solving._kept_images if "passes" in arrays else solving._kept_chunks
+    checkpoints.save(path, arrays, {})
+    with pytest.raises(InputError, match=f"solve-0.npz can't be used: .*{sentence}"):
+        kept(path, (3, 2, 2, 1))

@@ -1,12 +1,14 @@
 """How somebody's model takes images and gives classes, as far as the model doesn't tell."""
 
+import os
 from dataclasses import replace
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from resfool.errors import InputError, UsageError, expanded, reading
+from resfool.arrayfiles import open_plain, read_npz, using
+from resfool.errors import InputError, UsageError, expanded
 from resfool.parameters import Parameters
 from resfool.values import Numbers, PixelRange
 
@@ -125,5 +127,5 @@ class Interface(Parameters):
         if self.inputs is None:
             return {}
         path = expanded(self.inputs.removeprefix("npz:"))
-        with reading(path), np.load(path, allow_pickle=False) as arrays:
-            return {name: np.asarray(arrays[name]) for name in arrays.files}
+        with using(f"inputs={self.inputs}"), open_plain(path, os.O_RDONLY, follow=True) as file:
+            return read_npz(file, compressed=True)

@@ -1,6 +1,5 @@
 """A reproduction as a report: the paper's numbers and ours, its figures and its claims."""
 
-import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -29,6 +28,7 @@ _BEST, _BEST_CLIPPED = "final_fooling_rate", "final_clipped_fooling_rate"
 _ENERGY = "energy_of_10_directions"
 _SHOWN_EPSILONS = tuple(n / 255 for n in (1, 2, 4, 8, 16, 32))
 _COMPARED = ("final_train_accuracy", "papers_way_test_accuracy")  # with what the tables print
+_CENTURY = 3.2e9  # seconds, that no run takes
 _DIGITS = ("digits",)
 _UNIVERSAL = ("universal", "digits")
 
@@ -438,8 +438,8 @@ def _at_papers_scale(found: Reproduction) -> bool:
 
 
 def _time(found: Reproduction, label: Label) -> str:
-    times = [run.metrics.get("total_seconds", math.nan) for run in found.runs.get(label, ())]
-    times = [seconds for seconds in times if math.isfinite(seconds)]
+    recorded_times = (run.metrics.get("total_seconds", -1) for run in found.runs.get(label, ()))
+    times = [seconds for seconds in recorded_times if 0 <= seconds < _CENTURY]
     return duration(statistics.fmean(times)) if times else _NONE
 
 

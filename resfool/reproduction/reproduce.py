@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from resfool import devices, identity
 from resfool.archive import Archive, FinishedRun, InterruptedRun, as_given
 from resfool.datasets.sets import Dataset, TrainingData, load_data
-from resfool.errors import InputError, NonFiniteLossError
+from resfool.errors import InputError, NonFiniteLossError, short
 from resfool.monitor import Monitor
 from resfool.reproduction import plan
 from resfool.reproduction.leaving import LeftOut
@@ -162,9 +162,10 @@ class _State:
         cut = self.interrupted(job)
         try:
             run_id = self._make(asked, self.data[job], cut.run_id if cut else None)
-        except (NonFiniteLossError, InputError) as error:
-            self.failed[job] = str(error)
-            self._monitor.say(f"{job.name} failed: {error}")
+        except Exception as error:  # also of an earlier run's model, which may be anybody's
+            known = isinstance(error, NonFiniteLossError | InputError)
+            self.failed[job] = reason = str(error) if known else short(error)
+            self._monitor.say(f"{job.name} failed: {reason}")
         else:
             self.runs[job] = self._archive.read(run_id)
 

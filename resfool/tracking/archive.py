@@ -189,7 +189,9 @@ def _downloaded(uri: str) -> Path:
     try:
         copy = None if _lies_here(uri) else str(new_folder())
         return Path(mlflow.artifacts.download_artifacts(uri, dst_path=copy))
-    except OSError as error:
+    except MlflowException:
+        raise
+    except Exception as error:  # of whatever the place that the store names would need
         if out_of_space(error):
             folder = temporary_folder()
             raise InputError(f"no space is left in the temporary folder {folder}") from error
@@ -249,7 +251,7 @@ def _find_logged_model(client: MlflowClient, uri: str) -> ModelSource:
     network = run.data.tags.get("network") or training.get("network")
     if network is not None and training.keys() >= _TRAINING_FACTS:
         return replace(source, name=_network_label(training, network), training=training)
-    return source if name else replace(source, name=run.info.run_name)
+    return source if name else replace(source, name=str(run.info.run_name))
 
 
 def _registered(client: MlflowClient, rest: str) -> tuple[str, str, Any]:

@@ -58,7 +58,12 @@ def _write(leaf: Any, path: Path) -> None:
 
 def _show_tables(client: MlflowClient, run: Run, files: Iterable[str]) -> None:
     """Set the tag by which MLflow's user interface knows tables."""
-    known = json.loads(run.data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
+    try:
+        known = json.loads(run.data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
+    except (ValueError, RecursionError):
+        known = None
+    if not isinstance(known, list):  # somebody else has set it
+        known = []
     tables = [{"path": file, "type": "table"} for file in files]
     new = [table for table in tables if table not in known]
     if new:

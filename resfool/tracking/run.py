@@ -1,5 +1,6 @@
 """All that our own runs tell MLflow: curves, figures, data sets and models."""
 
+import math
 import os
 import re
 import subprocess
@@ -290,8 +291,9 @@ class Run(Monitor):
         run = mlflow.start_run(run_id=self.run_id, nested=self._nested, log_system_metrics=True)
         self._open = True
         self._recorded = self._points(list(run.data.metrics))
-        self._seconds_before = run.data.metrics.get("total_seconds", 0.0)
-        self.seconds += run.data.metrics.get("tracking_seconds", 0.0)
+        before = {name: value for name, value in run.data.metrics.items() if math.isfinite(value)}
+        self._seconds_before = before.get("total_seconds", 0.0)
+        self.seconds += before.get("tracking_seconds", 0.0)
         if not self._nested:
             self._point_to(run)
         self._end_lost_parts(run)

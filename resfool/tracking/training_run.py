@@ -86,7 +86,6 @@ class TrainingRun(Run):
         except MlflowException:
             store = stores.address()
             raise InputError(f"resume={run_id}: there is no such run in {store}") from None
-        stores.check_place_of_artifacts(run.info.artifact_uri)
         if run.info.status == "FINISHED":
             raise InputError(f"resume={run_id}: this run has finished; there is nothing to resume")
         if CHECKPOINT_TAG not in run.data.tags:
@@ -99,4 +98,5 @@ class TrainingRun(Run):
                 f"checkpoint_dir that it was begun with (the run says {said!r:.100}, host "
                 f"{host!r:.40})"
             )
+        stores.check_place_of_artifacts(run.info.artifact_uri)
         return path

@@ -16,7 +16,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 
 from resfool import databases
-from resfool.errors import InputError, database_in, expanded_uri, present
+from resfool.errors import InputError, database_in, expanded_uri, present, short
 from resfool.trials.options import Pruner, Sampler
 from resfool.trials.space import Choice, Span
 from resfool.wording import without_password
@@ -38,18 +38,26 @@ class TriedTrial:
     seconds: float
 
 
-def _written(
+def _sound(
     method: "Callable[Concatenate[Study, Words], Result]",
 ) -> "Callable[Concatenate[Study, Words], Result]":
-    """The same, with one sentence where the storage can't be written any more."""
+    """The same, with one sentence where the storage can't be written, or holds what can't be used.
+
+    Anybody may have written it, so that nearly any error comes of it.
+    """
 
     @functools.wraps(method)
     def called(study: "Study", /, *args: Words.args, **options: Words.kwargs) -> Result:
         try:
             return method(study, *args, **options)
+        except InputError:
+            raise
         except StorageInternalError as error:
             reason = str(error.__cause__ or error).partition("\n")[0]
             raise InputError(f"storage={study.storage} can't be written: {reason}") from error
+        except Exception as error:
+            sentence = f"storage={study.storage} holds what can't be used ({short(error)})"
+            raise InputError(sentence) from error
 
     return called
 
@@ -95,10 +103,10 @@ class Study:
                 pruner=_PRUNERS[pruner](),
             )
             known = len(self._study.trials)
+            other = _at_work(self._study.user_attrs.get(_DRIVER))
         except Exception as error:  # SQLAlchemy's, a database driver's, or a missing one's
             reason = str(error.__cause__ or error).partition("\n")[0]
             raise InputError(_refusal(storage, reason)) from error
-        other = _at_work(self._study.user_attrs.get(_DRIVER))
         if other is not None:
             raise InputError(
                 f"process {other} is at work on this very search; wait for it or end it,"
@@ -114,13 +122,13 @@ class Study:
         found = self._study.user_attrs.get(_RUN)
         return found if isinstance(found, str) and found.isalnum() else None
 
-    @_written
+    @_sound
     def record_in(self, run_id: str) -> None:
         """Remember the run that the study is recorded in, and that this process is at work."""
         self._study.set_user_attr(_RUN, run_id)
         self._study.set_user_attr(_DRIVER, _this_process())
 
-    @_written
+    @_sound
     def recover(self) -> int:
         """Put what a killed process was at back into the queue; how many trials that are."""
         lost = [t for t in self._study.trials if t.state == TrialState.RUNNING]
@@ -129,14 +137,14 @@ class Study:
             self._study.enqueue_trial(trial.params)
         return len(lost)
 
-    @_written
+    @_sound
     def propose(self) -> tuple[int, dict[str, Any]]:
         """The next trial's number, and the settings that it tries."""
         trial = self._study.ask(self.space_of)
         self._running[trial.number] = trial
         return trial.number, dict(trial.params)
 
-    @_written
+    @_sound
     def report(self, number: int, step: int, value: float) -> bool:
         """Take a running trial's accuracy at a step; whether it isn't worth going on."""
         trial = self._running[number]
@@ -145,21 +153,34 @@ class Study:
             trial.report(value, step)
         return bool(trial.should_prune())
 
-    @_written
+    @_sound
     def tell(self, number: int, value: float | None) -> None:
         """End a trial: with its final accuracy, or None if it was stopped early."""
         state = TrialState.PRUNED if value is None else TrialState.COMPLETE
         self._study.tell(self._running.pop(number), value, state=state)
 
-    @_written
+    @_sound
     def fail(self, number: int) -> None:
         """End a trial that went wrong and says nothing about its settings."""
         self._study.tell(self._running.pop(number), state=TrialState.FAIL)
 
+    @_sound
     def tried(self) -> list[TriedTrial]:
-        """All trials that ended, with success or pruned, in order."""
-        return [_tried(trial) for trial in self._study.get_trials(states=_ENDED)]
+        """All trials that ended, with success or pruned, in order.
 
+        Raises:
+            InputError: one is none of this search.
+        """
+        trials = self._study.get_trials(states=_ENDED)
+        for trial in trials:
+            if not _is_of(trial, self._space):
+                raise InputError(
+                    f"storage={self.storage} can't be used: trial {trial.number} of "
+                    f"{self._study.study_name} is none that this search has made"
+                )
+        return [_tried(trial) for trial in trials]
+
+    @_sound
     def importances(self) -> dict[str, float]:
         """The share of the variance of the accuracy that each setting explains, largest first.
 
