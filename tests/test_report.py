@@ -115,6 +115,23 @@ def test_markdown_says_the_same() -> None:
             assert len(re.findall(r"(?<!\\)\|", line)) == 4
 
 
+def test_no_word_becomes_a_link_mathematics_or_a_list_in_markdown() -> None:
+    for text, written in (
+        ("www.a.b http://a me@b", r"www\.a.b http\://a me\@b"),
+        ("$x$ &amp;", r"\$x\$ &amp;amp;"),
+        ("- a", r"\- a"),
+        ("1. a", r"1\. a"),
+    ):
+        assert as_markdown(Report(text, [], []), "p") == f"# {written}\n"
+
+
+def test_no_secret_and_no_byte_that_is_no_text_gets_into_a_report() -> None:
+    found = files(whole("http://me:SECRET@host \udcff \x1b"))
+    for name in ("report.html", "report.md"):
+        text = found[name].decode()
+        assert "SECRET" not in text and "\x1b" not in text and "xff" in text
+
+
 def test_files_have_the_pictures_beside_the_markdown() -> None:
     found = files(whole())
     assert found.keys() == {"report.html", "report.md", "pictures/line.png"}
