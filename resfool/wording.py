@@ -10,8 +10,10 @@ import itertools
 import logging
 import re
 import sys
+import traceback
 import unicodedata
 from collections.abc import Iterable, Iterator
+from types import TracebackType
 from typing import Any
 
 _LONGEST_SENTENCE = 490  # with what stands before it still below 500
@@ -152,10 +154,20 @@ def warn(text: str) -> None:
 
 
 def print_anywhere() -> None:
-    """Have signs that the terminal's encoding lacks written out, where printing them would fail."""
+    """Have signs that the terminal's encoding lacks written out, where printing them would fail.
+
+    What ends this process unforeseen is printed as all else is.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    sys.excepthook = _print_traceback
+
+
+def _print_traceback(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    print(lines("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr)
 
 
 @contextlib.contextmanager

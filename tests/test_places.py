@@ -203,6 +203,14 @@ def test_artifacts_that_cannot_be_written_are_refused_before_anything(
         stores.check_place_of_artifacts(elsewhere)
 
 
+def test_a_folder_whose_path_is_no_text_is_refused(
+    store: MlflowClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(train.main, capsys, *words(checkpoint_dir="a\udcff", dataset="npz:nowhere"))
+    assert line.startswith("resfool: the checkpoint folder") and line.endswith("isn't UTF-8")
+    assert r"/a\xff" in line
+
+
 def test_artifacts_of_a_new_store_go_into_the_working_directory(store: MlflowClient) -> None:
     mlflow.set_tracking_uri(f"sqlite:///{Path.cwd()}/new.db")
     Path("mlruns").touch()  # no folder can be made in its place

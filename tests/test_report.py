@@ -74,6 +74,12 @@ def test_the_page_holds_everything_and_fetches_nothing() -> None:
     assert anchors == {str(section["id"]) for section in page.all("section")}
 
 
+def test_sections_whose_names_differ_in_signs_alone_have_anchors_of_their_own() -> None:
+    page = Page(as_html(Report("title", [], [Section(name) for name in ("a!", "a?", ":", "大")])))
+    assert len({str(section["id"]) for section in page.all("section")}) == 4
+    assert [str(a["href"])[1:] for a in page.all("a")] == [s["id"] for s in page.all("section")]
+
+
 def test_words_from_outside_are_no_markup() -> None:
     text = HOSTILE.replace(":", "")  # the navigation ends at a colon
     plain, hostile = (Page(as_html(whole(words))) for words in ("plainly", text))

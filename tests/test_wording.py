@@ -173,8 +173,12 @@ def test_an_encoding_that_lacks_signs_stops_nothing(monkeypatch: pytest.MonkeyPa
     written = io.BytesIO()
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, io.TextIOWrapper(written, "ascii", write_through=True))
+    monkeypatch.setattr(sys, "excepthook", None)  # which is put back
     wording.print_anywhere()
     wording.say("ü \udcff")
     wording.warn("大")
     print("\udcff", flush=True)  # a library's own
     assert written.getvalue() == b"\\xfc \\xff\nresfool: \\u5927\n\\udcff\n"
+    error = KeyError("http://me:SECRET@host \udcff")
+    sys.excepthook(KeyError, error, None)
+    assert written.getvalue().endswith(b"KeyError: 'http://***@host \\udcff'\n\n")

@@ -222,6 +222,10 @@ def check_place_of_artifacts(uri: str | None) -> None:
 def check_folder(what: str, path: Path) -> None:
     """Refuse a folder for something, which needn't exist yet, that can't be written or made."""
     whole = path.absolute()
+    try:
+        os.fsencode(whole).decode()
+    except UnicodeDecodeError:
+        raise InputError(f"the {what} {whole} can't be used: its path isn't UTF-8") from None
     nearest = next(p for p in (whole, *whole.parents) if present(p))
     with writing(f"the {what} {whole}"), tempfile.TemporaryFile(dir=nearest, buffering=0) as file:
         file.write(bytes(4096))  # a full disk still has room for names
