@@ -111,8 +111,8 @@ def tune(asked: TuneParameters) -> None:
     with _recording("tune") as (run, archive, _):
         if "MLFLOW_RUN_ID" in os.environ and has_password(asked.storage or ""):
             run.warn(
-                f"mlflow run has recorded storage= with its password in run "
-                f"{os.environ['MLFLOW_RUN_ID']}; RESFOOL_STORAGE gives it without"
+                "mlflow run has recorded the password of storage= in run "
+                f"{os.environ['MLFLOW_RUN_ID']}; the variable RESFOOL_STORAGE keeps it out"
             )
         found = tuning.tune(asked, _pool_of(asked), Study, _keep_trial, run, archive)
         run.log(presentation.tuning_leaves(found, f"tuning of {asked.arch}, {asked.dataset}"))

@@ -1,6 +1,7 @@
 """Databases that a user names by a URL: what is wrong with it is found out before they are used."""
 
 import socket
+import warnings
 
 from resfool.errors import unknown
 from resfool.wording import without_password
@@ -24,7 +25,9 @@ def flaw(url: str) -> str | None:
             return f"its port {parsed.port} isn't one of 1 to 65535"
         dialect = parsed.get_dialect()
         dialect.import_dbapi()
-        dialect().create_connect_args(parsed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they come again when it is opened
+            dialect().create_connect_args(parsed)
     except NoSuchModuleError:
         return str(unknown("kind of database", parsed.drivername, _KINDS))
     except ImportError as error:

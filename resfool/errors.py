@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
-from resfool.wording import sentence
+from resfool.wording import sentence, without_secrets
 
 
 class InputError(ValueError):
@@ -218,4 +218,5 @@ def out_of_space(error: BaseException) -> bool:
 
 def short(error: Exception) -> str:
     """An error's type and the beginning of its message."""
-    return f"{type(error).__name__}: {str(error)[:200]}"
+    # Cut before it is hidden, a password might not be known as one.
+    return f"{type(error).__name__}: {without_secrets(str(error))[:200]}"

@@ -34,6 +34,10 @@ def check_folder(what: str, path: Path, *longest: str) -> None:
         InputError: it can't be.
     """
     whole = path.absolute()
+    try:
+        os.fsencode(whole).decode()
+    except UnicodeDecodeError:
+        raise InputError(f"the {what} {whole} can't be used: its path isn't UTF-8") from None
     with writing(f"the {what} {whole}"):
         nearest = next(p for p in (whole, *whole.parents) if os.path.lexists(p))
         if nearest.is_symlink() and not nearest.exists():

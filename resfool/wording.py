@@ -10,8 +10,10 @@ import itertools
 import logging
 import re
 import sys
+import traceback
 import unicodedata
 from collections.abc import Iterable, Iterator
+from types import TracebackType
 from typing import Any
 
 _LONGEST_SENTENCE = 490  # with what stands before it still below 500
@@ -22,8 +24,9 @@ _LONGEST_NAME = 100
 # Secrets.
 
 HIDDEN = "***"
-_FAR = 4000  # how far a password is looked for, so that no text takes long
 _SCHEME = r"(?<![\w+.-])([a-z][\w+.-]*:"
+_URI = re.compile(rf"{_SCHEME}//)(?!/)(\S+)", re.IGNORECASE)
+_WORD_AS_PORT = re.compile(r"^([^/:@\[]+:)(?!(?:\d+|\*+)(?:\W|$))[^/?#]+")
 _KEY = (
     r"(?:passw(?:or)?d|passphrase|pwd|token|secret|credentials?|odbc_connect"
     r"|(?:api|access|account|private)[_-]?key)"
@@ -31,11 +34,7 @@ _KEY = (
 _SECRETS = [
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
-        # Whoever writes a password unquoted may use any sign in it: it ends at a word's last @.
-        rf"{_SCHEME}//)(?!/)\S{{0,{_FAR}}}(@)",
-        rf"{_SCHEME}/)(?!/)[^\s/:@]*:\S{{0,{_FAR}}}(@)",
-        # No port is a word: the host was forgotten.
-        rf"{_SCHEME}//[^\s/:@\[]+:)(?!(?:\d+|\*+)(?:\W|$))[^\s/?#]+()",
+        rf"{_SCHEME}/)(?!/)[^\s/:@]*:\S{{0,500}}(@)",  # a slash is missing
         rf"(\b\w*?{_KEY}(?:=|%3D)['\"]?)[^\s&]+()",
         rf"(\b\w*?{_KEY}['\"]\s?:\s?['\"]?)[^\s'\"]+()",
         r"([?&](?:sig|signature|key|auth)=)[^\s&]+()",
@@ -46,9 +45,19 @@ _SECRETS = [
 
 def without_secrets(text: str) -> str:
     """A text with *** for the passwords and tokens in its URIs and in its NAME=VALUE."""
+    text = _URI.sub(_without_user, text)
     for pattern in _SECRETS:
         text = pattern.sub(rf"\1{HIDDEN}\2", text)
     return text
+
+
+def _without_user(uri: re.Match[str]) -> str:
+    # Whoever writes a password unquoted may use any sign in it: it ends at the word's last @.
+    _, at, place = uri[2].rpartition("@")
+    if at:
+        return f"{uri[1]}{HIDDEN}@{place}"
+    # No port is a word: the host was forgotten, and this is a password.
+    return uri[1] + _WORD_AS_PORT.sub(rf"\1{HIDDEN}", uri[2], count=1)
 
 
 def without_password(uri: str) -> str:
@@ -145,10 +154,20 @@ def warn(text: str) -> None:
 
 
 def print_anywhere() -> None:
-    """Have signs that the terminal's encoding lacks written out, where printing them would fail."""
+    """Have signs that the terminal's encoding lacks written out, where printing them would fail.
+
+    What ends this process unforeseen is printed as all else is.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    sys.excepthook = _print_traceback
+
+
+def _print_traceback(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    print(lines("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr)
 
 
 @contextlib.contextmanager

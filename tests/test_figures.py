@@ -1,18 +1,21 @@
 """What the figures show is what they were given."""
 
 import io
+import warnings
 from collections.abc import Sequence
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 
 from resfool.attacks.presentation import ExampleRow, FoolingCurve, draw_examples, draw_fooling_rates
-from resfool.report.drawing import ExampleView
+from resfool.report.drawing import ExampleView, legible
 from resfool.training.presentation import accuracy_curves, trainings
 from resfool.trials.presentation import draw_tuning
 from resfool.universal.presentation import draw_confusion, draw_over_rank, draw_transfer
+from tests.conftest import ROOT
 
 HISTORY: list[dict[str, float]] = [
     {"step": 100, "train_loss": 2.0, "train_accuracy": 0.3},
@@ -175,7 +178,37 @@ def test_a_confusion_of_many_classes_shows_those_that_matter() -> None:
     axes = figure.axes[0]
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert len(names) == 40 and set(names) > {"class 0", "class 4", "class 999"}
-    assert "40 of 1000 classes" in axes.get_title()
+    assert "40 of 1000 classes" in figure.get_suptitle()
     shown = np.asarray(axes.images[0].get_array())
     assert shown[names.index("class 3"), names.index("class 999")] == 1
     assert max(figure.get_size_inches()) < 30
+
+
+STRANGE = ("$x$", r"\$\frac{_", "_a", "\x1b[31m\nb", "\udcff", "שלום", "大", "x" * 300)
+
+
+def test_texts_are_drawn_as_they_are_whatever_they_or_a_users_settings_hold() -> None:
+    settings = matplotlib.rc_context({"text.usetex": True, "axes.formatter.use_mathtext": True})
+    with settings, warnings.catch_warnings():
+        warnings.simplefilter("error")  # missing glyphs, no room
+        figure = draw_fooling_rates([fooling_curve(name) for name in STRANGE], " ".join(STRANGE))
+        figure.savefig(io.BytesIO(), dpi=40)
+        names = list(map(legible, STRANGE))
+        confusion = draw_confusion(np.eye(len(names), dtype=int), names, STRANGE[0])
+        confusion.savefig(io.BytesIO(), dpi=40)
+    rates, spectrum, *_ = figure.axes
+    legend = rates.get_legend()
+    assert legend is not None
+    shown = [text.get_text().strip() for text in legend.get_texts()]
+    assert shown[:6] == ["$x$", r"\$\frac{_", "_a", r"\x1b[31m b", r"\xff", "שלום"]
+    assert len(shown) == len(STRANGE) + 1 and max(map(len, shown[:-1])) == 40
+    drawn = [text for axes in (rates, spectrum) for text in axes.get_xticklabels(which="both")]
+    assert not [text for text in drawn if "$" in text.get_text()]
+    assert not any(text.get_parse_math() or text.get_usetex() for text in legend.get_texts())
+    assert {"1", "2", "3"} <= {text.get_text() for text in spectrum.get_xticklabels(which="both")}
+
+
+def test_every_figure_of_ours_is_of_the_kind_that_draws_texts_as_they_are() -> None:
+    for path in (ROOT / "resfool").rglob("*.py"):
+        # What is indented is for types only.
+        assert "\nfrom matplotlib.figure import" not in path.read_text(), path

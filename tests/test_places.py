@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.store.tracking.rest_store import RestStore
 
 from entry_points import train
 from resfool import checkpoints, command_line, errors
@@ -202,6 +203,14 @@ def test_artifacts_that_cannot_be_written_are_refused_before_anything(
         stores.check_place_of_artifacts(elsewhere)
 
 
+def test_a_folder_whose_path_is_no_text_is_refused(
+    store: MlflowClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(train.main, capsys, *words(checkpoint_dir="a\udcff", dataset="npz:nowhere"))
+    assert line.startswith("resfool: the checkpoint folder") and line.endswith("isn't UTF-8")
+    assert r"/a\xff" in line
+
+
 def test_artifacts_of_a_new_store_go_into_the_working_directory(store: MlflowClient) -> None:
     mlflow.set_tracking_uri(f"sqlite:///{Path.cwd()}/new.db")
     Path("mlruns").touch()  # no folder can be made in its place
@@ -284,3 +293,93 @@ def test_who_makes_a_store_is_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(checkpoints, "fcntl", None)
     with checkpoints.alone_in(tmp_path):
         enter()
+
+
+# Addresses of stores that are none, and secrets in those that are
+
+
+@pytest.mark.parametrize(
+    ("uri", "sentence"),
+    [
+        ("foo://", "unknown kind of store 'foo'; known: http, https, sqlite"),
+        ("postgres://me:SECRET@h", "did you mean 'postgresql'?"),
+        ("http:/x", "it is no server's address; give such as http://127.0.0.1:5000"),
+        ("http://[", "it is no server's address"),
+        ("http://127.0.0.1:99999999", "it is no server's address"),
+        (
+            "http://me:S/SECRET@127.0.0.1:9",
+            "http://***@127.0.0.1:9 can't be used for tracking: / ?",
+        ),
+        ("http://me:12?SECRET@127.0.0.1:9", "must be quoted, as %40 for @"),
+        ("sqlite:/x", "it is no database's URL; give such as sqlite:///FILE"),
+        ("mysql+pymysql://me:SECRET@h/x", "it needs the Python module pymysql, which isn't"),
+        ("mlruns", "MLflow takes folders with MLFLOW_ALLOW_FILE_STORE=true only"),
+        ("file://me:SECRET@h/x", "MLflow takes folders with"),
+        (" ", "it is empty"),
+        (
+            "http://me:SECRET@127.0.0.1:9/?token=SECRET",
+            "server http://127.0.0.1:9/?token=*** can't",
+        ),
+    ],
+)
+def test_what_is_no_address_of_a_store_is_refused_at_once(
+    store: MlflowClient,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    uri: str,
+    sentence: str,
+) -> None:
+    of_server = "server" in sentence and "can't" in sentence
+    for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        with monkeypatch.context() as patched:
+            if variable == "MLFLOW_TRACKING_URI":
+                mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+            patched.setenv(variable, uri)
+            line = refused(train.main, capsys, *words(dataset="npz:nowhere.npz"))
+        mlflow.set_tracking_uri(f"sqlite:///{Path.cwd()}/mlflow.db")
+        assert "SECRET" not in line and "S@" not in line
+        if variable == "MLFLOW_TRACKING_URI":
+            assert sentence in line
+        elif not of_server:  # a registry is asked where a model is in it
+            assert f"MLFLOW_REGISTRY_URI={uri[:3].strip()}" in line
+    assert not store.search_runs(["0"])
+
+
+def test_a_registry_that_is_away_is_not_waited_for(
+    store: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://me:SECRET@127.0.0.1:9")
+    with pytest.raises(InputError, match=r"the model server http://127.0.0.1:9 can't be reached"):
+        MLflowArchive().find_model("models:/net/1")
+
+
+def test_no_secret_of_a_store_is_printed_or_recorded(
+    store: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ArithmeticError), Run() as run:
+        run.begin("x" * 400 + " http://me:SECRET@host", {"a": "s3://me:SECRET@b \udcff"}, [])
+        run.note("with `http://me:SECRET@host`")
+        run.tag("best", "token=SECRET")
+        run.say("http://me:SECRET@host")
+        run.warn("http://me:SECRET@host")
+        raise ArithmeticError("http://me:SECRET@host \x1b")
+    kept = store.get_run(run.run_id)
+    assert kept.data.params["a"] == r"s3://***@b \xff" and len(kept.info.run_name) == 250
+    assert kept.data.tags["resfool.error"] == r"http://***@host \x1b"
+    for text in (*kept.data.tags.values(), *capsys.readouterr()):
+        assert "SECRET" not in text
+    mlflow.set_tracking_uri("http://me:SECRET@127.0.0.1:9")
+    assert stores.viewer() == "a browser at http://127.0.0.1:9"
+    mlflow.set_tracking_uri("postgresql://me:SECRET@127.0.0.1/x")
+    assert stores.viewer().endswith('ui --backend-store-uri "$MLFLOW_TRACKING_URI"')
+
+
+def test_mlflow_prints_no_address_with_a_password(
+    store: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", raising=False)
+    stores.prepare()
+    monkeypatch.setattr(RestStore, "get_run", lambda self, run_id: store.create_run("0"))
+    client = MlflowClient("http://me:SECRET@127.0.0.1:9")
+    client._tracking_client._log_url("r1")
+    assert not capsys.readouterr().out

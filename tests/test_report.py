@@ -74,6 +74,12 @@ def test_the_page_holds_everything_and_fetches_nothing() -> None:
     assert anchors == {str(section["id"]) for section in page.all("section")}
 
 
+def test_sections_whose_names_differ_in_signs_alone_have_anchors_of_their_own() -> None:
+    page = Page(as_html(Report("title", [], [Section(name) for name in ("a!", "a?", ":", "大")])))
+    assert len({str(section["id"]) for section in page.all("section")}) == 4
+    assert [str(a["href"])[1:] for a in page.all("a")] == [s["id"] for s in page.all("section")]
+
+
 def test_words_from_outside_are_no_markup() -> None:
     text = HOSTILE.replace(":", "")  # the navigation ends at a colon
     plain, hostile = (Page(as_html(whole(words))) for words in ("plainly", text))
@@ -113,6 +119,23 @@ def test_markdown_says_the_same() -> None:
     for line in hostile.splitlines():
         if line.startswith("|"):
             assert len(re.findall(r"(?<!\\)\|", line)) == 4
+
+
+def test_no_word_becomes_a_link_mathematics_or_a_list_in_markdown() -> None:
+    for text, written in (
+        ("www.a.b http://a me@b", r"www\.a.b http\://a me\@b"),
+        ("$x$ &amp;", r"\$x\$ &amp;amp;"),
+        ("- a", r"\- a"),
+        ("1. a", r"1\. a"),
+    ):
+        assert as_markdown(Report(text, [], []), "p") == f"# {written}\n"
+
+
+def test_no_secret_and_no_byte_that_is_no_text_gets_into_a_report() -> None:
+    found = files(whole("http://me:SECRET@host \udcff \x1b"))
+    for name in ("report.html", "report.md"):
+        text = found[name].decode()
+        assert "SECRET" not in text and "\x1b" not in text and "xff" in text
 
 
 def test_files_have_the_pictures_beside_the_markdown() -> None:

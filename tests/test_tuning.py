@@ -20,7 +20,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
 from entry_points import tune
-from resfool import command_line
+from resfool import command_line, databases
 from resfool.errors import InputError
 from resfool.networks.shape import ARCHITECTURES
 from resfool.parallel.tasks import Failure
@@ -30,7 +30,7 @@ from resfool.training.recipe import TrainParameters
 from resfool.trials import recorder
 from resfool.trials.options import TuneParameters
 from resfool.trials.space import Between, Choice
-from resfool.trials.study import Study, _at_work, _is_of
+from resfool.trials.study import Study, _at_work, _is_of, check_storage
 from resfool.trials.tune import Tuning
 from resfool.trials.tune import tune as tune_settings
 from tests.conftest import refused
@@ -316,7 +316,12 @@ def test_a_setting_of_which_train_takes_nothing_is_refused(
         (["--search=depth", "--depth=3"], "depth=3 was given, so it can't be searched"),
         (["--validation_share=0"], "leaves no images to choose by"),
         (["--storage=sqlite:////no/such/folder/t.db"], "can't be used for tuning"),
-        (["--storage=nonsense"], "can't be used for tuning"),
+        (["--storage=nonsense"], "it is no database's URL; give such as sqlite:///FILE"),
+        (["--storage="], "storage= can't be used for tuning"),
+        (["--storage=foo://me:SECRET@h/x"], "foo://***@h/x can't be used for tuning: unknown kind"),
+        (["--storage=postgresql://me:SECRET@h/x"], "needs the Python module psycopg"),
+        (["--storage=postgresql://me:S@SECRET@h/x"], "must be quoted, as %40 for @"),
+        (["--storage=postgresql://h:99999/x"], "its port 99999 isn't one of 1 to 65535"),
         (["--sampler=tpi"], "did you mean 'tpe'?"),
         (["--trials=0"], "trials=0"),
         (["--gpus_per_trial=1"], "gpus=1"),
@@ -326,7 +331,7 @@ def test_bad_input_is_refused_in_one_sentence_and_leaves_no_run(
     store: MlflowClient, capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
 ) -> None:
     line = refused(tune.main, capsys, "--arch=mlp", "--dataset=digits", *words)
-    assert sentence in line
+    assert sentence in line and "SECRET" not in line
     assert not store.search_runs(["0"])
 
 
@@ -336,8 +341,34 @@ def test_halving_and_random_search_work(store: MlflowClient) -> None:
 
 
 def test_a_study_refuses_what_is_no_database() -> None:
-    with pytest.raises(InputError, match="storage=mysql"):
+    with pytest.raises(InputError, match=r"storage=mysql://\*\*\*@127.0.0.1:9/x can't be used"):
         Study("s", {}, storage="mysql://nobody@127.0.0.1:9/x", sampler="tpe", pruner="none", seed=0)
+
+
+def test_a_database_that_nobody_answers_for_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(databases, "flaw", lambda url: None)  # as if there were a driver
+    with pytest.raises(InputError, match=r"mysql://\*\*\*@127.0.0.1:9/x .* Connection refused"):
+        check_storage("mysql://me:SECRET@127.0.0.1:9/x")
+
+
+def test_the_storage_may_be_given_by_a_variable_and_stays_out_of_the_record(
+    store: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RESFOOL_STORAGE", "sqlite:///mine.db?timeout=9")
+    tuned("--trials=1")
+    assert Path("mine.db").exists() and not Path("tuning.db").exists()
+    assert options("--storage=sqlite:///other.db").database == "sqlite:///other.db"
+    parent, _ = parts(store)
+    assert not [value for value in parent.data.params.values() if "mine.db" in value]
+    # What `mlflow run` has written is there for good, which its user must know.
+    monkeypatch.setenv("MLFLOW_RUN_ID", parent.info.run_id)
+    words = ("--storage=sqlite:///a?token=SECRET", "--dataset=npz:nowhere.npz")
+    with pytest.raises(SystemExit):
+        tune.main(["--arch=mlp", *words])
+    warned, _ = capsys.readouterr().err.splitlines()
+    assert f"has recorded the password of storage= in run {parent.info.run_id}" in warned
 
 
 def test_tune_as_a_user_runs_it(store: MlflowClient, capsys: pytest.CaptureFixture[str]) -> None:

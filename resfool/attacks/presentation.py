@@ -15,6 +15,7 @@ from resfool.report import page
 from resfool.report.drawing import (
     ExampleView,
     Figure,
+    caption,
     colour_of,
     draw_image,
     draw_view,
@@ -281,12 +282,12 @@ def _example_row(example: "Example", names: Sequence[str]) -> ExampleRow:
     views = [
         ExampleView(
             s.image,
-            f"{legible(names[s.predicted])} {s.confidence:.0%}",
+            f"{caption(names[s.predicted])} {s.confidence:.0%}",
             s.predicted == example.label,
         )
         for s in example.shown
     ]
-    return ExampleRow(legible(names[example.label]) + away, example.direction, views)
+    return ExampleRow(caption(names[example.label]) + away, example.direction, views)
 
 
 def draw_examples(rows: Sequence[ExampleRow], epsilons: Sequence[float], title: str) -> Figure:

@@ -1,6 +1,7 @@
 """What several figures have in common."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from resfool.wording import label, printable, shortened
 
 _LONGEST_LINE = 120
 _LONGEST_NAME = 40
+_LONGEST_CAPTION = 20  # of a name under an image
 
 
 class Figure(matplotlib.figure.Figure):
@@ -31,6 +33,8 @@ class Figure(matplotlib.figure.Figure):
             for axes in self.axes:
                 for axis in (axes.xaxis, axes.yaxis):
                     _count_without_markup(axis)
+            for title in self.texts:
+                title.set_wrap(True)
             for text in self.findobj(Text):
                 _say_without_markup(text)
             super().draw(renderer)
@@ -58,8 +62,18 @@ def _say_without_markup(text: Text) -> None:
         text.set_text(shown)
 
 
+def room_for(names: Sequence[str]) -> float:
+    """How much wider than usual, in inches, an axis of these names is."""
+    return 0.09 * max(0, max(map(len, names), default=0) - 12)
+
+
+def caption(name: str) -> str:
+    """A name as there is room for it at an image."""
+    return label(name, _LONGEST_CAPTION)
+
+
 def legible(name: str) -> str:
-    """A name as figures have room for it."""
+    """A name as axes and legends have room for it."""
     short = label(name, _LONGEST_NAME)
     return f" {short}" if short.startswith("_") else short  # which no legend would show
 

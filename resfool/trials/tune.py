@@ -18,12 +18,14 @@ from resfool.trials.recorder import Recorder, Trained, Trial
 from resfool.trials.space import as_given, space_of
 from resfool.trials.sweep import Keep, OpenPool
 from resfool.values import Row, show
+from resfool.wording import label
 
 if TYPE_CHECKING:
     from resfool.trials.study import Study, TriedTrial
 
 # Opens a search, see `study.Study`.
 OpenStudy = Callable[..., "Study"]
+_LONGEST_NAME = 400  # of a data set, in that of a study, which databases keep 512 signs of
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def tune(
         "training": identity.key(base.settings(), data.digest),
     }
     digest = hashlib.sha256(json.dumps(setup, sort_keys=True).encode()).hexdigest()[:12]
-    name = f"resfool {asked.arch} {data.name} {digest}"
+    name = f"resfool {asked.arch} {label(data.name, _LONGEST_NAME)} {digest}"
     study = open_study(name, space, storage=asked.database, seed=asked.seed, **ways)
     facts = base.shared(TuneParameters) | {
         "trials": asked.trials,

@@ -8,7 +8,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from resfool.monitor import Leaves
-from resfool.report.drawing import ExampleView, Figure, draw_image, draw_view, legible
+from resfool.report.drawing import (
+    ExampleView,
+    Figure,
+    caption,
+    draw_image,
+    draw_view,
+    legible,
+    room_for,
+)
 from resfool.values import show
 
 if TYPE_CHECKING:
@@ -217,7 +225,7 @@ def _draw_rates(axes: Axes, rows: Sequence[Mapping[str, float]], prefix: str) ->
 def _pictures(result: "Fooling") -> Figure:
     """The perturbation and noise as images, and images under both (Figures 8 to 10)."""
     found, rates = result.verdict, result.verdict.rates
-    names = list(map(legible, result.class_names))
+    names = list(map(caption, result.class_names))
     rows = len(found.shown)
     size = 1.9
     figure = Figure(figsize=(size * 3.4, size * 1.2 * (rows + 1) + 0.9), layout="constrained")
@@ -260,9 +268,11 @@ def draw_confusion(counts: np.ndarray, class_names: Sequence[str], title: str) -
         counts, shares = (part[np.ix_(shown, shown)] for part in (counts, shares))
         class_names = [class_names[i] for i in shown]
     classes = len(class_names)
-    figure = Figure(figsize=(2.5 + 0.45 * classes, 2 + 0.42 * classes), layout="constrained")
+    more = room_for(class_names)
+    figsize = 2.5 + 0.45 * classes + more, 2 + 0.42 * classes + more
+    figure = Figure(figsize=figsize, layout="constrained")
+    figure.suptitle(title, fontsize="medium")
     axes = figure.subplots()
-    axes.set_title(title, fontsize="medium")
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="class under the perturbation", ylabel="class without")
     axes.set_xticks(range(classes), labels=class_names, rotation=60, ha="right")
@@ -293,7 +303,8 @@ def draw_transfer(
         title: says which images.
     """
     count, columns = rates.shape
-    figure = Figure(figsize=(4.2 + 1.1 * columns, 2.6 + 0.62 * count), layout="constrained")
+    figsize = 4.2 + 1.1 * columns + room_for(perturbations), 2.6 + 0.62 * count + room_for(models)
+    figure = Figure(figsize=figsize, layout="constrained")
     figure.suptitle(title, fontsize="medium")
     axes = figure.subplots()
     shown = np.vstack([rates, noise.mean(axis=0)])
