@@ -21,7 +21,7 @@ from mlflow.utils.validation import MAX_EXPERIMENT_NAME_LENGTH
 
 from resfool import checkpoints
 from resfool.errors import InputError, database_in, expanded, expanded_uri, present
-from resfool.places import check_folder, check_temporary_folder
+from resfool.places import check_database, check_folder, check_temporary_folder
 
 
 def exists() -> bool:
@@ -159,10 +159,10 @@ def _check_sqlite(path: Path) -> None:
     if not present(path):
         if not present(path.parent):
             raise InputError(f"the tracking store {path} can't be written: no folder {path.parent}")
-        check_folder("tracking store's folder", path.parent, f"{path.name}-journal")
+        check_database("tracking store", path)
         check_place_of_artifacts(_new_artifacts())
         return
-    check_folder("tracking store's folder", path.parent)  # SQLite's journal goes there
+    check_database("tracking store", path)
     try:
         with contextlib.closing(sqlite3.connect(path, timeout=2)) as connection:
             connection.execute("BEGIN IMMEDIATE")

@@ -15,7 +15,8 @@ from optuna import distributions, pruners, samplers
 from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 
-from resfool.errors import InputError, expanded_uri
+from resfool.errors import InputError, database_in, expanded_uri
+from resfool.places import check_database
 from resfool.trials.options import Pruner, Sampler
 from resfool.trials.space import Choice, Span
 
@@ -81,6 +82,8 @@ class Study:
     ) -> None:
         optuna.logging.set_verbosity(logging.WARNING)
         self.storage = storage
+        if database := database_in(expanded_uri(storage)):
+            check_database("tuning storage", database)
         self.space_of = {n: _distribution(span) for n, span in space.items()}
         try:
             self._study = optuna.create_study(
