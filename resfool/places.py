@@ -68,8 +68,10 @@ def _check_lengths(there: Path, path: Path, names: tuple[str, ...]) -> None:
 
 
 def check_database(what: str, path: Path) -> None:
-    """Refuse a SQLite database, which needn't exist yet, whose folder can't be written."""
+    """Refuse a SQLite database, which needn't exist yet, whose place can't be written."""
     check_folder(f"{what}'s folder", path.parent, f"{path.name}-journal")
+    with writing(f"the {what} {path}"), contextlib.suppress(FileNotFoundError):
+        path.stat()
 
 
 # Folders that go. Each has a file that is locked as long as its process lives: what a process has

@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.validation import MAX_EXPERIMENT_NAME_LENGTH
 
 from resfool import checkpoints
-from resfool.errors import InputError, database_in, expanded, expanded_uri, present
+from resfool.errors import InputError, database_in, expanded, expanded_uri, present, short
 from resfool.places import check_database, check_folder, check_temporary_folder
 
 
@@ -36,12 +36,20 @@ def _database() -> Path | None:
 
 
 def client() -> MlflowClient:
-    """The store's client; of those that make a new SQLite store's tables, one at a time."""
+    """The store's client; of those that make a new SQLite store's tables, one at a time.
+
+    Raises:
+        InputError: the store can't be opened.
+    """
     database = _database()
-    if database is None:
-        return MlflowClient()
-    with checkpoints.alone_in(database.parent):
-        return MlflowClient()
+    alone = contextlib.nullcontext() if database is None else checkpoints.alone_in(database.parent)
+    try:
+        with alone:
+            return MlflowClient()
+    except MlflowException as error:
+        raise unusable(error) from error
+    except Exception as error:  # of a database of others, a driver's or SQLAlchemy's
+        raise unusable(MlflowException(short(error))) from error
 
 
 def check_has(what: str) -> None:
