@@ -220,6 +220,7 @@ def mnist(asked: MnistParameters) -> None:
     from resfool.universal import presentation
 
     with _recording("mnist case study") as (run, archive, progress):
+        places.check_folder("checkpoint folder", expanded(asked.checkpoint_dir))
         data = load(asked.training.dataset)
         # Refuses more than there are, before the training rather than after it.
         draw(len(data.train), asked.samples, asked.seed, f"training images of {data.name}")

@@ -8,9 +8,13 @@ import tempfile
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from resfool import interrupts
 from resfool.errors import OUTSIDE, InputError, temporary_folder, writing
+
+if TYPE_CHECKING:
+    from psutil import Process
 
 try:
     import fcntl
@@ -20,7 +24,7 @@ except ImportError:  # Windows
 _ROOM = 256  # bytes of a path that are left for what lies in a folder
 
 
-def check_folder(what: str, path: Path, *longest: str) -> None:
+def check_folder(what: str, path: Path, *names: str) -> None:
     """Refuse a folder for something, which needn't exist yet, that can't be written or made.
 
     Nothing is made.
@@ -28,7 +32,7 @@ def check_folder(what: str, path: Path, *longest: str) -> None:
     Args:
         what: it is, for the message.
         path: of the folder.
-        longest: names of files that it is to hold, if they aren't ours.
+        names: of files that it is to hold, where a user has chosen them.
 
     Raises:
         InputError: it can't be.
@@ -40,11 +44,18 @@ def check_folder(what: str, path: Path, *longest: str) -> None:
         raise InputError(f"the {what} {whole} can't be used: its path isn't UTF-8") from None
     with writing(f"the {what} {whole}"):
         nearest = next(p for p in (whole, *whole.parents) if os.path.lexists(p))
-        if nearest.is_symlink() and not nearest.exists():
-            raise OSError(f"{nearest} is a link to {nearest.readlink()}, which isn't there")
-        _check_lengths(nearest, whole, longest)
+        _check_link(nearest)
+        _check_lengths(nearest, whole, names)
         with tempfile.TemporaryFile(dir=nearest, buffering=0) as file:
             file.write(bytes(4096))  # a full disk still has room for names
+
+
+def _check_link(path: Path) -> None:
+    try:
+        path.stat()
+    except FileNotFoundError:
+        reason = f"{path} is a link to {path.readlink()}, which isn't there"
+        raise OSError(reason) from None
 
 
 def _check_lengths(there: Path, path: Path, names: tuple[str, ...]) -> None:
@@ -58,6 +69,13 @@ def _check_lengths(there: Path, path: Path, names: tuple[str, ...]) -> None:
     most = os.pathconf(there, "PC_PATH_MAX") - _ROOM
     if (size := len(os.fsencode(path))) > most:
         raise OSError(f"the path has {size} bytes, and {most} are allowed")
+
+
+def check_database(what: str, path: Path) -> None:
+    """Refuse a SQLite database, which needn't exist yet, whose place can't be written."""
+    check_folder(f"{what}'s folder", path.parent, f"{path.name}-journal")
+    with writing(f"the {what} {path}"), contextlib.suppress(FileNotFoundError):
+        path.stat()
 
 
 # Folders that go. Each has a file that is locked as long as its process lives: what a process has
@@ -111,8 +129,20 @@ def _clear_dead(place: Path) -> None:
                 own = entry.stat(follow_symlinks=False).st_uid == os.getuid()
                 lock = _locked(Path(entry.path) / _LOCK, os.O_RDWR) if own else None
                 if lock is not None:
-                    _remove(Path(entry.path))
+                    if not processes_in(Path(entry.path)):
+                        _remove(Path(entry.path))
                     os.close(lock)
+
+
+def processes_in(folder: Path) -> "list[Process]":
+    """Processes whose options name a folder: they may make it anew when it is gone."""
+    import psutil
+
+    def is_named(words: list[str]) -> bool:
+        return any(word.startswith("--") and f"{folder}{os.sep}" in word for word in words)
+
+    listed = psutil.process_iter(["cmdline"])
+    return [process for process in listed if is_named(process.info["cmdline"] or [])]
 
 
 def _lock_new(folder: Path) -> int | None:

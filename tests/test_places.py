@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,10 +18,11 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.rest_store import RestStore
 
-from entry_points import train
-from resfool import checkpoints, command_line, errors
+from entry_points import attack, mnist, train
+from resfool import checkpoints, command_line, errors, places
 from resfool.archive import Archive
 from resfool.classifiers import files
+from resfool.datasets.sets import Dataset, Split
 from resfool.errors import InputError, expanded, expanded_uri
 from resfool.tracking import stores
 from resfool.tracking.archive import MLflowArchive
@@ -151,6 +153,10 @@ def test_a_model_is_found_by_what_is_nearly_its_address(
         assert (
             found.path.joinpath("MLmodel").read_text() == exact.path.joinpath("MLmodel").read_text()
         )
+    temporary = Path(tempfile.gettempdir()).resolve()
+    assert exact.path.is_relative_to(temporary), "MLflow copies what a run has"
+    by_id = archive.find_model(exact.model_id or "").path
+    assert by_id.is_relative_to(Path(store.get_experiment("0").artifact_location).resolve())
     with pytest.raises(InputError, match=f"the run has runs:/{run_id}/model"):
         archive.find_model(f"runs:/{run_id}/modell")
     store.create_registered_model("net")
@@ -219,6 +225,67 @@ def test_artifacts_of_a_new_store_go_into_the_working_directory(store: MlflowCli
     ):
         Run()
     assert not Path("new.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("a/" + "n" * 256 + "/b", r"the name n{20}\.\.\. has 256 bytes, and 255 are allowed"),
+        ("ü" * 128, "has 256 bytes"),
+        ("/".join("n" * 200 for _ in range(20)), "the path has .* bytes, and 3840 are allowed"),
+        ("file/a", "Not a directory"),
+        ("file", "Not a directory"),
+        ("dangling/a", "is a link to .*nowhere, which isn't there"),
+        ("loop", "Too many levels"),
+        ("/proc/a", "No such file"),
+    ],
+)
+def test_a_folder_that_cannot_be_made_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, reason: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("dangling").symlink_to(tmp_path / "nowhere")
+    Path("loop").symlink_to("loop")
+    Path("to a folder").symlink_to(tmp_path)
+    there = sorted(tmp_path.iterdir())
+    with pytest.raises(InputError, match=f"^the folder .* can't be written: .*{reason}"):
+        places.check_folder("folder", Path(path))
+    places.check_folder("folder", Path("to a folder/new/" + "n" * 255))
+    assert sorted(tmp_path.iterdir()) == there
+
+
+def test_names_that_have_no_room_are_refused_before_a_run(
+    store: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = "n" * 256
+    assert "has 256 bytes" in refused(train.main, capsys, *words(checkpoint_dir=long))
+    assert "has 256 bytes" in refused(mnist.main, capsys, f"--checkpoint_dir={long}")
+    assert "null character" in refused(train.main, capsys, *words(checkpoint_dir="file:///a%00"))
+    line = refused(attack.main, capsys, f"--model={','.join(['m.keras'] * 800)}")
+    assert line.startswith("resfool: model=m.keras,m") and "has 6399 characters" in line
+    with pytest.raises(InputError, match=r"modules=.* has 6001 characters, and a run keeps 6000"):
+        Run().begin("a run", {"modules": "m" * 6001}, [])
+    ones = Split(np.ones((1, 2, 2, 1), np.float32), np.zeros(1, int))
+    far = Dataset(f"npz:{'n' * 491}", ones, ones, ones, ("a",), "")
+    with pytest.raises(InputError, match=r"dataset=npz:n+\.\.\. makes a name of 501 characters"):
+        Run().begin("a run", {}, [(far, "train", "training")])
+    with monkeypatch.context() as patched:
+        patched.setenv("MLFLOW_EXPERIMENT_NAME", "n" * 501)
+        assert "has 501 characters" in refused(train.main, capsys, *words())
+    assert not store.search_runs(["0"])
+    with Run() as run:
+        run.begin("n" * 999, {"modules": "m" * 6000}, [])
+    assert store.get_run(run.run_id).info.run_name == "n" * 247 + "..."
+
+
+def test_a_database_needs_room_for_its_journal(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"the tuning storage's folder .* has 256 bytes"):
+        places.check_database("tuning storage", tmp_path / ("n" * 248))
+    places.check_database("tuning storage", tmp_path / ("n" * 247))
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(InputError, match=r"the tuning storage .*loop can't be written: Too many"):
+        places.check_database("tuning storage", tmp_path / "loop")
 
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -20,6 +20,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import cloudpickle
 import grpc
 import joblib
+import psutil
 import ray
 from ray._private import ray_constants, services
 from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader, Config
@@ -32,7 +33,7 @@ from resfool import interrupts
 from resfool.errors import InputError, temporary_folder
 from resfool.parallel import tasks
 from resfool.parallel.tasks import Died, Failure, Function, Tell
-from resfool.places import Folder
+from resfool.places import Folder, processes_in
 
 _REACH_SECONDS = 5.0
 _CLIENT_PORT = 10001  # of ray://host
@@ -232,6 +233,7 @@ def _of_its_own(settings: dict[str, Any]) -> Iterator[None]:
     """
     folder = _short_folder()
     _after.callback(folder.remove)
+    _after.callback(_end_processes_in, folder.path)
     atexit.register(_leave)  # before the folder goes
     before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
     _after.callback(_authenticate, before)
@@ -255,6 +257,15 @@ def _authenticate(variables: dict[str, str | None]) -> None:
             os.environ[name] = value
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _end_processes_in(folder: Path) -> None:
+    """End what Ray leaves behind as it ends: workers that have only begun."""
+    late = processes_in(folder)
+    for process in late:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(late, timeout=5)
 
 
 def _short_folder() -> Folder:

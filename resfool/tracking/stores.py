@@ -22,8 +22,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.validation import MAX_EXPERIMENT_NAME_LENGTH
 
 from resfool import checkpoints, databases
-from resfool.errors import InputError, database_in, expanded, expanded_uri, present, unknown
-from resfool.places import check_folder, check_temporary_folder
+from resfool.errors import InputError, database_in, expanded, expanded_uri, present, short, unknown
+from resfool.places import check_database, check_folder, check_temporary_folder
 from resfool.wording import HIDDEN, has_password, without_password
 
 
@@ -39,7 +39,11 @@ def _database() -> Path | None:
 
 
 def client() -> MlflowClient:
-    """The store's client; of those that make a new SQLite store's tables, one at a time."""
+    """The store's client; of those that make a new SQLite store's tables, one at a time.
+
+    Raises:
+        InputError: the store can't be opened.
+    """
     database = _database()
     alone = contextlib.nullcontext() if database is None else checkpoints.alone_in(database.parent)
     try:
@@ -47,6 +51,8 @@ def client() -> MlflowClient:
             return MlflowClient()
     except MlflowException as error:
         raise unusable(error) from error
+    except Exception as error:  # of a database of others, a driver's or SQLAlchemy's
+        raise unusable(MlflowException(short(error))) from error
 
 
 def check_has(what: str) -> None:
@@ -233,10 +239,10 @@ def _check_sqlite(what: str, path: Path) -> None:
     if not present(path):
         if not present(path.parent):
             raise InputError(f"the {what} store {path} can't be written: no folder {path.parent}")
-        check_folder(f"{what} store's folder", path.parent, f"{path.name}-journal")
+        check_database(f"{what} store", path)
         check_place_of_artifacts(_new_artifacts())
         return
-    check_folder(f"{what} store's folder", path.parent)  # SQLite's journal goes there
+    check_database(f"{what} store", path)
     try:
         with contextlib.closing(sqlite3.connect(path, timeout=2)) as connection:
             connection.execute("BEGIN IMMEDIATE")

@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from resfool import databases
 from resfool.errors import InputError, database_in, expanded_uri, present, short
+from resfool.places import check_database
 from resfool.trials.options import Pruner, Sampler
 from resfool.trials.space import Choice, Span
 from resfool.wording import without_password
@@ -206,6 +207,8 @@ def check_storage(storage: str) -> None:
         why = f"there is no folder {file.parent}"
     if why is not None:
         raise InputError(_refusal(storage, why))
+    if file is not None:
+        check_database("tuning storage", file)
 
 
 def _refusal(storage: str, why: str) -> str:
