@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
+from resfool import bounded
 from resfool.errors import InputError, UsageError, expanded, reading
 from resfool.parameters import Parameters
 from resfool.values import Numbers, PixelRange
@@ -125,5 +126,5 @@ class Interface(Parameters):
         if self.inputs is None:
             return {}
         path = expanded(self.inputs.removeprefix("npz:"))
-        with reading(path), np.load(path, allow_pickle=False) as arrays:
-            return {name: np.asarray(arrays[name]) for name in arrays.files}
+        with reading(path):
+            return {name: np.asarray(array) for name, array in bounded.npz(path).items()}

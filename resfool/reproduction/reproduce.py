@@ -1,5 +1,6 @@
 """The whole paper: which runs each table and figure needs, made or found again."""
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -173,12 +174,14 @@ class _State:
         if _PAPERS_WAY in run.metrics:
             return
         self._monitor.say(f"judging {job.name} in the paper's way")
-        devices.start_keras()
-        from resfool.classifiers import files, scores
+        devices.import_keras()
+        from resfool.classifiers import files, rehearsal, scores
 
         test = self.data[job].test
         try:
-            model = files.load(self._archive.find_model(run.model).path)
+            load = functools.partial(files.load, self._archive.find_model(run.model).path)
+            rehearsal.rehearse(f"model={run.model}", load)
+            model = load()
         except InputError as error:
             self._monitor.say(f"{job.name} can't be judged so: {error}")
             return

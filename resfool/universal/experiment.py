@@ -87,7 +87,7 @@ def universal(
         path = archive.find_artifact(asked.matrix, "matrix.npz")
         stored = checkpoints.Arrays(*checkpoints.load(path))
 
-    devices.start_keras()
+    devices.import_keras()
     from resfool.attacks.memory import enough_for, images_per_pass
     from resfool.classifiers import inference
     from resfool.universal import judging
