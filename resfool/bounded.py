@@ -150,7 +150,7 @@ def _check_events(events: Iterable[Any]) -> None:
             count += 1
             if event.anchor is not None:
                 sizes[event.anchor] = 1
-            if event.style is None and _LONG_NUMBER.fullmatch(event.value):
+            if event.style in (None, "") and _LONG_NUMBER.fullmatch(event.value):
                 raise ValueError(f"its YAML has a number of more than {_LONGEST_NUMBER} digits")
         if count > _MOST_VALUES:
             raise ValueError(f"its YAML has more than {_MOST_VALUES} values")
