@@ -15,6 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from resfool import limits
 from resfool.errors import InputError
 
 _KINDS = {"b": "truth values", "f": "floats", "i": "whole numbers", "u": "whole numbers"}
@@ -98,12 +99,8 @@ def open_plain(path: Path, flags: int, mode: str = "rb", *, follow: bool = False
     return os.fdopen(descriptor, mode)
 
 
-def read_npz(file: IO[bytes], *, compressed: bool = False) -> dict[str, np.ndarray]:
-    """All arrays of an archive as `np.savez` writes it; they can't be written to.
-
-    Args:
-        file: is read to its end.
-        compressed: whether the arrays may be, as `np.savez_compressed` does; ours never are.
+def read_npz(file: IO[bytes]) -> dict[str, np.ndarray]:
+    """All arrays of an archive as `np.savez` writes it, not compressed; they can't be written to.
 
     Raises:
         DamagedError: it isn't one, or not of plain numbers.
@@ -115,12 +112,9 @@ def read_npz(file: IO[bytes], *, compressed: bool = False) -> dict[str, np.ndarr
         names = [member.filename.removesuffix(".npy") for member in members]
         if len(set(names)) < len(names):
             raise DamagedError("an array is in it twice")
-        whole = sum(member.file_size for member in members)
-        if compressed:
-            _check_room(whole)
-        elif any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
             raise DamagedError("it is compressed, which resfool's files are not")
-        elif whole > size:
+        if sum(member.file_size for member in members) > size:
             raise DamagedError("its arrays should be larger than it is")
         contents = map(archive.read, members)
         return {name: _array(content) for name, content in zip(names, contents, strict=True)}
@@ -140,15 +134,9 @@ def read_npy(file: IO[bytes]) -> np.ndarray:
 def _size(file: IO[bytes]) -> int:
     """A file's bytes, which the memory must hold: a file with holes takes no room on a disk."""
     size = os.fstat(file.fileno()).st_size
-    _check_room(size)
-    return size
-
-
-def _check_room(size: int) -> None:
-    import psutil
-
-    if size > psutil.virtual_memory().available:
+    if size > limits.memory():
         raise MemoryError
+    return size
 
 
 def _array(content: bytes) -> np.ndarray:

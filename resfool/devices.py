@@ -36,12 +36,10 @@ def start_tensorflow() -> None:
     process's standard error before any setting is read, and bury what we have to say; they are
     shown only if the start fails.
     """
-    os.environ.update(variables())
+    _import_tensorflow()
     with held_back_stderr():
         import tensorflow as tf
 
-        # It warns of "retracing" where several models are compiled, each once.
-        tf.get_logger().setLevel("ERROR")
         for gpu in tf.config.list_physical_devices("GPU"):
             # Too late where TensorFlow is at work already, or the GPUs are divided; they stay so.
             with contextlib.suppress(RuntimeError, ValueError):
@@ -49,12 +47,42 @@ def start_tensorflow() -> None:
         tf.config.list_logical_devices()
 
 
+def _import_tensorflow() -> None:
+    os.environ.update(variables())
+    with held_back_stderr():
+        import tensorflow as tf
+
+        # It warns of "retracing" where several models are compiled, each once.
+        tf.get_logger().setLevel("ERROR")
+
+
+def tensorflow_started() -> bool:
+    """Whether TensorFlow is at work in this process: its threads don't outlive a fork."""
+    if "tensorflow" not in sys.modules:
+        return False
+    from tensorflow.python.eager import context  # nothing public tells it
+
+    return bool(context.context()._initialized)
+
+
 # What Keras must be set to, by the names of its settings and their functions in keras.config.
 _KERAS = {"image_data_format": "channels_last", "floatx": "float32"}
 
 
 def start_keras() -> None:
-    """Import TensorFlow and Keras, whatever Keras's settings in the environment and ~/.keras say.
+    """Import TensorFlow and Keras, and start them, whatever Keras's settings here say.
+
+    Raises:
+        InputError: Keras is at work already, with other settings than ours.
+    """
+    import_keras()
+    start_tensorflow()
+
+
+def import_keras() -> None:
+    """Import TensorFlow and Keras without starting them: this process can be forked still.
+
+    Keras's settings in the environment and in ~/.keras don't count.
 
     Raises:
         InputError: Keras is at work already, with other settings than ours.
@@ -63,7 +91,7 @@ def start_keras() -> None:
     if ours:
         os.environ["KERAS_BACKEND"] = "tensorflow"
         os.environ.pop("TF_USE_LEGACY_KERAS", None)
-    start_tensorflow()
+    _import_tensorflow()
     import keras
 
     if keras.config.backend() != "tensorflow":

@@ -376,7 +376,9 @@ class Limits(Parameters):
         "memory that reading models and data, or the work by a low estimate, may take, such as "
         "500MB or 8GB; none is nine tenths of what is free.",
     ] = None
-    time_limit: Annotated[PositiveFloat, "seconds that reading a model or data may take."] = 60.0
+    time_limit: Annotated[
+        PositiveFloat, "seconds that loading a model and running it on one image may take."
+    ] = 60.0
     work_limit: Annotated[PositiveFloat, "days that work may take, by a low estimate."] = 365.0
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from resfool import devices
+from resfool.classifiers import rehearsal
 from resfool.values import show
 
 if TYPE_CHECKING:  # it takes long to import, and not every process of the tests needs it
@@ -65,6 +66,15 @@ def refused(
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1, lines
     return lines[0]
+
+
+@pytest.fixture(autouse=True)
+def unrehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models are loaded at once: a process of its own for each would take most of the time.
+
+    That they are loaded there first is tested in processes of their own.
+    """
+    monkeypatch.setattr(rehearsal, "rehearse", lambda what, work: None)
 
 
 @pytest.fixture

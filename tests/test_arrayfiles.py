@@ -4,14 +4,13 @@ import io
 import os
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from resfool import checkpoints
-from resfool.arrayfiles import DamagedError, Wanted, check, read_npz
+from resfool.arrayfiles import DamagedError, Wanted, check
 from resfool.errors import InputError
 
 
@@ -121,18 +120,6 @@ def test_arrays_come_back_in_this_machines_numbers(tmp_path: Path) -> None:
     found = checkpoints.load(path)[0]["a"]
     np.testing.assert_array_equal(found, array)
     assert found.dtype == np.float32 and found.dtype.isnative
-
-
-def test_a_users_own_archive_may_be_compressed_if_the_memory_holds_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    np.savez_compressed(tmp_path / "own.npz", a=np.zeros(10**6))
-    with (tmp_path / "own.npz").open("rb") as file:
-        assert read_npz(file, compressed=True)["a"].shape == (10**6,)
-        free = SimpleNamespace(available=10**6)  # of which the array takes eight times as much
-        monkeypatch.setattr("psutil.virtual_memory", lambda: free)
-        with pytest.raises(MemoryError):
-            read_npz(file, compressed=True)
 
 
 WANTED = {"rows": Wanted("f", ("M", 2)), "images": Wanted("iu", ("M",))}

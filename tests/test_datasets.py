@@ -455,12 +455,13 @@ def test_a_missing_batch_is_named(tmp_path: Path) -> None:
 
 
 def test_an_oversized_batch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(official_files, "_LARGEST_BATCH", 1000)
+    for bound in ("_LARGEST_BATCH", "_LARGEST_ARCHIVE"):
+        monkeypatch.setattr(official_files, bound, 1000)
     write_batches(tmp_path)
-    assert "over 1000 bytes" in refusal("cifar10", data_dir=tmp_path)
+    assert "more than 1000 bytes" in refusal("cifar10", data_dir=tmp_path)
     write_archive(tmp_path, tmp_path / "cifar-10-python.tar.gz")
     (tmp_path / "cifar-10-batches-py" / "data_batch_1").unlink()
-    assert "over 1000 bytes" in refusal("cifar10", data_dir=tmp_path)
+    assert "more than 1000 bytes" in refusal("cifar10", data_dir=tmp_path)
 
 
 def test_a_damaged_archive_is_named(tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ FLOORS = [
     {
         "archive",
         "arrayfiles",
+        "bounded",
         "checkpoints",
         "databases",
         "devices",

@@ -49,7 +49,7 @@ def attack(
     data = load_data(sources, asked)
     chosen = sets.choose(data, asked.split, asked.samples, asked.seed)
 
-    devices.start_keras()
+    devices.import_keras()
     from resfool.attacks.epsilons import over_epsilons
     from resfool.attacks.examples import attacked
     from resfool.attacks.memory import enough_for, images_per_pass

@@ -2,25 +2,25 @@
 
 import contextlib
 import math
-import resource
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import keras
-import psutil
 import tensorflow as tf
 
+from resfool import limits
 from resfool.attacks import gradient
 from resfool.classifiers import inference
 from resfool.classifiers.inference import BATCH_SIZE
 from resfool.errors import InputError
+from resfool.limits import shown
 from resfool.monitor import Monitor
 from resfool.values import BatchSize
 
-_GIB = 2**30
-_ENOUGH = _GIB  # for a gradient on a CPU, where larger passes take no less time for an image
+_ENOUGH = (
+    2**30
+)  # bytes, for a gradient on a CPU, where larger passes take no less time for an image
 _MARGIN = 1.15  # of the estimate, see `_of_gradient`
 # What solvers take beside: the same again, and so many times the images, for the gradients of ten
 # logits. Passes of two networks took as much.
@@ -55,8 +55,8 @@ def images_per_pass(
     if asked != "auto":
         if pass_takes > free:
             monitor.warn(
-                f"a pass of {size} images takes about {_shown(pass_takes)} of memory, and "
-                f"{_shown(free)} are free, so it may run out; give a smaller batch_size, or auto"
+                f"a pass of {size} images takes about {shown(pass_takes)} of memory, and "
+                f"{shown(free)} are free, so it may run out; give a smaller batch_size, or auto"
             )
         return asked
     half = free / 2
@@ -67,17 +67,17 @@ def images_per_pass(
     most = BATCH_SIZE
     while most > max(fitting, 1):
         most //= 2
-    reason = f"passes of more than {_shown(enough)} are no faster"
+    reason = f"passes of more than {shown(enough)} are no faster"
     if half / pass_takes < enough / gradient_takes:
-        reason = f"half of what is free is {_shown(half)}"
+        reason = f"half of what is free is {shown(half)}"
     monitor.say(
         f"batch_size=auto is {most} here: a pass of {size} images would take about "
-        f"{_shown(pass_takes)} of memory, and {reason}"
+        f"{shown(pass_takes)} of memory, and {reason}"
     )
     if pass_takes / size > half:
         monitor.warn(
-            f"even one image takes about {_shown(pass_takes / size)} of memory, and half of what "
-            f"is free is {_shown(half)}, so it may run out"
+            f"even one image takes about {shown(pass_takes / size)} of memory, and half of what "
+            f"is free is {shown(half)}, so it may run out"
         )
     return most
 
@@ -96,11 +96,6 @@ def enough_for(size: int) -> Iterator[None]:
         if size > 1:
             what, advice = f"{size} images", f"; give a smaller batch_size, such as {size // 2}"
         raise InputError(f"a pass of {what} takes more memory than there is{advice}") from error
-
-
-def _shown(size: float) -> str:
-    """Bytes for people."""
-    return f"{size / _GIB:.1f} GiB" if size >= _GIB else f"{size / 2**20:.0f} MiB"
 
 
 def _of_gradient(model: keras.Model, size: int) -> float:
@@ -133,8 +128,7 @@ def _free() -> int:
     """Bytes that passes may take: of the GPUs if there are any, or else of this process."""
     if tf.config.list_logical_devices("GPU"):
         return min(_of_gpus())
-    left = psutil.virtual_memory().available, *_left_by_groups(), *_left_of_addresses()
-    return max(0, min(left))
+    return limits.free()
 
 
 def _of_gpus() -> list[int]:
@@ -142,42 +136,3 @@ def _of_gpus() -> list[int]:
     from tensorflow.python.client import device_lib  # nothing public tells it
 
     return [one.memory_limit for one in device_lib.list_local_devices() if one.device_type == "GPU"]
-
-
-_OWN_GROUPS = Path("/proc/self/cgroup")
-_GROUPS = Path("/sys/fs/cgroup")
-# By the controllers that a line of the former names: the folder of groups in the latter, and their
-# files for the limit, for what is used, and the entry of memory.stat for what of it is given back
-# when need be.
-_FILES = {
-    "": ("", "memory.max", "memory.current", "inactive_file"),  # version 2
-    "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-}
-
-
-def _left_by_groups() -> Iterator[int]:
-    """What the control groups that this process is in leave, such as a container's."""
-    lines = _OWN_GROUPS.read_text().splitlines() if _OWN_GROUPS.exists() else []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers in _FILES:
-            root, limit, used, spare = _FILES[controllers]
-            top = _GROUPS / root
-            own = top / path.lstrip("/")
-            # In a container the outer groups can't be seen, and its own may be at the top.
-            for group in (own, *own.parents):
-                if group.is_relative_to(top):
-                    # A group may lack a limit: then there is no file, or "max" in it.
-                    with contextlib.suppress(OSError, ValueError):
-                        stat = dict(
-                            row.split() for row in (group / "memory.stat").read_text().splitlines()
-                        )
-                        in_use = int((group / used).read_text()) - int(stat.get(spare, 0))
-                        yield int((group / limit).read_text()) - in_use
-
-
-def _left_of_addresses() -> Iterator[int]:
-    """What `ulimit -v` leaves."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit != resource.RLIM_INFINITY:
-        yield limit - psutil.Process().memory_info().vms

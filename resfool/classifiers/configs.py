@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from resfool.bounded import plain, quoted
 from resfool.errors import InputError
 
 # How to load what is refused for the code in it.
@@ -17,7 +18,6 @@ TRUST = (
     " modules=PATH.py says where classes of its own are"
 )
 
-_DEEPEST = 200  # containers; a model in a model in a model has about 20
 # The parts of Keras whose classes make up models. Others read files or fetch from the network.
 _PARTS = {
     *("constraints", "dtype_policies", "initializers", "layers", "mixed_precision", "models"),
@@ -52,16 +52,14 @@ _VALUES = {"__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellips
 
 def nodes(config: Any) -> Iterator[dict[str, Any]]:
     """All dicts in a JSON value, each before what it holds; without recursion, which has limits."""
-    waiting = [(config, 1)]
+    waiting = [config]
     while waiting:
-        value, depth = waiting.pop()
-        if depth > _DEEPEST:
-            raise ValueError(f"its config is nested deeper than {_DEEPEST} levels")
+        value = waiting.pop()
         if isinstance(value, dict):
             yield value
-            waiting.extend((inner, depth + 1) for inner in value.values())
+            waiting.extend(value.values())
         elif isinstance(value, list):
-            waiting.extend((inner, depth + 1) for inner in value)
+            waiting.extend(value)
 
 
 def forget_compilation(config: Any) -> None:
@@ -102,6 +100,8 @@ def _check_named(what: str, node: dict[str, Any], legacy: bool) -> None:
     if isinstance(kind, str) and kind in _VALUES:
         return
     name = content if kind == "function" else kind
+    if not isinstance(name, str):
+        raise ValueError(f"its config has {quoted(name)} in place of the name of a class")
     registered = node.get("registered_name")
     described = _described(kind, name, registered, content)
     if kind == OPERATION and _computes(content):
@@ -121,7 +121,7 @@ def _check_named(what: str, node: dict[str, Any], legacy: bool) -> None:
     if not known:
         raise InputError(
             f"{what}: {described} is code outside Keras's layers and functions,"
-            f" of {module!r}{TRUST}"
+            f" of {quoted(module)}{TRUST}"
         )
 
 
@@ -131,12 +131,13 @@ def _computes(content: Any) -> bool:
     return isinstance(function, str) and _OPERATIONS.fullmatch(function) is not None
 
 
-def _described(kind: Any, name: Any, registered: Any, content: Any) -> str:
+def _described(kind: Any, name: str, registered: Any, content: Any) -> str:
     label = content.get("name") if isinstance(content, dict) else None
-    described = f"its {'function' if kind == 'function' else 'layer or object'} {label or name!r}"
+    described = f"its {'function' if kind == 'function' else 'layer or object'} "
+    described += quoted(label or name)
     if isinstance(registered, str) and registered != name:
-        return f"{described} ({registered})"
-    return described if label is None else f"{described} ({name})"
+        return f"{described} ({plain(registered)})"
+    return described if label is None else f"{described} ({plain(name)})"
 
 
 def _may_be_keras(kind: Any, name: Any) -> bool:

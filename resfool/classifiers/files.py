@@ -6,7 +6,7 @@ files are read here instead, and Keras is given only a copy that has been checke
 
 import contextlib
 import json
-import math
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from resfool import devices
+from resfool import bounded, devices, limits
+from resfool.bounded import plain, quoted
 from resfool.classifiers import configs, flavors, hdf5
 from resfool.classifiers.configs import TRUST
 from resfool.classifiers.formats import format_of
@@ -23,8 +24,6 @@ from resfool.errors import InputError, expanded, reading
 
 if TYPE_CHECKING:
     import keras
-
-_MAX_PARAMETERS = 500_000_000
 
 _MODULES = "; modules=NAME or modules=PATH.py says where classes of the model's own are"
 
@@ -39,12 +38,13 @@ def saved(model: "keras.Model") -> bytes:
         return path.read_bytes()
 
 
-def load(path: Path, *, max_parameters: int = _MAX_PARAMETERS) -> "keras.Model":
+def load(path: Path) -> "keras.Model":
     """Load a Keras model that nobody vouches for, without running code that it names.
+
+    What it takes is bounded only as far as can be told without loading it: see `rehearsal`.
 
     Args:
         path: a `.keras` file, an HDF5 file of a whole model, or an MLflow model folder with one.
-        max_parameters: the most weights that the model may have, counted before memory is taken.
 
     Returns:
         The model, not compiled: its optimizer, loss and metrics aren't looked at.
@@ -52,7 +52,7 @@ def load(path: Path, *, max_parameters: int = _MAX_PARAMETERS) -> "keras.Model":
     Raises:
         InputError: the file is missing, damaged, too large or names code outside Keras.
     """
-    return _load(find_file(path), max_parameters)
+    return _load(find_file(path))
 
 
 def load_trusted(
@@ -83,8 +83,8 @@ def load_trusted(
                 if loader is None:
                     raise
                 return trusted.load_by(loader, path)
-            return _load(file, _MAX_PARAMETERS, own)
-        return _load(path, _MAX_PARAMETERS, own)
+            return _load(file, own)
+        return _load(path, own)
 
 
 def find_file(path: Path) -> Path:
@@ -113,15 +113,15 @@ def check(path: Path) -> None:
     Raises:
         InputError: the file is missing, damaged, too large or names code outside Keras.
     """
-    with _checked_copy(path, _MAX_PARAMETERS):
+    with _checked_copy(path):
         pass
 
 
-def _load(file: Path, max_parameters: int, own: Own | None = None) -> "keras.Model":
+def _load(file: Path, own: Own | None = None) -> "keras.Model":
     """Load a file; with classes and functions of the model's own, whatever it names."""
     trust = own is not None
     # Keras reads the copy that was checked, so that nobody can exchange the file in between.
-    with _checked_copy(file, max_parameters, trust=trust) as copy:
+    with _checked_copy(file, trust=trust) as copy:
         devices.start_keras()
         import keras
 
@@ -137,8 +137,6 @@ def _load(file: Path, max_parameters: int, own: Own | None = None) -> "keras.Mod
             known: dict[str, Any] = {configs.OPERATION: operations.TFOpLambda}
             if own is not None:
                 known |= trusted.named_in(config) | own
-            else:
-                _check_parameters(file, copy, max_parameters, known)
             model = keras.saving.load_model(
                 copy.path, custom_objects=known, compile=False, safe_mode=not trust
             )
@@ -183,8 +181,8 @@ class _Copy:
     def read(self) -> Any:
         """The model's config."""
         if self.legacy:
-            return json.loads(hdf5.read_config(self.path, self.path)[0])
-        return json.loads((self.path / _CONFIG).read_bytes())
+            return bounded.from_json(hdf5.read_config(self.path, self.path)[0])
+        return bounded.from_json((self.path / _CONFIG).read_bytes())
 
     def write(self, config: Any) -> None:
         """Exchange the model's config."""
@@ -195,14 +193,14 @@ class _Copy:
 
 
 @contextlib.contextmanager
-def _checked_copy(path: Path, max_parameters: int, *, trust: bool = False) -> Iterator[_Copy]:
+def _checked_copy(path: Path, *, trust: bool = False) -> Iterator[_Copy]:
     """A private copy of a model's file, all checked."""
     kind = format_of(path)
     with tempfile.TemporaryDirectory(prefix="resfool-model-") as name:
         folder = Path(name)
         with reading(path):
             make = _copy_hdf5 if kind == "hdf5" else _copy_zip
-            copy = make(path, folder, max_parameters)
+            copy = make(path, folder)
             config = copy.read()
             configs.forget_compilation(config)
             configs.mend(config)
@@ -212,49 +210,47 @@ def _checked_copy(path: Path, max_parameters: int, *, trust: bool = False) -> It
         yield copy
 
 
-def _copy_hdf5(path: Path, folder: Path, max_parameters: int) -> _Copy:
+def _copy_hdf5(path: Path, folder: Path) -> _Copy:
     target = folder / "model.h5"
-    with path.open("rb") as source, target.open("wb") as copy:
-        _copy_bounded(source, copy, max(_SMALL, _BYTES_PER_PARAMETER * max_parameters))
-    hdf5.check_arrays(target, max_parameters)
-    return _Copy(target, hdf5.read_config(target, path)[1])
+    limits.check_memory(str(path), path.stat().st_size)
+    shutil.copyfile(path, target)
+    hdf5.check_arrays(target, path)
+    return _Copy(target, plain(hdf5.read_config(target, path)[1]))
 
 
-def _copy_zip(path: Path, folder: Path, max_parameters: int) -> _Copy:
-    _unpack(path, folder, max_parameters)
-    hdf5.check_arrays(folder / _WEIGHTS, max_parameters)
-    metadata = json.loads((folder / _METADATA).read_bytes())
+def _copy_zip(path: Path, folder: Path) -> _Copy:
+    _unpack(path, folder)
+    hdf5.check_arrays(folder / _WEIGHTS, path)
+    metadata = bounded.from_json((folder / _METADATA).read_bytes())
     version = metadata.get("keras_version", "") if isinstance(metadata, dict) else ""
-    return _Copy(folder, str(version))
+    return _Copy(folder, plain(version))
 
 
 # The .keras file: a zip with the architecture and the weights.
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _LARGEST_CONFIG, _LARGEST_METADATA = 64 << 20, 1 << 20  # bytes
-_BYTES_PER_PARAMETER = 16  # float64, or float32 with two moments of Adam
 # Keras stores its members as they are; one that was recompressed shrinks by far less than this.
 _LARGEST_EXPANSION, _SMALL = 100, 64 << 20
 
 
-def _unpack(path: Path, folder: Path, max_parameters: int) -> None:
-    largest = {
-        _CONFIG: _LARGEST_CONFIG,
-        _METADATA: _LARGEST_METADATA,
-        _WEIGHTS: max(_SMALL, _BYTES_PER_PARAMETER * max_parameters),
-    }
+def _unpack(path: Path, folder: Path) -> None:
+    largest = {_CONFIG: _LARGEST_CONFIG, _METADATA: _LARGEST_METADATA, _WEIGHTS: limits.memory()}
     with zipfile.ZipFile(path) as archive:
         # Keras makes the folder of assets for layers of text only; when empty, it is harmless.
         members = [m for m in archive.infolist() if m.filename != "assets/"]
         for member in members:
             if member.filename.startswith("assets/"):
                 raise ValueError(
-                    f"it has the asset {member.filename!r}, which only layers of text use"
+                    f"it has the asset {quoted(member.filename)}, which only layers of text use"
                 )
             if member.filename not in largest:
-                raise ValueError(f"it has a member {member.filename!r}, which Keras doesn't write")
+                raise ValueError(
+                    f"it has a member {quoted(member.filename)}, which Keras doesn't write"
+                )
         if sorted(m.filename for m in members) != sorted(largest):
             raise ValueError(f"it must have {', '.join(sorted(largest))}, each once")
+        limits.check_memory(str(path), sum(member.file_size for member in members))
         for member in members:
             _extract(archive, member, folder / member.filename, largest[member.filename])
 
@@ -281,38 +277,3 @@ def _copy_bounded(source: IO[bytes], copy: IO[bytes], bound: int) -> None:
         if left < 0:
             raise ValueError(f"a member has more than {bound} bytes")
         copy.write(chunk)
-
-
-# Counting.
-
-
-def _check_parameters(file: Path, copy: _Copy, max_parameters: int, known: Own) -> None:
-    """Build the model without giving its weights memory, and count them.
-
-    Raises:
-        InputError: it has more than max_parameters, or what is there isn't a model.
-    """
-    import keras
-    from keras.src.backend.common import global_state
-    from keras.src.legacy.saving.saving_options import keras_option_scope
-    from keras.src.legacy.saving.saving_utils import model_from_config
-
-    waiting = "uninitialized_variables"
-    before = list(global_state.get_global_attribute(waiting) or [])
-    try:
-        with keras.StatelessScope(initialize_variables=False):
-            if copy.legacy:
-                with keras_option_scope(use_legacy_config=True):
-                    model = model_from_config(copy.read(), known)
-            else:
-                model = keras.saving.deserialize_keras_object(copy.read(), known, safe_mode=True)
-            if not isinstance(model, keras.Model):
-                raise InputError(f"{file} holds a {type(model).__name__}, not a model")
-            count = sum(math.prod(variable.shape) for variable in model.variables)
-    finally:
-        # Else the next scope's end would allocate them all.
-        global_state.set_global_attribute(waiting, before)
-    if count > max_parameters:
-        raise InputError(
-            f"{file}: the model has {count:,} parameters; {max_parameters:,} are allowed"
-        )

@@ -2,10 +2,11 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from resfool.archive import Archive, ModelSource, as_given
-from resfool.classifiers import files
+from resfool.classifiers import files, rehearsal
 from resfool.classifiers.interface import Interface
 from resfool.datasets import sets
 from resfool.datasets.kinds import kind_of
@@ -91,14 +92,73 @@ def distinct_names(names: Sequence[str]) -> list[str]:
     ]
 
 
+@dataclass(frozen=True)
+class _Loading:
+    """How a classifier is loaded, here or in another process.
+
+    Attributes:
+        source: where it is.
+        name: that it shall have.
+        image_shape: (H, W, C) of the images that it must take.
+        classes: that it must have; None takes the model's.
+        asked: how to load it.
+    """
+
+    source: ModelSource
+    name: str
+    image_shape: tuple[int, int, int]
+    classes: int | None
+    asked: AnyModel
+
+    def __call__(self) -> None:
+        self.classifier(self.model())
+
+    def model(self) -> "keras.Model":
+        """The model as it is stored."""
+        if self.asked.trust:
+            loader, modules = self.source.load_trusted, self.asked.modules or ()
+            return files.load_trusted(self.source.path, loader, modules)
+        return files.load(self.source.path)
+
+    def classifier(self, model: "keras.Model") -> "keras.Model":
+        """That model, from images in [0, 1] to logits; it has been run on images then."""
+        from resfool.classifiers import adapting
+
+        return adapting.as_classifier(
+            model,
+            image_shape=self.image_shape,
+            classes=self.classes,
+            interface=interface_of(self.source, self.asked),
+            name=self.name,
+        )
+
+
 def load_classifiers(
     sources: Sequence[ModelSource], names: Sequence[str], data: sets.Dataset, asked: AnyModel
 ) -> "list[keras.Model]":
     """Several classifiers in the order given, as `load_classifier` gives one."""
-    return [
-        load_classifier(source, name, data, asked)
+    classes = data.classes if data.exact else None
+    loadings = [
+        _Loading(source, name, data.image_shape, classes, asked)
         for source, name in zip(sources, names, strict=True)
     ]
+    # All of them before one is loaded here, which starts TensorFlow: it takes longer then.
+    for loading in loadings:
+        rehearsal.rehearse(f"model={loading.source.uri}", loading)
+    return [_loaded(loading, data) for loading in loadings]
+
+
+def _loaded(loading: _Loading, data: sets.Dataset) -> "keras.Model":
+    with as_given(loading.source.uri, loading.source.path):
+        model = loading.model()
+    try:
+        classifier = loading.classifier(model)
+        _check_labels(data, classifier.output_shape[-1])
+    except InputError as error:
+        hint = _size_hint(model, data)
+        uri = loading.source.uri
+        raise InputError(f"model={uri} doesn't fit {data.name}: {error}{hint}") from error
+    return classifier
 
 
 def interface_of(source: ModelSource, asked: AnyModel) -> Interface:
@@ -118,27 +178,9 @@ def load_classifier(
         asked: how to load it.
 
     Raises:
-        InputError: it can't be loaded, or doesn't fit the data.
+        InputError: it can't be loaded, takes more than it may, or doesn't fit the data.
     """
-    with as_given(source.uri, source.path):
-        if asked.trust:
-            model = files.load_trusted(source.path, source.load_trusted, asked.modules or ())
-        else:
-            model = files.load(source.path)
-    from resfool.classifiers import adapting
-
-    try:
-        classifier = adapting.as_classifier(
-            model,
-            image_shape=data.image_shape,
-            classes=data.classes if data.exact else None,
-            interface=interface_of(source, asked),
-            name=name,
-        )
-        _check_labels(data, classifier.output_shape[-1])
-    except InputError as error:
-        hint = _size_hint(model, data)
-        raise InputError(f"model={source.uri} doesn't fit {data.name}: {error}{hint}") from error
+    (classifier,) = load_classifiers([source], [name], data, asked)
     return classifier
 
 

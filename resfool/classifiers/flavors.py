@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from resfool import bounded
+from resfool.bounded import quoted
 from resfool.errors import InputError, reading
 
 _LARGEST_MLMODEL = 1 << 20  # bytes; they have some thousand
@@ -28,18 +28,15 @@ def file_in(path: Path, trust: str) -> Path:
     flavor = next((name for name in _LOADERS if name in flavors), None)
     if flavor is None:
         raise InputError(
-            f"{path} has the flavours {', '.join(map(str, flavors)) or 'none'}, not keras; log it"
+            f"{path} has the flavours {bounded.named(flavors) or 'none'}, not keras; log it"
             " with mlflow.keras.log_model or give the .keras file itself"
         )
     return _file_of_flavor(path, flavor, flavors[flavor], trust)
 
 
 def _read_flavors(path: Path) -> dict[Any, Any]:
-    with reading(path), path.open("rb") as file:
-        content = file.read(_LARGEST_MLMODEL + 1)
-        if len(content) > _LARGEST_MLMODEL:
-            raise ValueError(f"over {_LARGEST_MLMODEL} bytes")
-        described = yaml.safe_load(content)
+    with reading(path), bounded.opened(path) as file:
+        described = bounded.from_yaml(bounded.content(file, _LARGEST_MLMODEL))
         if not isinstance(described, dict) or not isinstance(described.get("flavors"), dict):
             raise ValueError("it has no mapping of flavours")
     return dict(described["flavors"])
@@ -52,10 +49,10 @@ def _check_python_function(path: Path, flavor: Any, trust: str) -> None:
     if not isinstance(flavor, dict):
         raise InputError(f"{path}: its python_function flavour is not a mapping{trust}")
     if flavor.get("code") is not None:
-        raise InputError(f"{path} brings code of its own in {flavor['code']!r}{trust}")
+        raise InputError(f"{path} brings code of its own in {quoted(flavor['code'])}{trust}")
     loader = flavor.get("loader_module")
-    if loader not in (None, *_LOADERS.values()):
-        raise InputError(f"{path} names the loader {loader!r}, not 'mlflow.keras'{trust}")
+    if loader is not None and loader not in _LOADERS.values():
+        raise InputError(f"{path} names the loader {quoted(loader)}, not 'mlflow.keras'{trust}")
 
 
 def _file_of_flavor(path: Path, name: str, flavor: Any, trust: str) -> Path:
@@ -82,7 +79,9 @@ def _file_of_flavor(path: Path, name: str, flavor: Any, trust: str) -> Path:
             f"{path} holds a SavedModel of TensorFlow, which is a program{trust}; or log the model"
             " with mlflow.keras.log_model"
         )
-    raise InputError(f"{path}: its {name} flavour names {place}.keras, and there is no such file")
+    raise InputError(
+        f"{path}: its {name} flavour names {bounded.plain(place)}.keras, and there is no such file"
+    )
 
 
 def _inside(folder: Path, name: str, shown: str, trust: str) -> Path:
@@ -90,15 +89,19 @@ def _inside(folder: Path, name: str, shown: str, trust: str) -> Path:
     with reading(folder / "MLmodel"):
         target = (folder / name).resolve()
         if Path(name).is_absolute() or not target.is_relative_to(folder.resolve()):
-            raise InputError(f"{folder}: its data {shown!r} lies outside of its folder{trust}")
+            raise InputError(
+                f"{folder}: its data {quoted(shown)} lies outside of its folder{trust}"
+            )
     return target
 
 
 def _check_module_name(path: Path, file: Path, trust: str) -> None:
     if not file.is_file():
         return
-    with file.open("rb") as opened:
+    with bounded.opened(file) as opened:
         module = opened.read(100).decode(errors="replace").strip()
     # That of TensorFlow is Keras's too, where there is no other one.
     if module not in ("keras", "tensorflow.keras", "tf_keras"):
-        raise InputError(f"{path}: keras_module.txt names the module {module!r}, not keras{trust}")
+        raise InputError(
+            f"{path}: keras_module.txt names the module {quoted(module)}, not keras{trust}"
+        )

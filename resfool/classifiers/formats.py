@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from resfool import bounded
 from resfool.errors import InputError, reading
 
 Format = Literal["keras", "hdf5", "mlflow", "saved model"]
@@ -97,7 +98,7 @@ def format_of(path: Path) -> Format:
         raise InputError(
             f"a model is a .keras or .h5 file or an MLflow model folder; {path} {state}"
         )
-    with reading(path), path.open("rb") as file:
+    with reading(path), bounded.opened(path) as file:
         start = file.read(_BEGINNING)
         if start[:4] == b"PK\x03\x04":
             return _format_of_zip(path)
@@ -139,5 +140,5 @@ def _format_of_zip(path: Path) -> Format:
         )
     inside = [n for n in names if n.endswith((".keras", ".h5", ".hdf5", "saved_model.pb"))]
     if not {"config.json", "model.weights.h5"} & set(names) and inside:
-        raise InputError(f"{path} is an archive; unpack it and give {inside[0]}")
+        raise InputError(f"{path} is an archive; unpack it and give {bounded.plain(inside[0])}")
     return "keras"

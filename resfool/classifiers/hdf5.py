@@ -4,27 +4,31 @@ import math
 from pathlib import Path
 from typing import Any
 
+from resfool import limits
+from resfool.bounded import quoted
 from resfool.errors import InputError
 
 CONFIG, _VERSION, _COMPILATION = "model_config", "keras_version", "training_config"
-_LARGEST_CONFIG = 64 << 20  # bytes
+_LARGEST_TEXT = 64 << 20  # bytes of a config
+_MOST_MEMBERS = 30_000  # groups and arrays; a thousand layers with an optimizer have about 10,000
 
 
-def check_arrays(path: Path, max_parameters: int) -> None:
+def check_arrays(path: Path, shown: Path) -> None:
     """Refuse a file that holds more than numbers, that points elsewhere, or is too large.
 
     Args:
         path: of a file with the weights of a model, and perhaps more.
-        max_parameters: the most that the model may have.
+        shown: the model's file, for people.
 
     Raises:
+        InputError: its arrays take more memory than they may.
         ValueError: it is refused.
         OSError: it is damaged.
     """
     import h5py
 
     with h5py.File(path, "r") as file:
-        elements, seen, waiting = 0, set(), [file]
+        size, members, seen, waiting = 0, 0, set(), [file]
         while waiting:
             group = waiting.pop()
             address = h5py.h5o.get_info(group.id).addr
@@ -32,40 +36,43 @@ def check_arrays(path: Path, max_parameters: int) -> None:
                 continue
             seen.add(address)
             for key in group:
+                members += 1
+                if members > _MOST_MEMBERS:
+                    raise ValueError(f"{path.name} has more than {_MOST_MEMBERS} groups and arrays")
                 if not isinstance(group.get(key, getlink=True), h5py.HardLink):
-                    raise ValueError(f"{path.name} has a link at {key!r} that may leave the file")
+                    raise ValueError(
+                        f"{path.name} has a link at {quoted(key)} that may leave the file"
+                    )
                 member = group[key]
                 if isinstance(member, h5py.Group):
                     waiting.append(member)
                 else:
-                    elements += _elements(path, key, member)
-                if elements > 4 * max_parameters:  # Adam saves two more for each
-                    raise ValueError(
-                        f"{path.name} declares {elements} numbers or more;"
-                        f" {max_parameters} parameters are allowed"
-                    )
+                    size += _size(path, key, member)
+        limits.check_memory(f"{shown}: its {path.name}", size)
 
 
-def _elements(path: Path, key: str, member: Any) -> int:
-    """How many numbers an array declares, or reads at once."""
+def _size(path: Path, key: str, member: Any) -> int:
+    """The bytes that an array declares, or reads at once."""
     import h5py
 
     if not isinstance(member, h5py.Dataset):
-        raise ValueError(f"{path.name} has {key!r}, which is not an array")
+        raise ValueError(f"{path.name} has {quoted(key)}, which is not an array")
     if member.external or member.is_virtual:
-        raise ValueError(f"{path.name} has an array {key!r} whose content is in other files")
+        raise ValueError(f"{path.name} has an array {quoted(key)} whose content is in other files")
     # V: two raw bytes are how bfloat16 is stored.
     if member.dtype.kind not in "biufV" or member.dtype.itemsize > 8 or member.dtype.hasobject:
-        raise ValueError(f"{path.name} has an array {key!r} of {member.dtype}, not of numbers")
+        raise ValueError(
+            f"{path.name} has an array {quoted(key)} of {member.dtype}, not of numbers"
+        )
     if member.shape is None:
         return 0
-    return max(math.prod(member.shape), math.prod(member.chunks or ()))
+    return member.dtype.itemsize * max(math.prod(member.shape), math.prod(member.chunks or ()))
 
 
 # Whole models, as Keras 1 to 3 and TensorFlow wrote them.
 
 
-def read_config(path: Path, shown: Path) -> tuple[str, str]:
+def read_config(path: Path, shown: Path) -> tuple[bytes, str]:
     """The config of a whole model, as JSON, and the version of the Keras that wrote it.
 
     Args:
@@ -84,11 +91,9 @@ def read_config(path: Path, shown: Path) -> tuple[str, str]:
                 f"{shown} holds weights alone, or no model of Keras; load them into the network"
                 " they belong to in Keras, and save the whole with model.save('model.keras')"
             )
-        if file.attrs.get_id(CONFIG).get_storage_size() > _LARGEST_CONFIG:
-            raise ValueError(f"its config has more than {_LARGEST_CONFIG} bytes")
-        config = _text(file.attrs[CONFIG])
-        version = _text(file.attrs.get(_VERSION, file["model_weights"].attrs.get(_VERSION, "")))
-        return config, version
+        place = file if _VERSION in file.attrs else file["model_weights"]
+        version = _text(place, _VERSION) if _VERSION in place.attrs else b""
+        return _text(file, CONFIG), version.decode()
 
 
 def write_config(path: Path, config: str) -> None:
@@ -100,5 +105,14 @@ def write_config(path: Path, config: str) -> None:
         file.attrs.pop(_COMPILATION, None)
 
 
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+def _text(place: Any, name: str) -> bytes:
+    """A text among the attributes of a file or group."""
+    attribute = place.attrs.get_id(name)
+    # An array could name one long text again and again.
+    if attribute.shape != () or attribute.get_storage_size() > _LARGEST_TEXT:
+        raise ValueError(f"its {name} is no text of at most {_LARGEST_TEXT} bytes")
+    value = place.attrs[name]
+    text = value if isinstance(value, bytes) else str(value).encode()
+    if len(text) > _LARGEST_TEXT:
+        raise ValueError(f"its {name} has more than {_LARGEST_TEXT} bytes")
+    return text

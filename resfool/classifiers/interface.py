@@ -1,14 +1,13 @@
 """How somebody's model takes images and gives classes, as far as the model doesn't tell."""
 
-import os
 from dataclasses import replace
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from resfool.arrayfiles import open_plain, read_npz, using
-from resfool.errors import InputError, UsageError, expanded
+from resfool import bounded
+from resfool.errors import InputError, UsageError, expanded, reading
 from resfool.parameters import Parameters
 from resfool.values import Numbers, PixelRange
 
@@ -127,5 +126,5 @@ class Interface(Parameters):
         if self.inputs is None:
             return {}
         path = expanded(self.inputs.removeprefix("npz:"))
-        with using(f"inputs={self.inputs}"), open_plain(path, os.O_RDONLY, follow=True) as file:
-            return read_npz(file, compressed=True)
+        with reading(path):
+            return {name: np.asarray(array) for name, array in bounded.npz(path).items()}

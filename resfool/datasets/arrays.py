@@ -2,13 +2,13 @@
 
 import math
 import re
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
+from resfool import bounded
 from resfool.datasets import labels
 from resfool.datasets.stored import PART_NAMES, Array, Pool, Stored, own_images
 from resfool.errors import InputError, reading
@@ -35,9 +35,8 @@ def read_npz(path: Path, how: OwnImages) -> Stored:
     Raises:
         InputError: it can't be read, or isn't images with their labels.
     """
-    with reading(path), _opened(path) as archive:
-        names = [name.removesuffix(".npy") for name in archive.namelist()]
-        return _stored(path, {n: _member(path, archive, f"{n}.npy") for n in _wanted(names)}, how)
+    with reading(path):
+        return _stored(path, bounded.npz(path, _is_wanted), how)
 
 
 def read_npy(folder: Path, how: OwnImages) -> Stored:
@@ -52,66 +51,25 @@ def read_npy(folder: Path, how: OwnImages) -> Stored:
     with reading(folder):
         names = sorted(path.stem for path in folder.glob("*.npy"))
         found = {}
-        for name in _wanted(names):
+        for name in filter(_is_wanted, names):
             path = folder / f"{name}.npy"
             with reading(path):
-                with path.open("rb") as file:
-                    _header(str(path), file)
-                found[name] = np.load(path, mmap_mode="r", allow_pickle=False)
+                found[name] = bounded.npy(path)
         return _stored(folder, found, how)
-
-
-def _opened(path: Path) -> zipfile.ZipFile:
-    if not zipfile.is_zipfile(path):
-        raise ValueError("not an npz archive")
-    return zipfile.ZipFile(path)
-
-
-def _member(path: Path, archive: zipfile.ZipFile, name: str) -> Array:
-    """An array of an archive, mapped if it isn't compressed; a checksum that fails is an error."""
-    info = archive.getinfo(name)
-    with archive.open(info) as file:
-        shape, fortran, dtype = _header(f"{path}: {name}", file)
-        begin = file.tell()
-        while file.read(_CHUNK):
-            pass
-    size = int(np.prod(shape, dtype=object)) * dtype.itemsize
-    if info.compress_type != zipfile.ZIP_STORED or begin + size != info.file_size or not size:
-        with archive.open(info) as file:
-            return np.lib.format.read_array(file, allow_pickle=False)
-    with path.open("rb") as raw:
-        raw.seek(info.header_offset)
-        header = raw.read(30)  # of the member, which ends with the sizes of two fields after it
-        fields = sum(int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
-    offset = info.header_offset + len(header) + fields + begin
-    order = "F" if fortran else "C"
-    return np.memmap(path, dtype, "r", offset, shape, order)  # type: ignore[call-overload]
-
-
-def _header(what: str, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """An array's shape, whether it is in Fortran's order, and its type."""
-    first = np.lib.format.read_magic(file) == (1, 0)
-    read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(file)
-    if dtype.hasobject:
-        raise InputError(
-            f"{what} holds Python objects, which could run code when they are read; save it with a "
-            "type of numbers or words, as in np.array(labels, dtype=str)"
-        )
-    return shape, fortran, dtype
 
 
 # Which array is what.
 
 
-def _wanted(names: list[str]) -> list[str]:
-    return [name for name in names if name == "class_names" or _NAME.fullmatch(name.lower())]
+def _is_wanted(name: str) -> bool:
+    return name == "class_names" or _NAME.fullmatch(name.lower()) is not None
 
 
 def _stored(path: Path, arrays: Mapping[str, Array], how: OwnImages) -> Stored:
     found = _paired(path, arrays)
     names = None
     if "class_names" in arrays:
+        labels.check_count(f"{path}: class_names", arrays["class_names"].size)
         names = [str(name) for name in arrays["class_names"].reshape(-1)]
     notes: list[str] = []
     images, ranges, given = {}, {}, {}

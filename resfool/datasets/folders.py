@@ -7,6 +7,7 @@ from typing import IO
 
 import numpy as np
 
+from resfool import bounded
 from resfool.datasets.pictures import pictures
 from resfool.datasets.stored import PART_NAMES, Array, Pool, Stored, own_images
 from resfool.errors import InputError, reading
@@ -30,7 +31,7 @@ class Files:
         for place, row in enumerate(rows):
             path = self.paths[row]
             with reading(path):
-                file = path.open("rb")
+                file = bounded.opened(path)
             with file:
                 yield place, str(path), file
 
@@ -96,9 +97,15 @@ def _own(folder: Path) -> list[Path]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    yield from _own(folder)
-    for one in _folders(folder):
-        yield from _files(one)
+    """The files in a folder, then those of each folder in it; of a folder in itself, once."""
+    waiting, seen = [folder], set()
+    while waiting:
+        folder = waiting.pop()
+        where = folder.resolve()
+        if where not in seen:
+            seen.add(where)
+            yield from _own(folder)
+            waiting.extend(reversed(_folders(folder)))
 
 
 def _notes(path: Path, names: Sequence[str], labels: Array, others: list[Path]) -> Iterator[str]:

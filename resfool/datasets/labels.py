@@ -12,6 +12,7 @@ from resfool.values import Part
 
 _MOST = 100_000  # classes; a stray label, such as an identifier, would become that many
 _HUGE = 1 << 62  # within int64
+_LONGEST = 4000  # bytes of a word
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,16 @@ class Labels:
     numbers: dict[Part, Array]
     class_names: tuple[str, ...]
     notes: tuple[str, ...] = ()
+
+
+def check_count(what: str, classes: int) -> None:
+    """Refuse more classes than anybody has.
+
+    Raises:
+        InputError: there are.
+    """
+    if classes > _MOST:
+        raise InputError(f"{what} are {classes:,} classes; {_MOST:,} are allowed")
 
 
 def numbered(
@@ -84,6 +95,10 @@ def _flat(where: str, name: str, labels: Array, count: int) -> Array:
     if _width(labels):
         return _hot(where, name, labels)
     labels = labels.reshape(-1)
+    if labels.dtype.kind in "SU" and labels.dtype.itemsize > _LONGEST:
+        raise InputError(
+            f"{where}: {name} has words of {labels.dtype.itemsize} bytes; {_LONGEST} are allowed"
+        )
     if labels.dtype.kind == "S":
         labels = np.char.decode(labels, "utf-8")
     if labels.dtype.kind == "U":
@@ -101,7 +116,8 @@ def _flat(where: str, name: str, labels: Array, count: int) -> Array:
 
 def _hot(where: str, name: str, rows: Array) -> Array:
     """The numbers that one-hot rows stand for."""
-    binary = rows.dtype.kind in "biuf" and bool(np.isin(rows, (0, 1)).all())
+    check_count(f"{where}: the columns of {name}", rows.shape[1])
+    binary = rows.dtype.kind in "biuf" and bool(((rows == 0) | (rows == 1)).all())
     if not binary or not (rows.sum(axis=1) == 1).all():
         raise InputError(
             f"{where}: {name} has the shape {rows.shape}, but not one 1 among 0 in each row; "

@@ -7,16 +7,16 @@ import io
 import os
 import pickle
 import sys
-import tarfile
 import tempfile
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
+from resfool import bounded
 from resfool.datasets.arrays import read_npz
 from resfool.datasets.stored import Array, Pool, Stored
 from resfool.errors import InputError, reading
@@ -224,7 +224,8 @@ def _download(official: Official, folder: Path) -> Path:
     return target
 
 
-_LARGEST_BATCH = 1 << 28  # bytes; CIFAR-100's training images have 155 million
+# Bytes; CIFAR-100's training images have 155 million, and all of a set 190 million.
+_LARGEST_BATCH = _LARGEST_ARCHIVE = 1 << 28
 
 
 def _read_cifar(path: Path, packed: Batches) -> Stored:
@@ -243,39 +244,51 @@ def _read_cifar(path: Path, packed: Batches) -> Stored:
 def _folder_batches(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
     found = {}
     for path in (folder / name for name in names):
-        with reading(path), path.open("rb") as file:
-            found[str(path)] = _read_bounded(file)
+        with reading(path), bounded.opened(path) as file:
+            found[str(path)] = bounded.content(file, _LARGEST_BATCH)
     return found
 
 
 def _archive_batches(path: Path, packed: Batches) -> dict[str, bytes]:
     """Read the batches out of the official archive; nothing that it holds is written to disk."""
     names = (*packed.training, packed.test)
-    wanted = {f"{packed.folder}/{name}": f"{path}/{name}" for name in names}
-    found: dict[str, bytes] = {}
-    with reading(path), tarfile.open(path, "r:gz") as archive:
-        for member in archive:
-            # A link has no content of its own, and following one is how an archive gets elsewhere.
-            file = archive.extractfile(member) if member.isreg() else None
-            if member.name in wanted and file is not None:
-                found[wanted[member.name]] = _read_bounded(file)
-        absent = [name for name, label in wanted.items() if label not in found]
-        if absent:
-            raise InputError(f"{path} has no {absent[0]}")
-    return {label: found[label] for label in wanted.values()}
+    with reading(path):
+        members = dict(_members(_unzipped(path, _LARGEST_ARCHIVE)))
+    found = {f"{path}/{name}": members.get(f"{packed.folder}/{name}") for name in names}
+    absent = [label for label, content in found.items() if content is None]
+    if absent:
+        raise InputError(f"{path} has no {Path(absent[0]).name}")
+    return {label: bytes(content) for label, content in found.items() if content is not None}
 
 
-def _read_bounded(file: IO[bytes] | gzip.GzipFile) -> bytes:
-    content = file.read(_LARGEST_BATCH + 1)
-    if len(content) > _LARGEST_BATCH:
-        raise ValueError(f"over {_LARGEST_BATCH} bytes")
-    return content
+def _unzipped(path: Path, most: int) -> bytes:
+    with bounded.opened(path) as file, gzip.open(file) as unzipped:
+        return bounded.content(unzipped, most)
+
+
+_BLOCK = 512  # bytes, of which a tar archive is made
+
+
+def _members(archive: bytes) -> Iterator[tuple[str, memoryview]]:
+    """The files in a tar archive with names of less than 100 bytes; links have no content.
+
+    Python's own reader believes what headers say of other headers, however much that takes.
+    """
+    whole, at = memoryview(archive), 0
+    while len(header := archive[at : at + _BLOCK]) == _BLOCK and header.strip(b"\0"):
+        size = int(header[124:136].strip(b" \0") or b"0", 8)
+        if size < 0:
+            raise ValueError("a member's size is negative")
+        at += _BLOCK
+        if header[156:157] in (b"0", b"\0"):
+            yield header[:100].rstrip(b"\0").decode(), whole[at : at + size]
+        at += -(-size // _BLOCK) * _BLOCK
 
 
 def _read_idx(path: Path, dimensions: int) -> Array:
     """Read an array of bytes in MNIST's own format: a magic number, its sizes, its values."""
-    with reading(path), gzip.open(path) as file:
-        content = _read_bounded(file)
+    with reading(path):
+        content = _unzipped(path, _LARGEST_BATCH)
         head = 4 * (1 + dimensions)
         magic, *shape = (int.from_bytes(content[at : at + 4]) for at in range(0, head, 4))
         if magic != 0x800 + dimensions:
@@ -289,7 +302,7 @@ def _read_batch(path: str, content: bytes, packed: Batches) -> Pool:
     Source: https://www.cs.toronto.edu/~kriz/cifar.html
     """
     with reading(path):
-        batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
+        batch = _BatchUnpickler(content).load()
         data, labels = batch[b"data"], batch[packed.labels]
         most = len(packed.class_names) - 1
         if not (
@@ -318,27 +331,43 @@ class _Inert:
         self.state = state
 
 
-class _Latin1(bytes):
-    """Stands in for `_codecs.encode`, by which Python 3 writes bytes in Python 2's protocol."""
-
-    def __new__(cls, text: str, encoding: str) -> "_Latin1":
-        return super().__new__(cls, text, "latin-1")
+class _Bytes(bytes):
+    """Bytes that come of `_codecs.encode`, by which Python 3 writes them in Python 2's protocol."""
 
     def __setstate__(self, state: Any) -> None:
         raise pickle.UnpicklingError("bytes have no state")
 
 
 _STAND_INS = {
-    ("numpy.core.multiarray", "_reconstruct"): _Inert,
-    ("numpy._core.multiarray", "_reconstruct"): _Inert,
-    ("numpy", "ndarray"): _Inert,
-    ("numpy", "dtype"): _Inert,
-    ("_codecs", "encode"): _Latin1,
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
 }
 
 
-class _BatchUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> type:
+# The one in C would make room for as many noted objects as some bytes say there are.
+class _BatchUnpickler(pickle._Unpickler):
+    """Reads one batch.
+
+    Args:
+        content: of its file.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(io.BytesIO(content), encoding="bytes")
+        self._left = 2 * len(content)
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_codecs", "encode"):
+            return self._encoded
         if (module, name) not in _STAND_INS:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, so it was tampered with")
-        return _STAND_INS[module, name]
+        return _Inert
+
+    def _encoded(self, text: str, encoding: str) -> _Bytes:
+        """Text as bytes: in all no more than a file has that encodes each once."""
+        self._left -= len(text)
+        if self._left < 0:
+            raise pickle.UnpicklingError("it makes much of few bytes, so it was tampered with")
+        return _Bytes(text, "latin-1")

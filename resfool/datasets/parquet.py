@@ -1,14 +1,14 @@
 """Parquet files with a column of pictures and one of labels, as Hugging Face writes them."""
 
 import io
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from resfool import bounded, limits
 from resfool.datasets import labels
 from resfool.datasets.pictures import pictures
 from resfool.datasets.stored import PART_NAMES, Array, Pool, Stored, own_images
@@ -19,6 +19,8 @@ from resfool.values import Part
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
+_ROWS = 16  # cells that are read together
+_BYTES_A_ROW = 64  # that its label and its place take
 _IMAGES = ("image", "img", "images", "picture", "png", "jpg", "jpeg", "webp", "x")
 _LABELS = ("label", "labels", "fine_label", "class", "target", "cls", "y")
 
@@ -39,21 +41,34 @@ class Cells:
         """Some of them, row group by row group."""
         of_row = np.searchsorted(self.ends, rows, side="right")
         for group in np.unique(of_row):
-            path = self.paths[self.groups[group][0]]
-            begin = self.ends[group - 1] if group else 0
+            number, own = self.groups[group]
+            path = self.paths[number]
+            places = np.flatnonzero(of_row == group)
+            inside = rows[places] - (self.ends[group - 1] if group else 0)
             with reading(path):
-                cells = _column(path, self.groups[group][1], self.column)
-            for place in np.flatnonzero(of_row == group):
-                at = int(rows[place] - begin)
-                name = f"{path}, picture {at} of row group {self.groups[group][1]}"
-                yield int(place), name, _opened(path, name, cells[at].as_py())
+                cells = _cells_of(path, own, self.column, set(inside.tolist()))
+            for place, at in zip(places.tolist(), inside.tolist(), strict=True):
+                name = f"{path}, picture {at} of row group {own}"
+                yield place, name, _opened(path, name, cells[at])
 
 
-def _column(path: Path, group: int, column: str) -> Any:
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(path) as file:
-        return file.read_row_group(group, columns=[column]).column(0)
+def _cells_of(path: Path, group: int, column: str, rows: Collection[int]) -> dict[int, Any]:
+    """Some cells of a row group; what a few bytes of the file become is seen as it comes."""
+    found: dict[int, Any] = {}
+    with _parquet_file(path) as file:
+        limits.check_memory(
+            f"{path}: its row group {group}", file.metadata.row_group(group).total_byte_size
+        )
+        begin = taken = 0
+        batches = file.iter_batches(_ROWS, row_groups=[group], columns=[column])
+        for cells in (batch.column(0) for batch in batches):
+            for at in range(begin, begin + len(cells)):
+                if at in rows:
+                    found[at] = cells[at - begin].as_py()
+            taken += cells.nbytes
+            limits.check_memory(f"{path}: its row group {group}", taken)
+            begin += len(cells)
+    return found
 
 
 def _opened(path: Path, name: str, cell: Any) -> IO[bytes]:
@@ -64,8 +79,8 @@ def _opened(path: Path, name: str, cell: Any) -> IO[bytes]:
     place = place or content
     if not isinstance(place, str):
         raise InputError(f"{name} is neither bytes nor a path")
-    with reading(f"{name}, {place},"):
-        return io.BytesIO((path.parent / place).read_bytes())
+    with reading(f"{name}, {place},"), bounded.opened(path.parent / place) as file:
+        return io.BytesIO(bounded.content(file, limits.memory()))
 
 
 def read_parquet(path: Path, how: OwnImages) -> Stored:
@@ -111,21 +126,20 @@ def _files(path: Path) -> dict[Part, list[Path]]:
 
 def _layout(path: Path) -> tuple[str, str, tuple[str, ...] | None]:
     """The columns of pictures and of labels, and the classes' names if they are there."""
-    import pyarrow.parquet
-
-    with reading(path):
-        schema = pyarrow.parquet.read_schema(path)
+    with reading(path), _parquet_file(path) as file:
+        schema = file.schema_arrow
         features = _features(schema.metadata or {})
     kinds = {name: one.get("_type") for name, one in features.items() if isinstance(one, dict)}
     image = _one(path, "pictures", schema.names, _IMAGES, kinds, "Image")
     label = _one(path, "labels", schema.names, _LABELS, kinds, "ClassLabel")
     names = features.get(label, {}).get("names")
+    labels.check_count(f"{path}: the names of {label}", len(names or ()))
     return image, label, None if names is None else tuple(map(str, names))
 
 
 def _features(metadata: dict[bytes, bytes]) -> dict[str, Any]:
     """What Hugging Face notes of each column."""
-    noted = json.loads(metadata.get(b"huggingface", b"{}"))
+    noted = bounded.from_json(metadata.get(b"huggingface", b"{}"))
     return noted.get("info", {}).get("features", {})
 
 
@@ -143,7 +157,7 @@ def _one(
     if not candidates:
         raise InputError(
             f"{path} has no column of {what} by a usual name ({', '.join(usual)}); it has "
-            f"{', '.join(columns)}"
+            f"{bounded.named(columns)}"
         )
     return candidates[0]
 
@@ -157,21 +171,26 @@ def _cells(paths: Sequence[Path], column: str) -> Cells:
                 groups.append((number, group))
     if not sum(counts):
         raise InputError(f"{paths[0]} has no rows")
+    limits.check_memory(f"{paths[0]}: {sum(counts)} rows", _BYTES_A_ROW * sum(counts))
     return Cells(paths, column, np.cumsum(counts), groups)
 
 
 def _parquet_file(path: Path) -> "ParquetFile":
     import pyarrow.parquet
 
-    return pyarrow.parquet.ParquetFile(path)
+    bounded.check_regular(path)
+    return pyarrow.parquet.ParquetFile(path, pre_buffer=False)
 
 
 def _read_labels(path: Path, column: str) -> Array:
-    import pyarrow.parquet
-
-    with reading(path):
-        cells = pyarrow.parquet.read_table(path, columns=[column]).column(0)
-        if cells.null_count:
-            raise InputError(f"{path}: {cells.null_count} rows have no {column}")
-        values = np.asarray(cells.to_pylist())
-    return values
+    values: list[Any] = []
+    with reading(path), _parquet_file(path) as file:
+        limits.check_memory(f"{path}: its {column}", _BYTES_A_ROW * file.metadata.num_rows)
+        taken = 0
+        for cells in (batch.column(0) for batch in file.iter_batches(columns=[column])):
+            if cells.null_count:
+                raise InputError(f"{path}: rows have no {column}")
+            taken += cells.nbytes
+            limits.check_memory(f"{path}: its {column}", taken)
+            values += cells.to_pylist()
+        return np.asarray(values)

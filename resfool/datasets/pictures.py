@@ -7,6 +7,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from resfool import limits
 from resfool.datasets.stored import Array
 from resfool.errors import InputError, reading
 from resfool.parameters import OwnImages
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 _GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
+_BYTES_A_PIXEL = 12  # of three copies with four channels, while it is turned and cut
+# Each scan of a progressive JPEG, a few bytes, goes over all pixels; encoders write about ten.
+_SCAN, _MOST_SCANS = b"\xff\xda", 200
 _ORIENTATION = 0x0112  # in EXIF; from 5 on the sides are swapped
 
 
@@ -50,7 +54,7 @@ class Pictures:
         decoded = np.empty((len(wanted), *self.shape[1:]), np.uint8)
         for place, name, file in self.source.opened(wanted):
             with reading(name):
-                decoded[place] = self._decoded(file)
+                decoded[place] = self._decoded(name, file)
         return decoded
 
     def chosen(self, rows: Array) -> "Pictures":
@@ -63,10 +67,10 @@ class Pictures:
         for _, _, file in self.source.opened(self.rows):
             yield file.read()
 
-    def _decoded(self, file: IO[bytes]) -> Array:
+    def _decoded(self, name: str, file: IO[bytes]) -> Array:
         from PIL import Image, ImageOps
 
-        with Image.open(file, formats=_FORMATS) as opened:
+        with _opened(name, file) as opened:
             image = _in_bytes(ImageOps.exif_transpose(opened))
         image = image.convert("L" if self.channels == 1 else "RGB")
         height, width = self.size
@@ -75,6 +79,27 @@ class Pictures:
         else:
             image = image.resize((width, height), Image.Resampling.BILINEAR)
         return np.asarray(image).reshape(*self.size, self.channels)
+
+
+def _opened(name: str, file: IO[bytes]) -> "Image":
+    """A picture that isn't decoded yet, and won't take too much when it is.
+
+    Raises:
+        InputError: it would.
+    """
+    from PIL import Image
+
+    image = Image.open(file, formats=_FORMATS)
+    width, height = image.size
+    limits.check_memory(f"{name}, {width} x {height} pixels,", _BYTES_A_PIXEL * width * height)
+    if image.info.get("progressive"):
+        at = file.tell()
+        file.seek(0)
+        scans = file.read().count(_SCAN)
+        file.seek(at)
+        if scans > _MOST_SCANS:
+            raise InputError(f"{name} has {scans} scans; {_MOST_SCANS} are allowed")
+    return image
 
 
 def _in_bytes(image: "Image") -> "Image":
@@ -99,14 +124,13 @@ def pictures(source: Source, how: OwnImages, where: str) -> Pictures:
         where: they come from.
 
     Raises:
-        InputError: one isn't a picture, or they have several sizes and none is asked for.
+        InputError: one isn't a picture or is too large, or they have several sizes and none is
+            asked for.
     """
-    from PIL import Image
-
     grey, sizes = True, Counter[tuple[int, int]]()
     example: dict[tuple[int, int], str] = {}
     for _, name, file in source.opened(np.arange(len(source))):
-        with reading(name), Image.open(file, formats=_FORMATS) as image:
+        with reading(name), _opened(name, file) as image:
             grey = grey and image.mode in _GREY
             swapped = image.getexif().get(_ORIENTATION, 1) >= 5
             width, height = image.size

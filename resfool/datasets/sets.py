@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from resfool import wording
+from resfool import limits, wording
 from resfool.datasets import kinds
 from resfool.datasets.labels import gaps
 from resfool.datasets.official import (
@@ -91,7 +91,9 @@ class Split:
         return outline
 
     def _scaled(self, rows: Array) -> npt.NDArray[np.float32]:
-        scaled = np.empty((len(rows), *self.shape[1:]), np.float32)
+        shape = (len(rows), *self.shape[1:])
+        limits.check_memory(f"an array of {len(rows)} images, {shape},", 4 * math.prod(shape))
+        scaled = np.empty(shape, np.float32)
         begin = 0
         for some in self._chunks(rows):
             part = scaled[begin : begin + len(some)]

@@ -1,5 +1,6 @@
 """The whole paper: which runs each table and figure needs, made or found again."""
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -175,14 +176,16 @@ class _State:
         if _PAPERS_WAY in run.metrics:
             return
         self._monitor.say(f"judging {job.name} in the paper's way")
-        devices.start_keras()
-        from resfool.classifiers import files, scores
+        devices.import_keras()
+        from resfool.classifiers import files, rehearsal, scores
 
         test, left_out = self.data[job].test, LeftOut()
         with left_out.unless_usable(f"the accuracy of {job.name} in the paper's way"):
             source = self._archive.find_model(run.model)
+            load = functools.partial(files.load, source.path)
             with as_given(source.uri, source.path):
-                model = files.load(source.path)
+                rehearsal.rehearse(f"model={run.model}", load)
+                model = load()
             found = scores.chunk_accuracies(
                 model,
                 test.images,

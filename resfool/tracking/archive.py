@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +213,7 @@ def _with_mlflows_loader(source: ModelSource) -> ModelSource:
     """A model of a file, or of a folder that MLflow saved and can load."""
     if not (source.path / "MLmodel").is_file():
         return source
-    return replace(source, load_trusted=lambda: _load_with_mlflow(source.path))
+    return replace(source, load_trusted=partial(_load_with_mlflow, source.path))
 
 
 def _find_logged_model(client: MlflowClient, uri: str) -> ModelSource:
@@ -242,7 +242,7 @@ def _find_logged_model(client: MlflowClient, uri: str) -> ModelSource:
     exact = f"models:/{name}/{version}" if name else uri
     path = _downloaded(exact)
     label = f"{name} {version}" if name else rest
-    source = ModelSource(uri, label, path, lambda: _load_with_mlflow(path), model_id)
+    source = ModelSource(uri, label, path, partial(_load_with_mlflow, path), model_id)
     if run_id is None:
         return source
     run = client.get_run(run_id)

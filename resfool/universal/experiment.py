@@ -88,7 +88,7 @@ def universal(
         with as_given(asked.matrix, path):
             stored = checkpoints.Arrays(*checkpoints.load(path, given))
 
-    devices.start_keras()
+    devices.import_keras()
     from resfool.attacks.memory import enough_for, images_per_pass
     from resfool.classifiers import inference
     from resfool.universal import judging

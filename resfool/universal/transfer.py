@@ -75,7 +75,7 @@ def transfer(
     vectors = np.stack([_load(source, data, asked.norm) for source in found])
     chosen = choose(data, asked.split, asked.samples, asked.seed)
 
-    devices.start_keras()
+    devices.import_keras()
     from resfool.attacks.memory import enough_for, images_per_pass
     from resfool.classifiers import inference
     from resfool.universal import judging

@@ -9,6 +9,7 @@ import psutil
 import pytest
 import tensorflow as tf
 
+from resfool import limits
 from resfool.attacks import memory
 from resfool.errors import InputError
 from resfool.monitor import Monitor
@@ -123,25 +124,25 @@ def test_control_groups_leave_what_their_tightest_limit_leaves(
 ) -> None:
     own, groups = tmp_path / "cgroup", tmp_path / "groups"
     own.write_text(f"9:pids:/outer\n{line}\n")
-    monkeypatch.setattr(memory, "_OWN_GROUPS", own)
-    monkeypatch.setattr(memory, "_GROUPS", groups)
-    assert not list(memory._left_by_groups())  # an outer group's, which can't be seen here
+    monkeypatch.setattr(limits, "_OWN_GROUPS", own)
+    monkeypatch.setattr(limits, "_GROUPS", groups)
+    assert not list(limits._left_by_groups())  # an outer group's, which can't be seen here
     inner, outer = groups / root / "outer" / "inner", groups / root / "outer"
     write_group(inner, "max" if version == 2 else str(2**63 - 4096), 100, 40, version)
     write_group(outer, "1000", 300, 50, version)
-    assert min(memory._left_by_groups()) == 750
+    assert min(limits._left_by_groups()) == 750
     write_group(groups / root, "600", 300, 0, version)  # as a container sees its own
-    assert min(memory._left_by_groups()) == 300
+    assert min(limits._left_by_groups()) == 300
 
 
 def test_the_tightest_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     own: Any = psutil.Process().memory_info().vms
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (own + 200 * MIB, own + 900 * MIB))
-    assert 180 * MIB < memory._free() < 220 * MIB
+    assert 180 * MIB < limits.free() < 220 * MIB
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (1, 1))
-    assert memory._free() == 0
+    assert limits.free() == 0
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (resource.RLIM_INFINITY,) * 2)
-    assert 100 * MIB < memory._free() <= psutil.virtual_memory().total
+    assert 100 * MIB < limits.free() <= psutil.virtual_memory().total
 
 
 @pytest.mark.parametrize(
