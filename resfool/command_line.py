@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NoReturn
 
+from resfool.declarations import Parameter, check_effects
 from resfool.errors import (
     InputError,
     NonFiniteLossError,
@@ -17,7 +18,7 @@ from resfool.errors import (
     out_of_space,
     unknown,
 )
-from resfool.parameters import Parameter, Parameters
+from resfool.parameters import Parameters
 from resfool.values import show
 
 
@@ -74,7 +75,9 @@ def parse(
     if extra:
         raise _unexpected(extra[0], list(known))
     given = vars(read)
-    return [kind.of({n: v for n, v in given.items() if n in kind.declared()}) for kind in kinds]
+    made = [kind.of({n: v for n, v in given.items() if n in kind.declared()}) for kind in kinds]
+    check_effects(known, {n: v for one in reversed(made) for n, v in one.settings().items()})
+    return made
 
 
 def completion(shell: str, commands: Mapping[str, Mapping[str, Parameter]]) -> str:

@@ -17,8 +17,9 @@ from resfool import __version__, command_line, interrupts
 from resfool.attacks import attack as attacks
 from resfool.attacks.options import AttackParameters
 from resfool.datasets.sets import Dataset, draw, load
-from resfool.errors import CALLED_FROM, DataWarning, UsageError, expanded, unknown
-from resfool.parameters import Checkpoints, Parameter, Parameters, Resumable, Workers, within
+from resfool.declarations import Parameter
+from resfool.errors import CALLED_FROM, DataWarning, UsageError, UselessWarning, expanded, unknown
+from resfool.parameters import Checkpoints, Parameters, Resumable, Workers, within
 from resfool.progress import ProgressReport
 from resfool.reproduction import reproduce as reproduction
 from resfool.reproduction.plan import ReproduceParameters
@@ -137,8 +138,7 @@ def _keep_trial(run: "Run", trained: Trained, curve: Sequence[Row], data: Datase
 
 def attack(asked: AttackParameters, applied: TransferParameters) -> None:
     """Fool one or several classifiers, or apply perturbations of earlier runs to them."""
-    # A norm alone is a transfer too, to be told that there is nothing of this size.
-    if applied.perturbation is not None or applied.norm.kind != "none":
+    if applied.perturbation is not None:
         from resfool.universal import presentation as of_transfer
 
         with _recording("transfer, image passes") as (run, archive, _):
@@ -333,7 +333,7 @@ def _said_plainly() -> Iterator[None]:
         show = warnings.showwarning
 
         def say(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-            if issubclass(category, DataWarning):
+            if issubclass(category, DataWarning | UselessWarning):
                 print(f"resfool: {message}", file=sys.stderr, flush=True)
             else:
                 show(message, category, *where, **more)

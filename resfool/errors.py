@@ -46,6 +46,10 @@ class DataWarning(UserWarning):
     """How the user's data was understood, where it could be meant otherwise."""
 
 
+class UselessWarning(UserWarning):
+    """What was given and has no effect this time."""
+
+
 class NonFiniteLossError(ArithmeticError):
     """The training loss became infinite or not a number; training can't go on from there."""
 

