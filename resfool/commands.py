@@ -29,6 +29,7 @@ from resfool.trials import sweep as sweeps
 from resfool.trials import tune as tuning
 from resfool.trials.options import SweepParameters, TuneParameters
 from resfool.trials.recorder import Trained
+from resfool.trials.space import space_of
 from resfool.universal import experiment
 from resfool.universal import transfer as transfers
 from resfool.universal.options import MnistParameters, TransferParameters, UniversalParameters
@@ -102,6 +103,7 @@ def sweep(asked: SweepParameters) -> None:
 
 def tune(asked: TuneParameters) -> None:
     """Search for the settings that the paper left untuned."""
+    space_of(asked)  # refuses what can't be searched before all that is imported from here on
     from resfool.trials import presentation
     from resfool.trials.study import Study
 
@@ -323,6 +325,8 @@ def run(name: str, argv: Sequence[str] | None = None, program: str | None = None
         asked = command_line.parse(*command.takes, argv=argv, program=program, text=command.text)
         interrupts.raise_once()
         with within(*asked):
+            for one in asked:
+                one.check_places()
             command.run(*asked)
 
 

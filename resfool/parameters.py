@@ -27,7 +27,7 @@ from typing import (
 from resfool import costs, limits
 from resfool.costs import UNKNOWN, Cost, Data
 from resfool.declarations import GIVEN, Needs, Parameter, check_effects
-from resfool.errors import InputError, UsageError, unknown
+from resfool.errors import InputError, UsageError, expanded, looked_in, present, unknown
 from resfool.values import (
     Backend,
     BatchSize,
@@ -40,6 +40,7 @@ from resfool.values import (
     PositiveCount,
     PositiveFloat,
     Precision,
+    RayAddress,
     Seed,
     WorkerCount,
     in_bytes,
@@ -87,6 +88,9 @@ class Parameters:
             data: what is known of the images.
         """
         return Cost()
+
+    def check_places(self) -> None:
+        """Refuse places that are named and aren't there, as far as no store is asked."""
 
     def check_affordable(self, data: Data = UNKNOWN) -> None:
         """Refuse what nobody can wait for, or no memory holds, by the limits in force.
@@ -268,6 +272,13 @@ class DataPlace(Parameters):
         "Keras's cache, then downloads.",
     ] = None
 
+    def check_places(self) -> None:
+        """Refuse a folder that isn't there."""
+        super().check_places()
+        if self.data_dir is not None and not present(expanded(self.data_dir)):
+            where = looked_in(self.data_dir)
+            raise InputError(f"data_dir={self.data_dir}: there is no such folder{where}")
+
 
 class OwnImages(Parameters):
     """How the user's own images are read."""
@@ -324,7 +335,7 @@ class Workers(Parameters):
         "joblib (processes of this machine), ray (a cluster) or serial (one process).",
     ] = "joblib"
     ray_address: Annotated[
-        str | None,
+        RayAddress | None,
         Needs(backend=("ray",)),
         "of the cluster: auto, host:port or ray://host:port; none starts Ray on this machine.",
     ] = None

@@ -274,6 +274,14 @@ def parse_bytes(value: Any) -> int:
     return size
 
 
+def _check_ray_address(address: str) -> str:
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    complete = host and port.isascii() and port.isdecimal()
+    if address != "auto" and not complete and not (address.startswith("ray://") and port):
+        raise ValueError("must be auto, host:port or ray://host:port")
+    return address
+
+
 def _check_image_size(sizes: tuple[int, ...]) -> tuple[int, ...]:
     if len(sizes) not in (2, 3) or sizes[2:] not in ((), (1,), (3,)):
         raise ValueError("must be height and width, such as 224,224, and perhaps 1 or 3 channels")
@@ -311,6 +319,7 @@ Numbers = Annotated[
 ]
 ImageShape = Annotated[Counts, AfterValidator(_check_image_shape)]
 ImageSize = Annotated[Counts, AfterValidator(_check_image_size)]
+RayAddress = Annotated[str, AfterValidator(_check_ray_address)]
 ByteCount = Annotated[int, BeforeValidator(parse_bytes)]
 # Seeds go into TensorFlow's stateless generators as 32-bit integers.
 Seed = Annotated[Whole, Field(ge=0, lt=2**31)]

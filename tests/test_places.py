@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 
 from entry_points import train
 from resfool import checkpoints, command_line, errors
-from resfool.archive import Archive
+from resfool.archive import Archive, canonical
 from resfool.classifiers import files
 from resfool.errors import InputError, expanded, expanded_uri
 from resfool.tracking import stores
@@ -136,7 +136,7 @@ ID = "0123456789abcdef0123456789abcdef"
     ],
 )
 def test_addresses_that_are_nearly_right_are_understood(given: str, meant: str) -> None:
-    assert stores.canonical(given) == meant
+    assert canonical(given) == meant
 
 
 def test_a_model_is_found_by_what_is_nearly_its_address(

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
-from resfool.archive import Archive, ModelSource
+from resfool.archive import Archive, ModelSource, is_address
 from resfool.classifiers import files
 from resfool.classifiers.interface import Interface
 from resfool.datasets import kinds, sets
@@ -51,11 +51,28 @@ class AnyModel(Interface, Subset, Limits):
         if self.dataset is not None:
             kinds.check_use(self.dataset, self, sets.DATASETS)
 
+    def check_places(self) -> None:
+        """Refuse files and folders that are not what they should be."""
+        super().check_places()
+        if self.dataset is not None:
+            sets.check_given(self.dataset, self)
+        find_models(Archive(), [uri for uri in self.models if not is_address(uri)], self.trust)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Where they are."""
+        return ()
+
 
 class OneModel(AnyModel):
     """A model, and images for it."""
 
     model: Annotated[str, f"{_MODEL}."]
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Where it is."""
+        return (self.model,)
 
 
 class Models(AnyModel):
@@ -65,6 +82,11 @@ class Models(AnyModel):
         Addresses,
         f"{_MODEL}; several, comma separated, are compared. A file's path may have commas.",
     ]
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Where they are."""
+        return self.model
 
 
 def find_models(archive: Archive, uris: Sequence[str], trust: bool) -> list[ModelSource]:

@@ -125,5 +125,5 @@ class Interface(Parameters):
         if self.inputs is None:
             return {}
         path = expanded(self.inputs.removeprefix("npz:"))
-        with reading(path), np.load(path, allow_pickle=False) as arrays:
+        with reading(f"inputs={self.inputs}"), np.load(path, allow_pickle=False) as arrays:
             return {name: np.asarray(arrays[name]) for name in arrays.files}

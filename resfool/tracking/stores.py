@@ -6,7 +6,6 @@ MLflow itself would spend minutes on retries, or make a database by the question
 import contextlib
 import logging
 import os
-import re
 import shlex
 import sqlite3
 import sys
@@ -20,6 +19,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from resfool import checkpoints
+from resfool.archive import canonical
 from resfool.errors import InputError, database_in, expanded, expanded_uri, present, writing
 
 
@@ -183,23 +183,6 @@ def _check_sqlite(path: Path) -> None:
 def run_id_in(address: str) -> str:
     """The run's id in runs:/RUN_ID, in runs:/RUN_ID/ANYTHING, or in RUN_ID itself."""
     return canonical(address).removeprefix("runs:/").partition("/")[0]
-
-
-_NEARLY_RIGHT = re.compile(r"(run|model)s?:/*")
-_BARE_ID = re.compile(r"(m-)?[0-9a-f]{32}")
-
-
-def canonical(address: str) -> str:
-    """The address of a run, a model or a file as MLflow has it, of one that is nearly right.
-
-    An id alone gets its scheme, runs:/ and models:/ lose slashes that are too many.
-    """
-    bare = address.strip().rstrip("/")
-    if found := _BARE_ID.fullmatch(bare):
-        return f"{'models' if found[1] else 'runs'}:/{bare}"
-    if found := _NEARLY_RIGHT.match(bare):
-        return f"{found[1]}s:/{bare[found.end() :]}"
-    return address
 
 
 def unusable(error: MlflowException) -> InputError:

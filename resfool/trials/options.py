@@ -1,5 +1,6 @@
 """What a sweep and a tuning may be asked for."""
 
+import itertools
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
@@ -19,6 +20,7 @@ from resfool.values import (
     NonNegativeFloat,
     PositiveCount,
     listed,
+    show,
     split_commas,
 )
 
@@ -55,6 +57,16 @@ class SweepParameters(Seeds, Workers, Room, Recipe):
         "3x3 convolutions of the five stages, a multiple of 5; none is 10 (mlp: hidden layers, "
         "none is 5); several, comma separated.",
     ] = None
+
+    def check(self) -> None:
+        """Refuse a grid that has a network twice."""
+        super().check()
+        places = itertools.product(self.arch, self.depth or (None,))
+        networks = [self.training(*place, seed=0).network.name for place in places]
+        if len(set(networks)) < len(networks):
+            raise InputError(
+                f"arch={show(self.arch)} and depth={show(self.depth)} name a network twice"
+            )
 
     def training(self, arch: str, depth: int | None, seed: int) -> TrainParameters:
         """One training of the grid."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from resfool import costs
+from resfool.archive import Archive, is_address
 from resfool.attacks.options import Labelled, Target
 from resfool.attacks.solvers import SOLVERS, Solving, late
 from resfool.classifiers.finding import OneModel
@@ -163,6 +164,12 @@ class UniversalParameters(OneModel, Solving, Labelled, Approximation, Drawn, Wor
         memory = fitting.memory + held_out.memory + vectors.memory + workers
         return Cost(costs.PASS * passes, memory)
 
+    def check_places(self) -> None:
+        """Refuse a file with a matrix that isn't there, too."""
+        super().check_places()
+        if self.matrix is not None and not is_address(self.matrix):
+            Archive().find_artifact(self.matrix, "matrix.npz")
+
     @property
     def procedure(self) -> Procedure:
         """What is known of the algorithm."""
@@ -190,6 +197,13 @@ class TransferParameters(Sized, Target):
         "apply instead of the method, whose parameters count for nothing then; none attacks by the "
         "method.",
     ] = None
+
+    def check_places(self) -> None:
+        """Refuse files with perturbations that aren't there, too."""
+        super().check_places()
+        for uri in self.perturbation or ():
+            if not is_address(uri):
+                Archive().find_perturbation(uri)
 
 
 class MnistParameters(Solving, Approximation, Seeded, Workers, Checkpoints, Limits):
