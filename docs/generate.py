@@ -7,7 +7,7 @@ from pathlib import Path
 from resfool.commands import COMMANDS
 from resfool.datasets.kinds import KINDS
 from resfool.datasets.sets import DATASETS
-from resfool.parameters import Parameter
+from resfool.declarations import Parameter
 from resfool.values import Addresses, Names, show
 
 DOCS = Path(__file__).parent

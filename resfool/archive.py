@@ -214,7 +214,7 @@ class Archive:
         path = expanded(uri)
         path = path / name if path.is_dir() else path
         if not present(path):
-            raise InputError(f"{uri}: there is no file {path}{looked_in(uri)}")
+            raise InputError(f"{Path(name).stem}={uri}: there is no file {path}{looked_in(uri)}")
         return path
 
     def find_perturbation(self, uri: str) -> PerturbationSource:
@@ -225,3 +225,25 @@ class Archive:
         """
         path = self.find_artifact(uri, "perturbation.npy")
         return PerturbationSource(uri, expanded(uri).absolute().stem, path)
+
+
+_NEARLY_RIGHT = re.compile(r"(run|model)s?:/*")
+_BARE_ID = re.compile(r"(m-)?[0-9a-f]{32}")
+
+
+def canonical(address: str) -> str:
+    """The address of a run, a model or a file as MLflow has it, of one that is nearly right.
+
+    An id alone gets its scheme, runs:/ and models:/ lose slashes that are too many.
+    """
+    bare = address.strip().rstrip("/")
+    if found := _BARE_ID.fullmatch(bare):
+        return f"{'models' if found[1] else 'runs'}:/{bare}"
+    if found := _NEARLY_RIGHT.match(bare):
+        return f"{found[1]}s:/{bare[found.end() :]}"
+    return address
+
+
+def is_address(given: str) -> bool:
+    """Whether it names something in a store, and no file that is there."""
+    return not present(expanded(given)) and canonical(given).startswith(("runs:/", "models:/"))

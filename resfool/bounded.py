@@ -226,20 +226,41 @@ def npz(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[s
         InputError: one holds Python objects, or they take too much memory.
         Exception: nearly anything, of a damaged file; a checksum that fails is an error.
     """
-    check_regular(path)
-    if not zipfile.is_zipfile(path):
-        raise ValueError("not an npz archive")
-    with zipfile.ZipFile(path) as archive:
-        arrays = [info for info in archive.infolist() if info.filename.endswith(".npy")]
-        members = {info.filename.removesuffix(".npy"): info for info in arrays}
-        chosen = {name: members[name] for name in members if wanted(name)}
-        headers = {}
-        for name, info in chosen.items():
-            with archive.open(info) as file:
-                headers[name] = _header_of_member(f"{path}: {name}", info, file)
+    with _archive(path) as archive:
+        chosen = _members(archive, wanted)
+        headers = _headers(path, archive, chosen)
         in_memory = [h.size for name, h in headers.items() if not _is_mapped(chosen[name], h)]
         limits.check_memory(str(path), sum(in_memory))
         return {name: _member(path, archive, chosen[name], headers[name]) for name in chosen}
+
+
+def npz_headers(path: Path, wanted: Callable[[str], bool]) -> dict[str, Header]:
+    """What the arrays of an archive say of themselves; as `npz`, which reads them."""
+    with _archive(path) as archive:
+        return _headers(path, archive, _members(archive, wanted))
+
+
+def _archive(path: Path) -> zipfile.ZipFile:
+    check_regular(path)
+    if not zipfile.is_zipfile(path):
+        raise ValueError("not an npz archive")
+    return zipfile.ZipFile(path)
+
+
+def _members(archive: zipfile.ZipFile, wanted: Callable[[str], bool]) -> dict[str, zipfile.ZipInfo]:
+    arrays = [info for info in archive.infolist() if info.filename.endswith(".npy")]
+    members = {info.filename.removesuffix(".npy"): info for info in arrays}
+    return {name: members[name] for name in members if wanted(name)}
+
+
+def _headers(
+    path: Path, archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo]
+) -> dict[str, Header]:
+    headers = {}
+    for name, info in members.items():
+        with archive.open(info) as file:
+            headers[name] = _header_of_member(f"{path}: {name}", info, file)
+    return headers
 
 
 def _header_of_member(what: str, info: zipfile.ZipInfo, file: IO[bytes]) -> Header:

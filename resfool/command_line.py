@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NoReturn
 
 from resfool import wording
+from resfool.declarations import Parameter, check_effects
 from resfool.errors import (
     InputError,
     NonFiniteLossError,
@@ -19,7 +20,7 @@ from resfool.errors import (
     unknown,
 )
 from resfool.monitor import LONGEST
-from resfool.parameters import Parameter, Parameters
+from resfool.parameters import Parameters
 from resfool.values import show
 
 
@@ -78,7 +79,9 @@ def parse(
         raise _unexpected(extra[0], list(known))
     given = vars(read)
     _check_lengths(given)
-    return [kind.of({n: v for n, v in given.items() if n in kind.declared()}) for kind in kinds]
+    made = [kind.of({n: v for n, v in given.items() if n in kind.declared()}) for kind in kinds]
+    check_effects(known, {n: v for one in reversed(made) for n, v in one.settings().items()})
+    return made
 
 
 def _check_lengths(given: Mapping[str, str]) -> None:

@@ -17,8 +17,9 @@ from resfool import __version__, command_line, interrupts, places
 from resfool.attacks import attack as attacks
 from resfool.attacks.options import AttackParameters
 from resfool.datasets.sets import Dataset, draw, load
-from resfool.errors import CALLED_FROM, DataWarning, UsageError, expanded, unknown
-from resfool.parameters import Checkpoints, Parameter, Parameters, Resumable, Workers, within
+from resfool.declarations import Parameter
+from resfool.errors import CALLED_FROM, DataWarning, UsageError, UselessWarning, expanded, unknown
+from resfool.parameters import Checkpoints, Parameters, Resumable, Workers, within
 from resfool.progress import ProgressReport
 from resfool.reproduction import reproduce as reproduction
 from resfool.reproduction.plan import ReproduceParameters
@@ -28,6 +29,7 @@ from resfool.trials import sweep as sweeps
 from resfool.trials import tune as tuning
 from resfool.trials.options import SweepParameters, TuneParameters
 from resfool.trials.recorder import Trained
+from resfool.trials.space import space_of
 from resfool.universal import experiment
 from resfool.universal import transfer as transfers
 from resfool.universal.options import MnistParameters, TransferParameters, UniversalParameters
@@ -104,6 +106,7 @@ def sweep(asked: SweepParameters) -> None:
 
 def tune(asked: TuneParameters) -> None:
     """Search for the settings that the paper left untuned."""
+    space_of(asked)  # refuses what can't be searched before all that is imported from here on
     from resfool.trials import presentation
     from resfool.trials.study import Study, check_storage
 
@@ -146,8 +149,7 @@ def _keep_trial(run: "Run", trained: Trained, curve: Sequence[Row], data: Datase
 
 def attack(asked: AttackParameters, applied: TransferParameters) -> None:
     """Fool one or several classifiers, or apply perturbations of earlier runs to them."""
-    # A norm alone is a transfer too, to be told that there is nothing of this size.
-    if applied.perturbation is not None or applied.norm.kind != "none":
+    if applied.perturbation is not None:
         from resfool.universal import presentation as of_transfer
 
         with _recording("transfer, image passes") as (run, archive, _):
@@ -332,8 +334,11 @@ def run(name: str, argv: Sequence[str] | None = None, program: str | None = None
         _note_caller()
         asked = command_line.parse(*command.takes, argv=argv, program=program, text=command.text)
         interrupts.raise_once()
-        with places.tidied(), within(*asked):
-            command.run(*asked)
+        with within(*asked):
+            for one in asked:
+                one.check_places()
+            with places.tidied():
+                command.run(*asked)
 
 
 @contextlib.contextmanager
@@ -345,7 +350,7 @@ def _said_plainly() -> Iterator[None]:
         def shown(
             message: Warning | str, category: type[Warning], *where: Any, **more: Any
         ) -> None:
-            if issubclass(category, DataWarning):
+            if issubclass(category, DataWarning | UselessWarning):
                 warn(str(message))
             else:
                 show(sentence(str(message)), category, *where, **more)

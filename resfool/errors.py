@@ -51,6 +51,10 @@ class DataWarning(UserWarning):
         super().__init__(sentence(message))
 
 
+class UselessWarning(UserWarning):
+    """What was given and has no effect this time."""
+
+
 class NonFiniteLossError(ArithmeticError):
     """The training loss became infinite or not a number; training can't go on from there."""
 

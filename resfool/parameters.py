@@ -1,4 +1,4 @@
-"""Public parameters: how one is declared, the types it may have, and the groups that several share.
+"""Public parameters: a class of them, what all such classes do, and the groups that several share.
 
 An experiment's parameters are one frozen dataclass, a `Parameters`. Its fields are declared once,
 type, default and text together, and all else is made of them: the command line, the checks of
@@ -9,27 +9,25 @@ import contextlib
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from types import NoneType, UnionType
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import (
     Annotated,
     Any,
     Concatenate,
-    Literal,
     Self,
     TypeVar,
-    Union,
     dataclass_transform,
     get_args,
-    get_origin,
     get_type_hints,
 )
 
-from pydantic import TypeAdapter, ValidationError
-
-from resfool import limits
-from resfool.errors import UsageError, unknown
+from resfool import costs, limits
+from resfool.costs import UNKNOWN, Cost, Data
+from resfool.declarations import GIVEN, Needs, Parameter, check_effects
+from resfool.errors import InputError, UsageError, expanded, looked_in, present, unknown
 from resfool.places import cleared
 from resfool.values import (
     Backend,
@@ -43,102 +41,13 @@ from resfool.values import (
     PositiveCount,
     PositiveFloat,
     Precision,
+    RayAddress,
     Seed,
-    plain,
-    show,
+    WorkerCount,
+    in_bytes,
+    in_days,
+    shown,
 )
-
-# How a parameter is declared.
-
-
-@dataclass(frozen=True, eq=False)
-class Known:
-    """Of a type: a name in a registry, or several, whatever is registered when it is given."""
-
-    names: Collection[str]
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A field of a `Parameters`, as the command line and the pages see it.
-
-    Attributes:
-        name: of the field.
-        hint: its type, with all that checks a value.
-        default: its default; dataclasses.MISSING if it must be given.
-        text: what it means, and what is allowed.
-    """
-
-    name: str
-    hint: Any
-    default: Any
-    text: str
-
-    @property
-    def choices(self) -> tuple[str, ...]:
-        """The words that are allowed, if only a few are."""
-        for part in (self.hint, *get_args(self.hint)):
-            if get_origin(part) is Literal:
-                return tuple(map(str, get_args(part)))
-            if isinstance(part, Known):
-                return tuple(part.names)
-        return ()
-
-    @property
-    def required(self) -> bool:
-        """Whether it must be given."""
-        return self.default is dataclasses.MISSING
-
-    @property
-    def argument(self) -> inspect.Parameter:
-        """As a keyword argument of a function."""
-        default = inspect.Parameter.empty if self.required else self.default
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        return inspect.Parameter(self.name, keyword, default=default, annotation=self.hint)
-
-    def checked(self, given: Any) -> Any:
-        """A value as its type wants it.
-
-        Args:
-            given: of that type, of one like it (a list, a path, numpy's), or as the command line
-                spells it; "none" stands for None where the parameter may be None.
-
-        Raises:
-            UsageError: it doesn't fit; one sentence says why, and names what comes nearest.
-        """
-        if given is self.default:
-            return given
-        hint, given = self.hint, plain(given)
-        if get_origin(hint) in (Union, UnionType):
-            if given is None or (isinstance(given, str) and given.lower() == "none"):
-                return None
-            # None is settled, and without it the messages name the one type that is left.
-            hint = next(option for option in get_args(hint) if option is not NoneType)
-        several = any(get_origin(part) is tuple for part in get_args(hint))
-        if self.choices and not several:
-            self._check_known([str(given)])
-        try:
-            value = _adapter(hint).validate_python(given)
-        except ValidationError as error:
-            problem = error.errors()[0]["msg"].removeprefix("Value error, ")
-            problem = problem.replace("Input should be", "must be", 1)
-        except TypeError:  # of our own validators, which expect text or a sequence
-            problem = f"can't be of type {type(given).__name__}"
-        else:
-            if self.choices and several:
-                self._check_known(value)
-            return value
-        raise UsageError(f"{self.name}={show(given)} isn't allowed: {self.name} {problem}")
-
-    def _check_known(self, words: Iterable[str]) -> None:
-        for word in words:
-            if word not in self.choices:
-                raise UsageError(str(unknown(self.name, word, self.choices)))
-
-
-@functools.cache
-def _adapter(hint: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(hint)
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -165,6 +74,65 @@ class Parameters:
     def check(self) -> None:
         """Refuse values that don't go together."""
 
+    def check_effects(self) -> None:
+        """Refuse what was given and has no effect.
+
+        Who gives values means them, so `of` asks for it. What the program itself puts together,
+        or finds in a stored run, may hold such values.
+        """
+        check_effects(self.declared(), self.settings())
+
+    def cost(self, data: Data) -> Cost:
+        """What the experiment takes at least.
+
+        Args:
+            data: what is known of the images.
+        """
+        return Cost()
+
+    def check_places(self) -> None:
+        """Refuse places that are named and aren't there, as far as no store is asked."""
+
+    def check_affordable(self, data: Data = UNKNOWN) -> None:
+        """Refuse what nobody can wait for, or no memory holds, by the limits in force.
+
+        Args:
+            data: what is known of the images.
+
+        Raises:
+            InputError: it would take more than the limits, by an estimate that is far too low.
+        """
+        cost = self.cost(data)
+        if cost.memory > limits.memory():
+            raise InputError(
+                f"{self._costliest('memory', data)} takes at least {in_bytes(cost.memory)} of "
+                f"memory, and memory_limit allows {in_bytes(limits.memory())}; ask for less, or "
+                "raise memory_limit"
+            )
+        if cost.days > limits.days():
+            raise InputError(
+                f"{self._costliest('days', data)} takes at least {in_days(cost.days)}, by a low "
+                f"estimate, and work_limit allows {limits.days():g}; ask for less, or raise "
+                "work_limit"
+            )
+
+    def _costliest(self, what: str, data: Data) -> str:
+        """The number that was given without which a cost would be at its least."""
+
+        def of(asked: Parameters) -> float:
+            return float(f"{getattr(asked.cost(data), what):.1e}")  # nearly the same is the same
+
+        found = [(of(self), 0, "what was asked for")]
+        declared = self.declared()
+        for name, value in self.given().items():
+            numbers = value if isinstance(value, tuple) else (value,)
+            counts = all(type(number) is int for number in numbers)
+            if counts and name not in Limits.declared() and not declared[name].required:
+                with contextlib.suppress(InputError):  # the others may not go without it
+                    other = type(self)(**self.settings() | {name: declared[name].default})
+                    found.append((of(other), -max(numbers), f"{name}={shown(value)}"))
+        return min(found)[-1]
+
     @classmethod
     def declared(cls) -> dict[str, Parameter]:
         """The parameters by their names: what must be given, a class's own, those of its bases."""
@@ -173,20 +141,31 @@ class Parameters:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Self:
-        """Made of values by name, each of its type or as the command line spells it.
+        """Made of values that somebody gave by name, of their types or as the command line spells.
+
+        Raises:
+            UsageError: a name isn't known, or one is missing.
+            InputError: one has no effect beside the others.
+        """
+        made = cls.recalled(given)
+        made.check_effects()
+        return made
+
+    @classmethod
+    def recalled(cls, stored: Mapping[str, Any]) -> Self:
+        """Made of values that an earlier run left, some of which may have no effect.
 
         Raises:
             UsageError: a name isn't known, or one is missing.
         """
         declared = cls.declared()
-        for name in given:
+        for name in stored:
             if name not in declared:
                 raise UsageError(str(unknown("parameter", str(name), declared)))
         for name, parameter in declared.items():
-            if parameter.required and name not in given:
-                allowed = ", ".join(parameter.choices)
-                raise UsageError(f"{name} is missing" + f"; it is one of {allowed}" * bool(allowed))
-        return cls(**given)
+            if parameter.required and name not in stored:
+                raise UsageError(f"{name} is missing; it is {parameter.allowed}")
+        return cls(**stored)
 
     def settings(self) -> dict[str, Any]:
         """All values by their names."""
@@ -216,9 +195,11 @@ def _in_order(kind: type) -> list[str]:
 
 
 def _parameter(field: "dataclasses.Field[Any]", hint: Any) -> Parameter:
-    kind, *checks, text = get_args(hint)
+    kind, *more, text = get_args(hint)
+    needs = tuple(one for one in more if isinstance(one, Needs))
+    checks = [one for one in more if one not in needs]
     hint = Annotated[kind, *checks] if checks else kind
-    return Parameter(field.name, hint, field.default, text)
+    return Parameter(field.name, hint, field.default, text, needs)
 
 
 Kind = TypeVar("Kind", bound=Parameters)
@@ -274,6 +255,10 @@ class Drawn(Seeded):
         "images per pass, or all if there are fewer; auto is 250, or less if memory is short.",
     ] = "auto"
 
+    def drawn(self, data: Data) -> Data:
+        """What is known of the images that are taken."""
+        return replace(data, images=self.samples or data.images)
+
 
 class Seeds(Parameters):
     """How much is chance."""
@@ -299,6 +284,13 @@ class DataPlace(Parameters):
         "Keras's cache, then downloads.",
     ] = None
 
+    def check_places(self) -> None:
+        """Refuse a folder that isn't there."""
+        super().check_places()
+        if self.data_dir is not None and not present(expanded(self.data_dir)):
+            where = looked_in(self.data_dir)
+            raise InputError(f"data_dir={self.data_dir}: there is no such folder{where}")
+
 
 class OwnImages(Parameters):
     """How the user's own images are read."""
@@ -311,6 +303,7 @@ class OwnImages(Parameters):
     ] = None
     crop: Annotated[
         Crop,
+        Needs(image_size=GIVEN),
         "center fits the shorter side to image_size and cuts off what is left over of the longer "
         "one at both ends; none squeezes instead.",
     ] = "center"
@@ -319,6 +312,11 @@ class OwnImages(Parameters):
         "values that stand for black and white in arrays of npz: and npy:, such as 0,255 or -1,1; "
         "none is 0,255 for uint8 and 0,1 for floats.",
     ] = None
+
+    def sized(self, data: Data) -> Data:
+        """What is known of images that are brought to a size."""
+        sizes = self.image_size or ()
+        return replace(data, pixels=math.prod(sizes[:2])) if sizes else data
 
 
 class Subset(DataPlace, OwnImages):
@@ -329,27 +327,51 @@ class Subset(DataPlace, OwnImages):
         "images per class for training, validation and test, such as 500,50,50; none is all of "
         "them, the set's own division, or as in a model's training.",
     ] = None
-    data_seed: Annotated[Seed, "seed of such subsets, and of what is set aside."] = 0
+    data_seed: Annotated[
+        Seed, Needs(dataset=GIVEN), "seed of such subsets, and of what is set aside."
+    ] = 0
 
 
 class Workers(Parameters):
     """How work is spread."""
 
     workers: Annotated[
-        PositiveCount | None,
+        WorkerCount | None,
+        Needs(matrix=(None,)),
         "tasks at a time: trainings, or images of cobyla; none is as many as the cores or the "
         "cluster hold.",
     ] = None
     backend: Annotated[
-        Backend, "joblib (processes of this machine), ray (a cluster) or serial (one process)."
+        Backend,
+        Needs(matrix=(None,)),
+        "joblib (processes of this machine), ray (a cluster) or serial (one process).",
     ] = "joblib"
     ray_address: Annotated[
-        str | None,
+        RayAddress | None,
+        Needs(backend=("ray",)),
         "of the cluster: auto, host:port or ray://host:port; none starts Ray on this machine.",
     ] = None
     patience: Annotated[
-        NonNegativeFloat, "seconds that a Ray cluster has to grow to what is asked for."
+        NonNegativeFloat,
+        Needs(backend=("ray",)),
+        "seconds that a Ray cluster has to grow to what is asked for.",
     ] = 0.0
+
+    def at_once(self, tasks: int) -> int:
+        """How many tasks of so many can be under way at a time, at most."""
+        here = os.cpu_count() or 1
+        return min(tasks, self.workers or (costs.MOST_WORKERS if self.backend == "ray" else here))
+
+    def memory_of(self, tasks: int, each: float) -> float:
+        """Bytes of this machine that workers take at least which are wanted for so many tasks.
+
+        Args:
+            tasks: that there are.
+            each: bytes that one takes.
+        """
+        elsewhere = self.backend == "ray" and self.ray_address is not None
+        processes = 1 if self.backend == "serial" else min(tasks, self.workers or 1)
+        return 0.0 if elsewhere else processes * (costs.PROCESS + each)
 
 
 class Checkpoints(Parameters):
@@ -384,10 +406,16 @@ class Limits(Parameters):
 
 @contextlib.contextmanager
 def within(*asked: Parameters) -> Iterator[None]:
-    """Keep to the limits that are among parameters, if any are."""
+    """Keep to the limits that are among parameters, if any are.
+
+    Raises:
+        InputError: what is asked for can't be had within them.
+    """
     with contextlib.ExitStack() as stack:
         for one in asked:
             if isinstance(one, Limits):
                 bounds = limits.Bounds(one.memory_limit, one.time_limit, one.work_limit)
                 stack.enter_context(limits.in_force(bounds))
+        for one in asked:
+            one.check_affordable()
         yield

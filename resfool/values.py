@@ -32,16 +32,36 @@ def plain(value: Any) -> Any:
     return tuple(map(plain, value)) if isinstance(value, list | tuple) else value
 
 
+_MOST_ENTRIES = 10_000  # of a list
+_MOST_WORTHY = 1000  # of one whose entries take work each
+_MOST_WHOLE = 10**15
+
+
+def _check_length(values: Any, most: int = _MOST_ENTRIES) -> Any:
+    if isinstance(values, list | tuple) and len(values) > most:
+        raise ValueError(f"has {len(values):,} entries, and may have {most:,} at most")
+    return values
+
+
 def split_commas(value: Any) -> Any:
-    """A list as the command line has it; what isn't text stays as it is."""
-    return value.split(",") if isinstance(value, str) else value
+    """A list as the command line has it; what isn't text stays as it is.
+
+    Raises:
+        ValueError: it is longer than any that is meant.
+    """
+    return _check_length(value.split(",") if isinstance(value, str) else value)
 
 
 def split_addresses(value: Any) -> Any:
-    """Addresses as the command line has them; no comma in the path of what is there divides it."""
+    """Addresses as the command line has them; no comma in the path of what is there divides it.
+
+    Raises:
+        ValueError: there are more than anybody compares.
+    """
+    parts = _check_length(split_commas(value), _MOST_WORTHY)
     if not isinstance(value, str):
         return value
-    parts, found = value.split(","), []
+    found = []
     while parts:
         paths = [",".join(parts[:count]) for count in range(len(parts), 0, -1)]
         path = next(filter(_is_there, paths), parts[0])
@@ -61,6 +81,48 @@ def _single(value: Any) -> Any:
     return (value,) if isinstance(value, int | float) else value
 
 
+_NUMBER = re.compile(
+    r"[+-]?((\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?|nan|inf(inity)?)", re.ASCII | re.IGNORECASE
+)
+
+
+def number(value: Any) -> float:
+    """A number, of text such as "3", "0.5" or "1e-3" too, but not of what Python reads beyond it.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+        return float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("must be a number, such as 0.5")
+    try:
+        return float(value)
+    except OverflowError:  # an int of hundreds of digits
+        return math.copysign(math.inf, value)
+
+
+def _real(value: Any) -> float:
+    found = number(value)
+    if not math.isfinite(found):
+        raise ValueError("must be a finite number")
+    return found
+
+
+def _whole(value: Any) -> int:
+    try:
+        found = number(value)
+    except ValueError:
+        raise ValueError("must be a whole number, such as 10") from None
+    if found > _MOST_WHOLE:
+        raise ValueError("must be at most 10^15")
+    if found < -_MOST_WHOLE:
+        return -_MOST_WHOLE
+    if found != found // 1:  # not a number among them
+        raise ValueError("must be a whole number, such as 10")
+    return int(found)
+
+
 def parse_epsilon(text: str) -> float:
     """The size of a perturbation, from 0 to 1 as pixels go: a number or a quotient, as in 8/255.
 
@@ -69,7 +131,7 @@ def parse_epsilon(text: str) -> float:
     """
     above, slash, below = text.partition("/")
     try:
-        numerator, denominator = float(above), float(below) if slash else 1.0
+        numerator, denominator = number(above), number(below) if slash else 1.0
     except ValueError:
         raise ValueError("must be a number such as 0.03 or 8/255") from None
     if denominator == 0:
@@ -89,6 +151,7 @@ def parse_epsilons(value: Any) -> tuple[float, ...]:
         parts = [part.strip() for part in value.split(",")]
     else:
         parts = [str(part) for part in ([value] if isinstance(value, int | float) else value)]
+    _check_length(parts, _MOST_WORTHY)
     if not any(parts):
         raise ValueError("must not be empty; give numbers such as 0,4/255,8/255")
     epsilons = sorted(map(parse_epsilon, parts))
@@ -136,7 +199,7 @@ def parse_norm(value: Any) -> Norm:
     kind, _, size_text = (part.strip() for part in text.partition(":"))
     above, slash, below = size_text.partition("/")
     try:
-        size = float(above) / (float(below) if slash else 1.0)
+        size = number(above) / (number(below) if slash else 1.0)
     except (ValueError, ZeroDivisionError):
         raise ValueError(f"must be a norm and its size, {_NORM_EXAMPLES}") from None
     if not 0 < size < math.inf:
@@ -167,7 +230,7 @@ def epsilon_name(epsilon: float) -> str:
 def _parse_range(value: Any) -> Any:
     parts = value.split(",") if isinstance(value, str) else value
     try:
-        low, high = map(float, parts)
+        low, high = map(number, parts)
     except (TypeError, ValueError):
         low = high = math.nan
     if not -math.inf < low < high < math.inf:
@@ -211,20 +274,33 @@ def parse_bytes(value: Any) -> int:
     return size
 
 
+def _check_ray_address(address: str) -> str:
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    complete = host and port.isascii() and port.isdecimal()
+    if address != "auto" and not complete and not (address.startswith("ray://") and port):
+        raise ValueError("must be auto, host:port or ray://host:port")
+    return address
+
+
 def _check_image_size(sizes: tuple[int, ...]) -> tuple[int, ...]:
     if len(sizes) not in (2, 3) or sizes[2:] not in ((), (1,), (3,)):
         raise ValueError("must be height and width, such as 224,224, and perhaps 1 or 3 channels")
     return sizes
 
 
-PositiveCount = Annotated[int, Field(ge=1)]
+Whole = Annotated[int, BeforeValidator(_whole)]
+Real = Annotated[float, BeforeValidator(_real)]
+PositiveCount = Annotated[Whole, Field(ge=1)]
+# Of what nobody has more of: gradient steps of an attack, passes over images; workers; cores.
+UpToMillion = Annotated[Whole, Field(ge=1, le=10**6)]
+WorkerCount = Annotated[Whole, Field(ge=1, le=10**5)]
+CoreCount = Annotated[Whole, Field(ge=1, le=4096)]
 # Images of a pass; "auto" takes as many as the memory holds.
 BatchSize = Annotated[PositiveCount | Literal["auto"], WrapValidator(_check_batch_size)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
+PositiveFloat = Annotated[Real, Field(gt=0)]
+NonNegativeFloat = Annotated[Real, Field(ge=0)]
+Fraction = Annotated[Real, Field(ge=0, lt=1)]
+Share = Annotated[Real, Field(ge=0, le=1)]
 Epsilon = Annotated[float, BeforeValidator(lambda value: parse_epsilon(str(value)))]
 Epsilons = Annotated[tuple[float, ...], BeforeValidator(parse_epsilons)]
 SizedNorm = Annotated[Norm, BeforeValidator(parse_norm)]
@@ -236,16 +312,17 @@ Counts = Annotated[
     tuple[PositiveCount, ...], BeforeValidator(split_commas), BeforeValidator(_single)
 ]
 Numbers = Annotated[
-    tuple[FiniteFloat, ...],
+    tuple[Real, ...],
     BeforeValidator(split_commas),
     BeforeValidator(_single),
     AfterValidator(_check_some),
 ]
 ImageShape = Annotated[Counts, AfterValidator(_check_image_shape)]
 ImageSize = Annotated[Counts, AfterValidator(_check_image_size)]
+RayAddress = Annotated[str, AfterValidator(_check_ray_address)]
 ByteCount = Annotated[int, BeforeValidator(parse_bytes)]
 # Seeds go into TensorFlow's stateless generators as 32-bit integers.
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Seed = Annotated[Whole, Field(ge=0, lt=2**31)]
 
 
 def show(value: Any) -> str:
@@ -261,6 +338,32 @@ def show(value: Any) -> str:
         if value == levels / 255:
             return f"{levels}/255"
     return str(value)
+
+
+_MOST_SHOWN = 100  # characters of a value
+
+
+def shown(value: Any) -> str:
+    """A value as `show` has it, shortened for a sentence."""
+    try:
+        text = show(value)
+    except ValueError:  # an int of more digits than Python writes
+        return "a number of thousands of digits"
+    return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 3]}..."
+
+
+def in_bytes(size: float) -> str:
+    """A size of memory for people, such as 1.5 GB."""
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if size < 1000 or unit == "TB":
+            break
+        size /= 1000
+    return f"{size:,.3g} {unit}" if size < 1000 else f"{size:,.0f} {unit}"
+
+
+def in_days(days: float) -> str:
+    """A time for people, such as 1,200 days."""
+    return f"{days:,.0f} days" if days >= 10 else f"{days:.3g} days"
 
 
 def duration(seconds: float) -> str:

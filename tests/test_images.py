@@ -309,7 +309,7 @@ def test_a_range_that_the_values_contradict_is_refused_or_said(tmp_path: Path) -
     assert "must be in value_range=0,1" in refusal(name, value_range=(0, 1))
     assert "from 0 to 1" in told(save(tmp_path, x=IMAGES // 128, y=LABELS))[1]
     assert "value_range=" in told(save(tmp_path, x=IMAGES / 255, y=LABELS), value_range=(-1, 1))[1]
-    assert "means nothing" in refusal("digits", value_range=(0, 1))
+    assert "has no effect" in refusal("digits", value_range=(0, 1))
     assert "folder:PATH or parquet:PATH" in refusal(name, image_size=(2, 2))
 
 

@@ -13,9 +13,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from resfool import commands, evaluator, limits, values
 from resfool.attacks.options import MeasureParameters
+from resfool.declarations import Known, Parameter
 from resfool.errors import InputError, UsageError
 from resfool.networks import shape
-from resfool.parameters import Known, Limits, Parameter, Parameters, plainly
+from resfool.parameters import Limits, Parameters, plainly
 from resfool.values import (
     BatchSize,
     ByteCount,

@@ -20,7 +20,7 @@ from mlflow.store.tracking.rest_store import RestStore
 
 from entry_points import attack, mnist, train
 from resfool import checkpoints, command_line, errors, places
-from resfool.archive import Archive
+from resfool.archive import Archive, canonical
 from resfool.classifiers import files
 from resfool.datasets.sets import Dataset, Split
 from resfool.errors import InputError, expanded, expanded_uri
@@ -139,7 +139,7 @@ ID = "0123456789abcdef0123456789abcdef"
     ],
 )
 def test_addresses_that_are_nearly_right_are_understood(given: str, meant: str) -> None:
-    assert stores.canonical(given) == meant
+    assert canonical(given) == meant
 
 
 def test_a_model_is_found_by_what_is_nearly_its_address(

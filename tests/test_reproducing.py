@@ -12,7 +12,7 @@ from resfool.archive import Archive, FinishedRun, InterruptedRun, ModelSource
 from resfool.datasets.sets import Dataset, load_data
 from resfool.errors import NonFiniteLossError, UsageError
 from resfool.monitor import Monitor
-from resfool.networks.shape import multiplications, network
+from resfool.networks.shape import network, size
 from resfool.reproduction import estimates, reproduce
 from resfool.reproduction.plan import (
     EXPERIMENTS,
@@ -80,7 +80,7 @@ def test_estimated_work_grows_as_the_multiplications_do(arch: str) -> None:
         shape = network(arch, depth=depth, width=(8,))
         options: Any = {"image_shape": (32, 32, 3), "classes": 10, "mean": [0.5], "std": [0.2]}
         flops = architectures.count_flops(architectures.build(shape, **options))
-        found.append(multiplications(shape) / flops)
+        found.append(size(shape).multiplications / flops)
     # Stem and head, which aren't counted, weigh less the deeper the network is.
     assert found[1] == pytest.approx(found[2], rel=0.08)
     assert found[0] < found[1] < found[2]

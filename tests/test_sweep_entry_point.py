@@ -152,7 +152,7 @@ def test_if_all_fail_one_sentence_says_so(
         (["--arch=resnet", "--depth=10,12"], "depth=12 doesn't divide into five stages"),
         (["--arch=mlp", "--depth=2,2"], "name a network twice"),
         (["--arch=mlp", "--seeds=0"], "seeds=0"),
-        (["--arch=mlp", "--gpus_per_trial=1"], "gpus=1"),
+        (["--arch=mlp", "--gpus_per_trial=1"], "gpus_per_trial=1.0 has no effect with backend"),
         (["--depth=2"], "arch is missing"),
     ],
 )

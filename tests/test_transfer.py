@@ -297,7 +297,7 @@ def write_bad_files() -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"norm": "l2:3"}, "perturbation is missing"),
+        ({"norm": "l2:3"}, "norm=l2:3 has no effect with perturbation=none; it needs perturbation"),
         ({"perturbation": "whole.npy", "norm": "l3:3"}, "such as none, l2:3 or linf:10/255"),
         ({"perturbation": "runs:/0123456789abcdef0123456789abcdef"}, "perturbation.npy"),
         ({"perturbation": "nowhere.npy"}, "there is no file nowhere.npy"),

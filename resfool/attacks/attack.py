@@ -48,6 +48,7 @@ def attack(
     sources = find_models(archive or Archive(), asked.model, asked.trust)
     data = load_data(sources, asked)
     chosen = sets.choose(data, asked.split, asked.samples, asked.seed)
+    asked.check_affordable(chosen.known)
 
     devices.import_keras()
     from resfool.attacks.epsilons import over_epsilons

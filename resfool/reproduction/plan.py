@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from resfool import paper
+from resfool import costs, paper
 from resfool.attacks.options import AttackParameters
-from resfool.parameters import DataPlace, Known, Limits, Precise, Seeds
+from resfool.costs import Cost, Data
+from resfool.declarations import Known, without_effect
+from resfool.parameters import DataPlace, Limits, Precise, Seeds
 from resfool.training.recipe import TrainParameters
 from resfool.universal.options import UniversalParameters
 from resfool.values import Names, show
@@ -112,6 +114,9 @@ SCALES: dict[str, Scale] = {
 }
 
 
+_OF_DIGITS = {"figure7", "figure8", "figure9", "figure10"}  # of the 5-layer network alone
+
+
 class ReproduceParameters(Seeds, Precise, DataPlace, Limits):
     """Make what the paper's results need, or find it among the finished runs."""
 
@@ -130,6 +135,23 @@ class ReproduceParameters(Seeds, Precise, DataPlace, Limits):
         bool, "only say what would be made, what is there and how long it would take."
     ] = False
     report_only: Annotated[bool, "make nothing, report on what is there."] = False
+
+    def check_effects(self) -> None:
+        """Refuse what no run that is needed would read, too."""
+        super().check_effects()
+        if self.scale == "quick" and self.data_dir is not None:
+            raise without_effect("data_dir", self.data_dir, "scale=quick", "scale=paper")
+        if self.precision != "float32" and _OF_DIGITS.issuperset(self.targets):
+            target = f"target={show(self.target)}"
+            raise without_effect("precision", self.precision, target, "other targets")
+
+    def cost(self, data: Data) -> Cost:
+        """All runs, one after the other."""
+        each = [job.asked.cost(data) for job in plan(replace(self, seeds=1))]
+        making = not (self.dry_run or self.report_only)
+        seconds = making * self.seeds * sum(one.seconds for one in each)
+        most = max(one.memory for one in each)
+        return Cost(seconds, costs.ENTRY * self.seeds * len(each) + making * most)
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -172,7 +194,7 @@ class Job:
         """Its parameters, once the model that it is about is there."""
         if self.of is None:
             return self.asked
-        return type(self.asked).of(self.asked.settings() | {"model": model})
+        return type(self.asked)(**self.asked.settings() | {"model": model})
 
 
 def plan(asked: ReproduceParameters) -> list[Job]:
@@ -220,7 +242,7 @@ class _Builder:
 
     def needed(self, target: str) -> list[Job]:
         """What a result is made of."""
-        if target in ("figure7", "figure8", "figure9", "figure10"):
+        if target in _OF_DIGITS:
             return [self._about(self._digits(), "universal", self.scale.universal)]
         if target == "table3":
             return [self._attacked("resnet")]
@@ -258,7 +280,7 @@ class _Builder:
 
     def _about(self, job: Job, experiment: str, own: Settings) -> Job:
         kind = EXPERIMENTS[experiment].parameters
-        asked = kind.of({"model": _NOT_YET, **own, **self._of_every_job})
+        asked = kind(**{"model": _NOT_YET, **own, **self._of_every_job})
         return Job((experiment, *job.label), experiment, asked, job)
 
     @property

@@ -112,7 +112,7 @@ def _load(jobs: Sequence[Job]) -> dict[Job, Dataset]:
     loaded: dict[TrainingData, Dataset] = {}
     found = {}
     for job in jobs:
-        which = TrainingData.of(job.training.shared(TrainingData))
+        which = TrainingData(**job.training.shared(TrainingData))
         if which not in loaded:
             loaded[which] = load_data(which)
         found[job] = loaded[which]

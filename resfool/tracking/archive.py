@@ -18,7 +18,14 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from resfool import checkpoints
-from resfool.archive import Archive, FinishedRun, InterruptedRun, ModelSource, PerturbationSource
+from resfool.archive import (
+    Archive,
+    FinishedRun,
+    InterruptedRun,
+    ModelSource,
+    PerturbationSource,
+    canonical,
+)
 from resfool.errors import (
     InputError,
     expanded,
@@ -150,7 +157,7 @@ class MLflowArchive(Archive):
             return _downloaded(f"runs:/{run_id}/{inside or name}")
         except MlflowException as error:
             reason, store = str(error).splitlines()[0], stores.address()
-            sentence = f"{uri}: {store} has no run with {name} by it ({reason})"
+            sentence = f"{Path(name).stem}={uri}: {store} has no run with {name} by it ({reason})"
             raise InputError(sentence + self._part_with(run_id, name)) from None
 
     def _part_with(self, run_id: str, name: str) -> str:
@@ -206,7 +213,7 @@ def _lies_here(uri: str) -> bool:
 
 def _address(uri: str) -> str:
     """What a user means by an address: a file, if there is one of that name."""
-    return uri if present(expanded(uri)) else stores.canonical(uri)
+    return uri if present(expanded(uri)) else canonical(uri)
 
 
 def _with_mlflows_loader(source: ModelSource) -> ModelSource:

@@ -22,6 +22,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.validation import MAX_EXPERIMENT_NAME_LENGTH
 
 from resfool import checkpoints, databases
+from resfool.archive import canonical
 from resfool.errors import InputError, database_in, expanded, expanded_uri, present, short, unknown
 from resfool.places import check_database, check_folder, check_temporary_folder
 from resfool.wording import HIDDEN, has_password, without_password
@@ -258,23 +259,6 @@ def _check_sqlite(what: str, path: Path) -> None:
 def run_id_in(address: str) -> str:
     """The run's id in runs:/RUN_ID, in runs:/RUN_ID/ANYTHING, or in RUN_ID itself."""
     return canonical(address).removeprefix("runs:/").partition("/")[0]
-
-
-_NEARLY_RIGHT = re.compile(r"(run|model)s?:/*")
-_BARE_ID = re.compile(r"(m-)?[0-9a-f]{32}")
-
-
-def canonical(address: str) -> str:
-    """The address of a run, a model or a file as MLflow has it, of one that is nearly right.
-
-    An id alone gets its scheme, runs:/ and models:/ lose slashes that are too many.
-    """
-    bare = address.strip().rstrip("/")
-    if found := _BARE_ID.fullmatch(bare):
-        return f"{'models' if found[1] else 'runs'}:/{bare}"
-    if found := _NEARLY_RIGHT.match(bare):
-        return f"{found[1]}s:/{bare[found.end() :]}"
-    return address
 
 
 def unusable(error: MlflowException) -> InputError:

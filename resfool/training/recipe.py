@@ -1,15 +1,18 @@
 """A training's parameters, and which of them a resumption may change."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from resfool import checkpoints, paper
+from resfool import checkpoints, costs, paper
 from resfool.arrayfiles import DamagedError
+from resfool.costs import Cost, Data
 from resfool.datasets.sets import TrainingData
-from resfool.errors import InputError
-from resfool.networks.shape import Layers, Shape
+from resfool.declarations import Needs
+from resfool.errors import InputError, UselessWarning
+from resfool.networks.shape import Layers, Shape, size
 from resfool.parameters import Limits, Parameters, Precise, Seeded
 from resfool.values import (
     Counts,
@@ -53,17 +56,25 @@ class Steps(Parameters):
         "loss.",
     ] = "none"
     adversarial_epsilon: Annotated[
-        Epsilon, "the most that such an example changes a pixel by, where pixels go from 0 to 1."
+        Epsilon,
+        Needs(adversarial=("fgsm",)),
+        "the most that such an example changes a pixel by, where pixels go from 0 to 1.",
     ] = 8 / 255
-    adversarial_weight: Annotated[Share, "share of the loss on such examples, from 0 to 1."] = 0.5
+    adversarial_weight: Annotated[
+        Share, Needs(adversarial=("fgsm",)), "share of the loss on such examples, from 0 to 1."
+    ] = 0.5
     eval_every: Annotated[PositiveCount, "steps between two evaluations."] = 1000
 
-    def check(self) -> None:
-        """Refuse options of fast-gradient examples where there are none."""
-        super().check()
-        for name in ("adversarial_epsilon", "adversarial_weight"):
-            if self.adversarial == "none" and name in self.given():
-                raise InputError(f"{name}={show(getattr(self, name))} needs adversarial=fgsm")
+    def check_effects(self) -> None:
+        """Say too which drops of the rate come too late, as where a command is tried briefly."""
+        super().check_effects()
+        late = tuple(step for step in self.lr_drop or () if step >= self.steps)
+        if late:
+            warnings.warn(
+                f"lr_drop={show(late)} has no effect with steps={self.steps}",
+                UselessWarning,
+                stacklevel=2,
+            )
 
 
 class Recipe(Layers, Steps, TrainingData, Precise):
@@ -83,6 +94,15 @@ class TrainParameters(Shape, Recipe, Seeded, Saving):
         """Refuse a shape that no network can have, too."""
         super().check()
         _ = self.network
+
+    def cost(self, data: Data) -> Cost:
+        """Two models and a gradient, what the layers leave for it, and the steps."""
+        data = self.sized(data)
+        network = size(self.network, data.pixels)
+        of_value = 2 if self.precision == "bfloat16" else 4
+        memory = 3 * 4 * network.weights + of_value * self.batch_size * network.outputs
+        passes = 3 * self.batch_size * network.multiplications / costs.RATE
+        return Cost(costs.START + self.steps * max(costs.STEP, passes), memory)
 
 
 def resumed(given: TrainParameters, checkpoint: Path) -> TrainParameters:
@@ -132,7 +152,7 @@ def _stored_settings(facts: Mapping[str, Any]) -> TrainParameters:
     """
     stored = {n: v for n, v in facts["settings"].items() if n in TrainParameters.declared()}
     try:
-        return TrainParameters.of(stored)
+        return TrainParameters.recalled(stored)
     except InputError as error:
         raise DamagedError(f"it says that {error}") from error
 

@@ -75,6 +75,7 @@ def train(
     data = data or load_data(asked)
     part: Judged = "validation" if asked.validation_share else "test"
     judged = data.split(part)
+    asked.check_affordable(data.train.known)
     settings = asked.settings()
     facts = (
         settings

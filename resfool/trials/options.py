@@ -1,25 +1,33 @@
 """What a sweep and a tuning may be asked for."""
 
+import itertools
 import os
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
+from resfool import costs
+from resfool.costs import Cost, Data
+from resfool.declarations import Known, Needs
 from resfool.errors import InputError
 from resfool.networks.shape import ARCHITECTURES, Shape
-from resfool.parameters import Known, Parameters, Seeded, Seeds, Workers
+from resfool.parameters import Parameters, Seeded, Seeds, Workers
 from resfool.training.recipe import Recipe, TrainParameters
 from resfool.values import (
+    CoreCount,
     Counts,
     Fraction,
     Names,
     NonNegativeFloat,
     PositiveCount,
     listed,
+    show,
     split_commas,
 )
 
 Archs = Annotated[tuple[str, ...], BeforeValidator(split_commas), Known(ARCHITECTURES)]
+_LOOK = 1e-6  # seconds that a sampler spends on an earlier trial
+
 Sampler = Literal["tpe", "random"]
 Pruner = Literal["median", "halving", "none"]
 
@@ -27,8 +35,18 @@ Pruner = Literal["median", "halving", "none"]
 class Room(Parameters):
     """What each training may take."""
 
-    cpus_per_trial: Annotated[PositiveCount, "cores of each training, which are its threads."] = 1
-    gpus_per_trial: Annotated[NonNegativeFloat, "GPUs of each training, on ray."] = 0.0
+    cpus_per_trial: Annotated[CoreCount, "cores of each training, which are its threads."] = 1
+    gpus_per_trial: Annotated[
+        NonNegativeFloat, Needs(backend=("ray",)), "GPUs of each training, on ray."
+    ] = 0.0
+
+    def check(self) -> None:
+        """Refuse parts of GPUs that Ray doesn't deal out."""
+        super().check()
+        if self.gpus_per_trial > 1 and not self.gpus_per_trial.is_integer():
+            raise InputError(
+                f"gpus_per_trial={self.gpus_per_trial:g} must be whole, or a share of one GPU"
+            )
 
 
 class SweepParameters(Seeds, Workers, Room, Recipe):
@@ -41,10 +59,29 @@ class SweepParameters(Seeds, Workers, Room, Recipe):
         "none is 5); several, comma separated.",
     ] = None
 
+    def check(self) -> None:
+        """Refuse a grid that has a network twice."""
+        super().check()
+        places = itertools.product(self.arch, self.depth or (None,))
+        networks = [self.training(*place, seed=0).network.name for place in places]
+        if len(set(networks)) < len(networks):
+            raise InputError(
+                f"arch={show(self.arch)} and depth={show(self.depth)} name a network twice"
+            )
+
     def training(self, arch: str, depth: int | None, seed: int) -> TrainParameters:
         """One training of the grid."""
         own = {"arch": arch, "depth": depth, "seed": seed}
         return TrainParameters(**self.shared(TrainParameters) | own)
+
+    def cost(self, data: Data) -> Cost:
+        """All trainings, on as many workers as there may be."""
+        depths = dict.fromkeys(self.depth or (None,))
+        each = [self.training(arch, n, 0).cost(data) for arch in self.arch for n in depths]
+        tasks = self.seeds * len(each)
+        seconds = self.seeds * sum(one.seconds for one in each) / self.at_once(tasks)
+        memory = self.memory_of(tasks, max(one.memory for one in each))
+        return Cost(seconds, memory + costs.ENTRY * tasks)
 
 
 class TuneParameters(Shape, Seeded, Workers, Room, Recipe):
@@ -90,3 +127,10 @@ class TuneParameters(Shape, Seeded, Workers, Room, Recipe):
         if "eval_every" not in self.given():
             own["eval_every"] = max(1, self.steps // 10)
         return TrainParameters(**own)
+
+    def cost(self, data: Data) -> Cost:
+        """Trials that are pruned at once, before each of which a sampler looks at all others."""
+        looks = _LOOK * self.trials**2 / 2
+        seconds = costs.START * self.trials / self.at_once(self.trials) + looks
+        memory = self.memory_of(self.trials, self.training.cost(data).memory)
+        return Cost(seconds, memory + costs.ENTRY * self.trials)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from resfool import identity
 from resfool.archive import Archive
 from resfool.datasets.sets import Dataset, load_data
-from resfool.errors import InputError, TrialError
+from resfool.errors import TrialError
 from resfool.monitor import Monitor
 from resfool.training.recipe import TrainParameters
 from resfool.trials.options import SweepParameters
 from resfool.trials.recorder import Recorder, Trained, Trial
-from resfool.values import Part, Row, show
+from resfool.values import Part, Row
 
 if TYPE_CHECKING:
     from resfool.parallel import Pool
@@ -77,11 +77,8 @@ def sweep(
     monitor, archive = monitor or Monitor(), archive or Archive()
     places = itertools.product(asked.arch, asked.depth or (None,), range(asked.seeds))
     grid = [SweptTraining(asked.training(*place)) for place in places]
-    if len({(each.network, each.asked.seed) for each in grid}) < len(grid):
-        raise InputError(
-            f"arch={show(asked.arch)} and depth={show(asked.depth)} name a network twice"
-        )
     data = load_data(grid[0].asked)
+    asked.check_affordable(data.train.known)
     facts = asked.shared(TrainParameters) | {"seeds": asked.seeds, "backend": asked.backend}
     facts |= {"trainings": len(grid), "dataset_digest": data.digest}
     part: Part = "validation" if asked.validation_share else "test"

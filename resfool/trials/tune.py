@@ -75,6 +75,7 @@ def tune(
     monitor, archive = monitor or Monitor(), archive or Archive()
     base, space = asked.training, space_of(asked)
     data = load_data(base)
+    asked.check_affordable(data.train.known)
     ways: dict[str, Any] = {"sampler": asked.sampler, "pruner": asked.pruner}
     setup = ways | {
         "space": {name: repr(span) for name, span in space.items()},

@@ -81,7 +81,10 @@ def universal(
     data.check_has("train", use)
     data.check_has("test", use)
     fitting = _chosen(data.train, asked.samples, asked.seed, f"training images of {data.name}")
-    held_out = _chosen(data.test, asked.test_samples, asked.seed, f"test images of {data.name}")
+    held_out = _chosen(
+        data.test, asked.test_samples, asked.seed, f"test images of {data.name}", "test_samples"
+    )
+    asked.check_affordable(min(fitting, held_out, key=len).known)
     stored, given = None, f"matrix={asked.matrix}"
     if asked.matrix is not None:
         path = archive.find_artifact(asked.matrix, "matrix.npz")
@@ -144,8 +147,10 @@ def universal(
     )
 
 
-def _chosen(split: Split, samples: int | None, seed: int, what: str) -> Split:
-    return split.take(draw(len(split), samples, seed, what))
+def _chosen(
+    split: Split, samples: int | None, seed: int, what: str, name: str = "samples"
+) -> Split:
+    return split.take(draw(len(split), samples, seed, what, name))
 
 
 def _fitted_matrix(work: "Work") -> "Matrix":
@@ -172,6 +177,9 @@ def _approximated(work: "Work", matrix: "Matrix") -> tuple["Ranked", tuple[np.nd
     monitor.point({"step": 0, "energy_of_10_directions": decomposition.energy(10)})
     others = {n for n in asked.ranks or judging.RANKS if n <= decomposition.numerical_rank}
     ranks = [rank] if first else sorted(others | {rank})
+    if lost := sorted(set(asked.ranks or ()) - others):
+        most = decomposition.numerical_rank
+        monitor.say(f"ranks={show(tuple(lost))} are left out: the matrix's rank is {most}")
     options: Any = {n: getattr(asked, n) for n in ("norm", "equal_norm", "draws")}
     options["rule"] = asked.coefficients
     judged = judging.vectors_over(ranks, **options)

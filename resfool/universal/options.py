@@ -1,14 +1,18 @@
 """The algorithms of universal perturbations, and what experiments with them may be asked for."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
+from resfool import costs
+from resfool.archive import Archive, is_address
 from resfool.attacks.options import Labelled, Target
 from resfool.attacks.solvers import SOLVERS, Solving, late
 from resfool.classifiers.finding import OneModel
+from resfool.costs import Cost, Data
+from resfool.declarations import GIVEN, Known, Needs
 from resfool.errors import InputError
-from resfool.parameters import Checkpoints, Drawn, Known, Limits, Parameters, Seeded, Workers
+from resfool.parameters import Checkpoints, Drawn, Limits, Parameters, Seeded, Workers
 from resfool.training.recipe import TrainParameters
 from resfool.values import (
     Addresses,
@@ -18,11 +22,13 @@ from resfool.values import (
     PositiveCount,
     Share,
     SizedNorm,
+    UpToMillion,
     Word,
-    listed,
 )
 
 Coefficients = Literal["gaussian", "singular", "first", "optimised"]  # f_i of equation 8
+_DRAWN = ("gaussian", "singular")  # those that are drawn at random
+_OF_RANK = (*_DRAWN, "optimised")  # those of more singular vectors than one
 
 
 @dataclass(frozen=True)
@@ -32,26 +38,34 @@ class Procedure:
     Attributes:
         fit: from the experiment's `Work` to a `Matrix`, if it makes one, or else to a `Fit`.
         takes: the parameters that it reads and others don't.
-        makes_matrix: of perturbations, which equation 8 adds up to any norm; without one, the norm
-            must be given.
         passes: over the fitting images, where nothing else is asked for.
     """
 
     fit: Callable[..., Any]
     takes: tuple[str, ...] = ()
-    makes_matrix: bool = False
     passes: int = 0
+
+    @property
+    def makes_matrix(self) -> bool:
+        """Of perturbations, which equation 8 adds up to any norm; without one, a norm is needed."""
+        return "matrix" in self.takes
 
 
 def _late(name: str) -> Callable[..., Any]:
     return late("resfool.universal.algorithms", name)
 
 
+# What makes a perturbation of a matrix reads.
+_OF_MATRIX = ("matrix", "rank", "ranks", "coefficients", "equal_norm", "draws")
+
 ALGORITHMS: dict[str, Procedure] = {
     "1": Procedure(_late("fit_algorithm1"), ("solver", "desired_rate", "passes"), passes=6),
-    "2": Procedure(_late("fit_algorithm2"), ("solver", "subspace"), makes_matrix=True),
-    "3": Procedure(_late("fit_algorithm3"), ("epsilon", "label_source"), makes_matrix=True),
-    "4": Procedure(_late("fit_algorithm4"), ("label_source",), makes_matrix=True),
+    "2": Procedure(
+        _late("fit_algorithm2"),
+        ("solver", "subspace", "solve_dir", "workers", "backend", *_OF_MATRIX),
+    ),
+    "3": Procedure(_late("fit_algorithm3"), ("epsilon", "label_source", *_OF_MATRIX)),
+    "4": Procedure(_late("fit_algorithm4"), ("label_source", *_OF_MATRIX)),
     "random": Procedure(_late("fit_random")),
     "gradient": Procedure(_late("fit_gradient"), ("passes",), passes=20),
 }
@@ -63,7 +77,9 @@ class Sized(Parameters):
     """How large a perturbation is."""
 
     norm: Annotated[
-        SizedNorm, "of the perturbation, such as l2:3 or linf:10/255; none leaves it as it is."
+        SizedNorm,
+        Needs(perturbation=GIVEN),
+        "of the perturbation, such as l2:3 or linf:10/255; none leaves it as it is.",
     ] = Norm("none")
 
 
@@ -71,13 +87,17 @@ class Approximation(Sized):
     """How a matrix of perturbations becomes one of low rank (equation 8)."""
 
     rank: Annotated[
-        PositiveCount, "number of singular vectors of the perturbation that is kept."
+        PositiveCount,
+        Needs(coefficients=_OF_RANK),
+        "number of singular vectors of the perturbation that is kept.",
     ] = 10
     coefficients: Annotated[
         Coefficients, "f_i of equation 8: gaussian (variance 25), singular, first or optimised."
     ] = "gaussian"
     equal_norm: Annotated[SizedNorm, "at which all ranks are compared too."] = Norm("l2", 3.0)
-    draws: Annotated[PositiveCount, "random perturbations of each rank."] = 20
+    draws: Annotated[
+        PositiveCount, Needs(coefficients=_DRAWN), "random perturbations of each rank."
+    ] = 20
 
 
 class UniversalParameters(OneModel, Solving, Labelled, Approximation, Drawn, Workers):
@@ -92,17 +112,20 @@ class UniversalParameters(OneModel, Solving, Labelled, Approximation, Drawn, Wor
         "file.",
     ] = None
     epsilon: Annotated[
-        Epsilon, "length of the step of algorithm 3, where pixels go from 0 to 1."
+        Epsilon,
+        Needs(matrix=(None,)),
+        "length of the step of algorithm 3, where pixels go from 0 to 1.",
     ] = 8 / 255
     ranks: Annotated[
         Counts | None,
+        Needs(coefficients=_OF_RANK),
         "others to judge beside it, such as 1,3; none is 1, 2, 3, 5, 10, 20, 30, 50 and 100.",
     ] = None
     desired_rate: Annotated[
         Share, "fooling rate on the fitting images at which algorithm 1 stops."
     ] = 0.8
     passes: Annotated[
-        PositiveCount | None,
+        UpToMillion | None,
         "over the fitting images, at most; none is "
         f"{ALGORITHMS['1'].passes} (algorithm 1) or {ALGORITHMS['gradient'].passes} (gradient).",
     ] = None
@@ -111,9 +134,9 @@ class UniversalParameters(OneModel, Solving, Labelled, Approximation, Drawn, Wor
         "test images to judge on, where samples are training images to fit on; none is 1000, or "
         "all if there are fewer.",
     ] = None
-    solve_dir: Annotated[str, "folder where an interrupted solve keeps what it has."] = (
-        "checkpoints"
-    )
+    solve_dir: Annotated[
+        str, Needs(matrix=(None,)), "folder where an interrupted solve keeps what it has."
+    ] = "checkpoints"
 
     def check(self) -> None:
         """Refuse what the algorithm can't do without, or has no use for."""
@@ -123,17 +146,29 @@ class UniversalParameters(OneModel, Solving, Labelled, Approximation, Drawn, Wor
                 f"norm is missing: algorithm={self.algorithm} needs the size that its perturbation"
                 " may have, such as norm=l2:3 or norm=linf:10/255"
             )
-        if not self.procedure.makes_matrix and self.matrix is not None:
-            makers = listed(name for name, one in ALGORITHMS.items() if one.makes_matrix)
-            raise InputError(
-                f"matrix={self.matrix} is of no use to algorithm={self.algorithm}; algorithm "
-                f"{makers} makes its perturbation of one"
-            )
         if "epsilon" in self.procedure.takes and self.epsilon == 0:
             raise InputError(
                 f"epsilon=0 leaves nothing of algorithm {self.algorithm}'s steps; it must be above "
                 "0"
             )
+
+    def cost(self, data: Data) -> Cost:
+        """Perturbations that are drawn and judged, or passes over the fitting images."""
+        data = self.sized(data)
+        fitting = self.drawn(data)
+        held_out = replace(data, images=self.test_samples or data.images)
+        drawn = self.draws if self.procedure.makes_matrix and self.coefficients in _DRAWN else 0
+        vectors = replace(data, images=drawn)
+        passes = drawn * held_out.images + (self.passes or 1) * fitting.images
+        workers = self.memory_of(fitting.images, 0.0) if self.spreads else 0.0
+        memory = fitting.memory + held_out.memory + vectors.memory + workers
+        return Cost(costs.PASS * passes, memory)
+
+    def check_places(self) -> None:
+        """Refuse a file with a matrix that isn't there, too."""
+        super().check_places()
+        if self.matrix is not None and not is_address(self.matrix):
+            Archive().find_artifact(self.matrix, "matrix.npz")
 
     @property
     def procedure(self) -> Procedure:
@@ -163,6 +198,13 @@ class TransferParameters(Sized, Target):
         "method.",
     ] = None
 
+    def check_places(self) -> None:
+        """Refuse files with perturbations that aren't there, too."""
+        super().check_places()
+        for uri in self.perturbation or ():
+            if not is_address(uri):
+                Archive().find_perturbation(uri)
+
 
 class MnistParameters(Solving, Approximation, Seeded, Workers, Checkpoints, Limits):
     """Train the 5-layer network on MNIST digits and fool it by Algorithm 2 (section VI.C)."""
@@ -171,7 +213,9 @@ class MnistParameters(Solving, Approximation, Seeded, Workers, Checkpoints, Limi
         PositiveCount, "training steps; 200 of 64 images end near the paper's 93% and 91%."
     ] = 200
     samples: Annotated[PositiveCount, "training images to fit the perturbation on."] = 1000
-    draws: Annotated[PositiveCount, "random perturbations of each rank."] = 50
+    draws: Annotated[
+        PositiveCount, Needs(coefficients=_DRAWN), "random perturbations of each rank."
+    ] = 50
 
     @property
     def training(self) -> TrainParameters:
@@ -182,6 +226,10 @@ class MnistParameters(Solving, Approximation, Seeded, Workers, Checkpoints, Limi
         """The perturbation of a model, which is the trained network."""
         own = {"model": model, "solve_dir": self.checkpoint_dir}
         return UniversalParameters(**self.shared(UniversalParameters) | own)
+
+    def cost(self, data: Data) -> Cost:
+        """That of both parts."""
+        return self.training.cost(data) + self.universal("the network").cost(data)
 
     @property
     def spreads(self) -> bool:

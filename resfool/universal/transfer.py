@@ -66,8 +66,8 @@ def transfer(
     # Not in `check`: the command `attack` makes these parameters where it transfers nothing, too.
     if asked.perturbation is None:
         raise InputError(
-            f"perturbation is missing, and norm={asked.norm} would be its size; "
-            "give perturbation=runs:/RUN_ID of a universal run, or a .npy file"
+            "perturbation is missing; give perturbation=runs:/RUN_ID of a universal run, or a "
+            ".npy file"
         )
     sources = find_models(archive, asked.model, asked.trust)
     found = [archive.find_perturbation(uri) for uri in dict.fromkeys(asked.perturbation)]

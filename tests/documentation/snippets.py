@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from resfool import command_line
+from resfool.commands import COMMANDS
+from resfool.errors import InputError
 from tests.conftest import ROOT
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
@@ -133,12 +136,24 @@ class Snippet:
 
 
 def _small(name: str, text: str, values: Mapping[str, str]) -> dict[str, str]:
-    own = dict(values) | SMALL[name]
+    own = dict(values)
+    for parameter, value in SMALL[name].items():
+        if _has_effect(name, own | {parameter: value}):
+            own[parameter] = value
     own |= {n: v for n, v in SMALL_IF_GIVEN.get(name, {}).items() if n in values}
     for part, more in LONG.items():
         if part in text and "report_only" not in values:
             own |= more
     return own
+
+
+def _has_effect(name: str, values: Mapping[str, str]) -> bool:
+    """Whether all values have one beside the others."""
+    try:
+        command_line.parse(*COMMANDS[name].takes, argv=[f"--{n}={v}" for n, v in values.items()])
+    except InputError as error:
+        return "has no effect" not in str(error)
+    return True
 
 
 def snippets() -> list[Snippet]:

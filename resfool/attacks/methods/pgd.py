@@ -6,7 +6,7 @@ import numpy as np
 
 from resfool.attacks.methods.moving import Moved, Start
 from resfool.parameters import Parameters
-from resfool.values import Epsilon, PositiveCount
+from resfool.values import Epsilon, UpToMillion
 
 if TYPE_CHECKING:
     import keras
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class PgdOptions(Parameters):
     """How far projected gradient descent goes."""
 
-    pgd_steps: Annotated[PositiveCount, "gradient steps of pgd."] = 20
+    pgd_steps: Annotated[UpToMillion, "gradient steps of pgd."] = 20
     pgd_step_size: Annotated[
         Epsilon | None,
         "length of one; none is 2.5 epsilon / pgd_steps.",

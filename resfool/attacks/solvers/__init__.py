@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from resfool.parameters import Known, Parameters
+from resfool.declarations import Known, Needs
+from resfool.parameters import Parameters
 from resfool.values import listed
 
 if TYPE_CHECKING:
@@ -37,6 +38,11 @@ class Way:
     options: tuple[str, ...] = ("candidates",)
 
     @property
+    def takes(self) -> tuple[str, ...]:
+        """The parameters that it reads and others don't."""
+        return (*self.options, "workers", "backend") if self.spreads else self.options
+
+    @property
     def spreads(self) -> bool:
         """Whether it goes image by image, so that workers can share the images."""
         return "map" in self.options
@@ -65,5 +71,6 @@ class Solving(Parameters):
     ] = "closest"
     subspace: Annotated[
         Subspace,
+        Needs(matrix=(None,)),
         "that cobyla searches: gradients, rows (of the first dense layer) or pixels (slow).",
     ] = "gradients"
