@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from resfool import devices, identity
 from resfool.archive import Archive, FinishedRun, InterruptedRun
 from resfool.datasets.sets import Dataset, TrainingData, load_data
-from resfool.errors import InputError, NonFiniteLossError
+from resfool.errors import InputError, NonFiniteLossError, UnsentError
 from resfool.monitor import Monitor
 from resfool.reproduction import plan
 from resfool.reproduction.plan import Asked, Job, Label, ReproduceParameters, Scale
@@ -161,6 +161,8 @@ class _State:
         cut = self.interrupted(job)
         try:
             run_id = self._make(asked, self.data[job], cut.run_id if cut else None)
+        except UnsentError:
+            raise  # those that follow couldn't be recorded either
         except (NonFiniteLossError, InputError) as error:
             self.failed[job] = str(error)
             self._monitor.say(f"{job.name} failed: {error}")

@@ -1,5 +1,6 @@
 """What earlier runs left in MLflow: figures, files, models and universal perturbations."""
 
+import functools
 import importlib
 import re
 import tempfile
@@ -8,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlflow
 from mlflow import MlflowClient
@@ -17,7 +18,7 @@ from mlflow.exceptions import MlflowException
 
 from resfool.archive import Archive, FinishedRun, InterruptedRun, ModelSource, PerturbationSource
 from resfool.errors import InputError, expanded, out_of_space, present
-from resfool.tracking import stores
+from resfool.tracking import patience, stores
 from resfool.tracking.training_run import CHECKPOINT_TAG
 
 # By which a training of ours is known, and its data found again.
@@ -40,7 +41,7 @@ class MLflowArchive(Archive):
     @cached_property
     def _client(self) -> MlflowClient:
         # Made late: the first client of a new store makes its tables, which takes seconds.
-        return stores.client()
+        return cast(MlflowClient, patience.Patient(stores.client(), stores.address))
 
     def has_run(self, run_id: str) -> bool:
         if not stores.exists():
@@ -163,8 +164,9 @@ def _downloaded(**artifact: str) -> Path:
         MlflowException: there is no such artifact.
         InputError: there is no room for a copy.
     """
+    download = functools.partial(mlflow.artifacts.download_artifacts, **artifact)
     try:
-        return Path(mlflow.artifacts.download_artifacts(**artifact))
+        return Path(patience.patiently(download, stores.address))
     except OSError as error:
         if out_of_space(error):
             folder = tempfile.gettempdir()

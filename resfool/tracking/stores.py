@@ -22,6 +22,13 @@ from mlflow.exceptions import MlflowException
 from resfool import checkpoints
 from resfool.errors import InputError, database_in, expanded, expanded_uri, present, writing
 
+# MLflow would repeat a request for minutes, in which a training would wait; see `patience`.
+_SETTINGS = {
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+}
+
 
 def exists() -> bool:
     """Whether asking the store would not make it: a new SQLite file would be made."""
@@ -64,11 +71,14 @@ def prepare() -> None:
     Raises:
         InputError: the tracking store can't be reached or written.
     """
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
     if "MLFLOW_LOGGING_LEVEL" not in os.environ:
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         # It logs what it raises too, with all the SQL.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+        # It ends where the store is away.
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)
     _check_temporary_folder()
     _find_relative()
     uri = mlflow.get_tracking_uri()
