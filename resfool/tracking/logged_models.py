@@ -125,7 +125,8 @@ def as_input(dataset: Dataset, part: Part) -> Any:
             split.images,
             targets=split.labels,
             source=dataset.source,
-            name=f"{dataset.name} {part}",
+            # Without spaces: in a store of files they would end the name, and spoil the run.
+            name="-".join([*dataset.name.split(), part]),
             digest=dataset.digest,
         )
 

@@ -80,7 +80,7 @@ class Run(Monitor):
         self._due = 0.0  # when points are sent next
         self._away = False  # whether the user was told that the store is
         self._step: int | None = None  # of the last point
-        self._recorded: set[tuple[str, int]] = set()  # points that were told, in any sitting
+        self._recorded: dict[tuple[str, int], int] = {}  # when points were told, in any sitting
         self._earlier: set[tuple[str, int]] = set()  # those of earlier sittings
         self._project_run = os.environ.get("MLFLOW_RUN_ID")
         if not nested:
@@ -266,7 +266,9 @@ class Run(Monitor):
         """Log figures of a model, given by its id too, where MLflow's Models page shows them."""
         new = {name: value for name, value in metrics.items() if (name, 0) not in self._earlier}
         if new:
-            self._outbox.add(Figures(model, new, dataset, part, _now()))
+            # What the run has as a point too is one figure, not two, if its time is the same.
+            told = [self._recorded[name, 0] for name in new if (name, 0) in self._recorded]
+            self._outbox.add(Figures(model, new, dataset, part, max(told, default=_now())))
         started = time.monotonic()
         self._deliver()
         self.seconds += time.monotonic() - started
@@ -331,7 +333,7 @@ class Run(Monitor):
         names = [name for name in run.data.metrics if not name.startswith("system/")]
         points = [p for name in names for p in self._client.get_metric_history(self.run_id, name)]
         self._earlier = {(point.key, point.step) for point in points}
-        self._recorded |= self._earlier
+        self._recorded |= {(point.key, point.step): point.timestamp for point in points}
         return points
 
     def _point_to(self, run: Any) -> None:
@@ -355,7 +357,7 @@ class Run(Monitor):
     def _tell_points(self, values: Mapping[str, Any], step: int) -> None:
         now = _now()
         new = {name: v for name, v in values.items() if (name, step) not in self._recorded}
-        self._recorded |= {(name, step) for name in new}
+        self._recorded |= {(name, step): now for name in new}
         self._outbox.add_points([Metric(name, value, now, step) for name, value in new.items()])
 
     def _flush(self, step: int | None) -> None:
