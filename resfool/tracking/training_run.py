@@ -52,9 +52,11 @@ class TrainingRun(Run):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> None:
-        super().__exit__(kind, error, trace)
-        if self._lock is not None:
-            self._lock.close()
+        try:
+            super().__exit__(kind, error, trace)
+        finally:
+            if self._lock is not None:
+                self._lock.close()
         if kind is None and self.checkpoint is not None:
             checkpoints.remove(self.checkpoint)
 
