@@ -213,10 +213,10 @@ def test_ctrl_c_ends_the_waiting_and_what_was_found_is_kept(
         raise KeyboardInterrupt
 
     monkeypatch.setenv(patience.VARIABLE, "600")
-    monkeypatch.setattr(time, "sleep", pressed)
     with pytest.raises(KeyboardInterrupt), Run() as run:
         run.begin("a run", {}, [])
         absence.begin()
+        monkeypatch.setattr(time, "sleep", pressed)
         run.log({"vector.npy": np.arange(3)})
     absence.end()
     first, second = capsys.readouterr().err.splitlines()
@@ -276,24 +276,23 @@ def test_the_next_run_ends_those_of_killed_processes_of_this_machine(store: Mlfl
         "{": "RUNNING",
     }
     runs = {store.create_run("0", tags={"resfool.process": tag}).info.run_id: tag for tag in told}
-    stranger = store.create_run("0").info.run_id
+    (first, *_), stranger = runs, store.create_run("0").info.run_id
+    half = store.create_logged_model("0", "model", first).model_id
     with Run() as run:
         run.begin("the next", {}, [])
         assert owner.at_work(json.loads(store.get_run(run.run_id).data.tags["resfool.process"]))
     for run_id, tag in runs.items():
         assert store.get_run(run_id).info.status == told[tag], tag
     assert store.get_run(stranger).info.status == "RUNNING"
+    assert store.get_logged_model(half).status == LoggedModelStatus.FAILED
 
 
 def test_a_model_that_was_logged_whole_is_taken_and_half_of_one_is_not(store: MlflowClient) -> None:
-    from mlflow.entities import LoggedModelOutput
-
     run_id = store.create_run("0").info.run_id
-    half, whole = (store.create_logged_model("0", "model", run_id).model_id for _ in range(2))
-    store.log_outputs(run_id, [LoggedModelOutput(half, 0)])
+    half = store.create_logged_model("0", "model", run_id).model_id
     assert logged_models._whole_model(store, run_id) is None
     with pytest.raises(MlflowException, match="not found"):
         store.get_logged_model(half)
-    store.log_outputs(run_id, [LoggedModelOutput(whole, 0)])
+    whole = store.create_logged_model("0", "model", run_id).model_id
     store.finalize_logged_model(whole, LoggedModelStatus.READY)
     assert logged_models._whole_model(store, run_id) == whole

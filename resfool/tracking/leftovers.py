@@ -10,6 +10,7 @@ from mlflow.entities import LoggedModelStatus, Run
 from mlflow.exceptions import MlflowException
 
 from resfool import owner
+from resfool.tracking.logged_models import models_of
 
 _TAG = "resfool.process"
 
@@ -40,7 +41,7 @@ def _is_dead(tags: Mapping[str, str]) -> bool:
 
 def end(client: MlflowClient, run: Run) -> None:
     """Mark a killed process's run, and its model that is half there."""
-    for model in run.outputs.model_outputs if run.outputs else []:
-        if client.get_logged_model(model.model_id).status == LoggedModelStatus.PENDING:
+    for model in models_of(client, run):
+        if model.status == LoggedModelStatus.PENDING:
             client.finalize_logged_model(model.model_id, LoggedModelStatus.FAILED)
     client.set_terminated(run.info.run_id, "KILLED")

@@ -12,7 +12,7 @@ import mlflow
 import numpy as np
 from mlflow import MlflowClient
 from mlflow.data.numpy_dataset import from_numpy
-from mlflow.entities import DatasetInput, InputTag, LoggedModelStatus
+from mlflow.entities import DatasetInput, InputTag, LoggedModel, LoggedModelStatus, Run
 
 from resfool.datasets.sets import Dataset
 from resfool.errors import writing
@@ -64,11 +64,16 @@ class Model(Letter):
         self.model.save(folder / "model.keras")
 
 
+def models_of(client: MlflowClient, run: Run) -> list[LoggedModel]:
+    """The models that a run has logged, or has begun to: its outputs don't name those yet."""
+    source = f"source_run_id = '{run.info.run_id}'"
+    return list(client.search_logged_models([run.info.experiment_id], source))
+
+
 def _whole_model(client: MlflowClient, run_id: str) -> str | None:
     """A run's model, if an earlier attempt has logged it whole; what is half there is deleted."""
-    outputs = client.get_run(run_id).outputs
-    for model in outputs.model_outputs if outputs else []:
-        if client.get_logged_model(model.model_id).status == LoggedModelStatus.READY:
+    for model in models_of(client, client.get_run(run_id)):
+        if model.status == LoggedModelStatus.READY:
             return str(model.model_id)
         client.delete_logged_model(model.model_id)
     return None
