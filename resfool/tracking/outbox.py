@@ -180,6 +180,14 @@ class Outbox:
         self._run_id, self._sent, self._unsure = run_id, 0, False
         self._waiting = list(self._letters)
 
+    @property
+    def has_results(self) -> bool:
+        """Whether something waits that says more than what a run was and how it ended."""
+        said = Facts | Tags | Inputs
+        return self._sent < len(self._points) or any(
+            not isinstance(letter, said) for letter in self._waiting
+        )
+
     def keep(self, folder: Path) -> None:
         """Write what waits to a folder.
 

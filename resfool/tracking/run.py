@@ -130,7 +130,7 @@ class Run(Monitor):
             status = "FAILED"
         ended = self._failure(lambda: self._terminate(status))
         unsent = unsent or ended
-        if unsent is None:
+        if unsent is None or (error is not None and not self._outbox.has_results):
             return
         sentence = f"{_what_failed(unsent)}; {self._keep_unsent()}"
         if error is None:
@@ -149,8 +149,14 @@ class Run(Monitor):
 
     def _keep_unsent(self) -> str:
         """Keep what the store hasn't got; where, for a sentence."""
+        if not self._outbox.has_results:
+            return "it has everything but the run's end"
         folder = expanded(_UNSENT).absolute() / self.run_id
-        self._outbox.keep(folder)
+        try:
+            self._outbox.keep(folder)
+        except InputError:
+            folder = Path.home() / "resfool-unsent" / self.run_id
+            self._outbox.keep(folder)
         return f"what it hasn't got is in {folder}"
 
     @property
