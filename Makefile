@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 # Put first on the path, so that `mlflow run` finds this environment's python.
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: train test test-slow test-docs test-cluster docs format benchmark benchmark-attacks benchmark-parallel clean
+.PHONY: train test test-slow test-docs test-cluster test-endurance docs format benchmark benchmark-attacks benchmark-parallel clean
 
 train: $(INSTALLED)
 	$(RUN) mlflow run . -e train --env-manager local --experiment-name resfool \
@@ -30,6 +30,10 @@ test-docs: $(INSTALLED)
 # What MLproject and the pages repeat from the code.
 docs: $(INSTALLED)
 	$(BIN)/python -m docs.generate
+
+# Commands killed at random moments and given again; some hours.
+test-endurance: $(INSTALLED)
+	$(BIN)/python -m tests.endurance --kills 200
 
 # Two hosts in network namespaces; as root on Linux.
 test-cluster: .venv/.cluster

@@ -26,6 +26,10 @@ class UsageError(InputError):
     """A parameter is wrong by itself, or isn't one: exit code 2."""
 
 
+class UnsentError(InputError):
+    """The tracking store hasn't got all that was to be recorded; the message says where it is."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a name that is not in a registry, with the nearest known name.
 

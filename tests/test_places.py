@@ -23,7 +23,7 @@ from resfool import checkpoints, command_line, errors, places
 from resfool.archive import Archive, canonical
 from resfool.classifiers import files
 from resfool.datasets.sets import Dataset, Split
-from resfool.errors import InputError, expanded, expanded_uri
+from resfool.errors import InputError, UnsentError, expanded, expanded_uri
 from resfool.tracking import stores
 from resfool.tracking.archive import MLflowArchive
 from resfool.tracking.run import Run
@@ -314,24 +314,42 @@ def test_a_full_disk_is_named(
     ("failing", "error", "sentence"),
     [
         ("log_artifacts", FULL, "the artifact store .*mlruns.* can't be written: No space left"),
-        ("set_tag", MlflowException("disk is full\n[SQL: ...]"), r"tracking: disk is full$"),
+        ("log_batch", MlflowException("disk is full\n[SQL: ...]"), "last figures: disk is full;"),
     ],
 )
-def test_a_disk_that_fills_up_ends_the_run_failed_with_what_it_had(
+def test_what_a_full_disk_refuses_is_kept_in_a_folder(
     store: MlflowClient, monkeypatch: pytest.MonkeyPatch, failing: str, error: Any, sentence: str
 ) -> None:
     def fails(*_: Any, **__: Any) -> NoReturn:
         raise error
 
-    with pytest.raises(InputError, match=sentence), Run() as run:
+    with pytest.raises(UnsentError, match=sentence) as caught, Run() as run:
         run.begin("a run", {}, [])
         run.point({"step": 5, "rate": 0.5})
-        with monkeypatch.context() as patched:
-            patched.setattr(MlflowClient, failing, fails)
-            run.log({"vector.npy": np.arange(3)})
-            run.note("a note")
+        monkeypatch.setattr(MlflowClient, failing, fails)
+        run.log({"vector.npy": np.arange(3)})
+        run.point({"step": 6, "rate": 0.75})
+        run.note("a note")
+    folder = Path("unsent", run.run_id).absolute()
+    assert str(caught.value).endswith(f"; what it hasn't got is in {folder}")
     ended = store.get_run(run.run_id)
-    assert ended.info.status == "FAILED" and ended.data.metrics["rate"] == 0.5
+    assert ended.info.status == "FAILED" and ended.data.metrics["rate"] in (0.5, 0.75)
+    assert (folder / "vector.npy").exists() == (failing == "log_artifacts")
+    kept = (folder / "points.csv").read_text()
+    assert ("rate,6,0.75" in kept) == (failing == "log_batch") and "rate,5" not in kept
+
+
+def test_what_a_disk_that_was_full_has_room_for_is_recorded_after_all(
+    store: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Run() as run:
+        run.begin("a run", {}, [])
+        with monkeypatch.context() as patched:
+            patched.setattr(MlflowClient, "log_artifacts", full)
+            run.log({"vector.npy": np.arange(3)})
+    assert store.get_run(run.run_id).info.status == "FINISHED"
+    assert [file.path for file in store.list_artifacts(run.run_id)] == ["vector.npy"]
+    assert not Path("unsent").exists()
 
 
 def test_a_full_disk_that_nobody_named_is_one_sentence_too(

@@ -84,6 +84,7 @@ FLOORS = [
         "interrupts",
         "limits",
         "monitor",
+        "owner",
         "paper",
         "parameters",
         "places",

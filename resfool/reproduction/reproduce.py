@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from resfool import devices, identity
 from resfool.archive import Archive, FinishedRun, InterruptedRun, as_given
 from resfool.datasets.sets import Dataset, TrainingData, load_data
-from resfool.errors import InputError, NonFiniteLossError, short
+from resfool.errors import InputError, NonFiniteLossError, UnsentError, short
 from resfool.monitor import Monitor
 from resfool.reproduction import plan
 from resfool.reproduction.leaving import LeftOut
@@ -163,6 +163,8 @@ class _State:
         cut = self.interrupted(job)
         try:
             run_id = self._make(asked, self.data[job], cut.run_id if cut else None)
+        except UnsentError:
+            raise  # those that follow couldn't be recorded either
         except Exception as error:  # also of an earlier run's model, which may be anybody's
             known = isinstance(error, NonFiniteLossError | InputError)
             self.failed[job] = reason = str(error) if known else short(error)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlflow
 from mlflow import MlflowClient
@@ -36,7 +36,7 @@ from resfool.errors import (
     temporary_folder,
 )
 from resfool.places import new_folder
-from resfool.tracking import stores
+from resfool.tracking import patience, stores
 from resfool.tracking.training_run import CHECKPOINT_TAG
 from resfool.wording import lines
 
@@ -64,7 +64,7 @@ class MLflowArchive(Archive):
     @cached_property
     def _client(self) -> MlflowClient:
         # Made late: the first client of a new store makes its tables, which takes seconds.
-        return stores.client()
+        return cast(MlflowClient, patience.Patient(stores.client(), stores.address))
 
     def has_run(self, run_id: str) -> bool:
         if not stores.exists():
@@ -195,7 +195,8 @@ def _downloaded(uri: str) -> Path:
     """
     try:
         copy = None if _lies_here(uri) else str(new_folder())
-        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=copy))
+        download = functools.partial(mlflow.artifacts.download_artifacts, uri, dst_path=copy)
+        return Path(patience.patiently(download, stores.address))
     except MlflowException:
         raise
     except Exception as error:  # of whatever the place that the store names would need

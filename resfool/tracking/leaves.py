@@ -29,8 +29,7 @@ def log(client: MlflowClient, run_id: str, folder: Path, leaves: Leaves) -> dict
     Returns:
         The files by their names; a table has two, NAME.csv and NAME.json.
     """
-    for name, leaf in leaves.items():
-        _write(leaf, folder / name)
+    write(folder, leaves)
     run = client.get_run(run_id)
     with writing(f"the artifact store {run.info.artifact_uri}"):
         client.log_artifacts(run_id, str(folder))
@@ -39,6 +38,12 @@ def log(client: MlflowClient, run_id: str, folder: Path, leaves: Leaves) -> dict
     tables = [f"{name}.json" for name in leaves]
     _show_tables(client, run, [file for file in tables if file in files])
     return files
+
+
+def write(folder: Path, leaves: Leaves) -> None:
+    """Write what a result leaves to files of a folder."""
+    for name, leaf in leaves.items():
+        _write(leaf, folder / name)
 
 
 def _write(leaf: Any, path: Path) -> None:

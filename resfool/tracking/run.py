@@ -5,40 +5,41 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import mlflow
-import numpy as np
 from mlflow import MlflowClient
-from mlflow.data.numpy_dataset import from_numpy
-from mlflow.entities import DatasetInput, InputTag, Metric, Param
+from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
-from mlflow.utils.validation import MAX_DATASET_NAME_SIZE
 
 from resfool import interrupts, places, wording
 from resfool.datasets.sets import Dataset
-from resfool.errors import InputError, temporary_folder, writing
-from resfool.monitor import LONGEST, Leaves, Monitor, Use
-from resfool.tracking import leaves, stores
+from resfool.errors import InputError, UnsentError, expanded, short
+from resfool.monitor import Leaves, Monitor, Use
+from resfool.tracking import leftovers, patience, stores
+from resfool.tracking.logged_models import Figures, Model, as_use, check_lengths
+from resfool.tracking.origin import origin
+from resfool.tracking.outbox import Facts, Files, Inputs, Outbox, Tags
 from resfool.values import Part, Row, show
 
 if TYPE_CHECKING:
     import keras
 
-_FLUSH_SECONDS = 5.0
-_LONGEST_NAME = 250  # characters of a run's name
+Result = TypeVar("Result")
+
 TAG = "resfool."
-_RECORDED_VERSIONS = ("resfool", "tensorflow", "keras", "mlflow", "numpy")
+_FLUSH_SECONDS = 5.0
+_SHARE = 0.05  # of the time, at most, that goes into telling points while work is done
+_UNSENT = "unsent"  # folder of what stores haven't got, one folder a run
 # MLflow's own names for runs that were given none: "adjective-noun-123".
+_LONGEST_NAME = 250  # characters of a run's name
 _GENERATED_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
+_PARENT_TAG = "mlflow.parentRunId"
 Progress = Callable[[int, int, str], None]
 
 
@@ -49,6 +50,10 @@ class Run(Monitor):
     context manager it ends the run: FINISHED, FAILED on an error, KILLED on Ctrl-C or SIGTERM;
     whatever was recorded by then is kept.
 
+    Once it has begun, a store that is away stops no work: points wait until it is back. A result
+    waits for it too, for as long as `patience` has it, and is written to a folder then. A run that
+    the store has lost is recorded anew.
+
     Args:
         progress: is told the steps done, their total and a short text.
         nested: whether it is a part of the run that is open.
@@ -58,6 +63,8 @@ class Run(Monitor):
         seconds: time spent on recording so far, in all sittings.
     """
 
+    _wholes: ClassVar[list["Run"]] = []  # those that are open, the outermost first
+
     def __init__(
         self, progress: Progress | None = None, *, nested: bool = False, beside: bool = False
     ) -> None:
@@ -66,17 +73,20 @@ class Run(Monitor):
         self._progress = progress
         self._nested = nested
         self._beside = beside
+        self._parent = Run._wholes[-1] if nested and Run._wholes else None
         self._run_id: str | None = None
         self._resumes = False
         self._began = 0.0
         self._seconds_before = 0.0  # of the sittings before this one, if it goes on with a run
         self._open = False
-        self._buffer: list[Metric] = []
-        self._flushed = time.monotonic()
-        self._last_step = 0
-        self._recorded: set[tuple[str, int]] = set()  # points that the store has already
+        self._due = 0.0  # when points are sent next
+        self._away = False  # whether the user was told that the store is
+        self._step: int | None = None  # of the last point
+        self._recorded: dict[tuple[str, int], int] = {}  # when points were told, in any sitting
+        self._earlier: set[tuple[str, int]] = set()  # those of earlier sittings
         self._project_run = os.environ.get("MLFLOW_RUN_ID")
         if not nested:
+            patience.limit()
             stores.prepare()
             if stores.exists():  # if not, `prepare` has checked what it will be
                 stores.check_artifacts(self._client)
@@ -87,40 +97,69 @@ class Run(Monitor):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> None:
-        status = _status(kind)
+        try:
+            if self._open and error is None:
+                self._deliver()  # in which Ctrl-C ends the waiting
+        except KeyboardInterrupt as interrupt:
+            kind, error = KeyboardInterrupt, interrupt
+            raise
+        finally:
+            self._end(_status(kind), error)
+        if isinstance(error, MlflowException):
+            raise stores.unusable(error) from error
+
+    def _end(self, status: str, error: BaseException | None) -> None:
         try:
             if self._open:
                 with interrupts.deferred():
                     self._close(status, error)
         finally:
+            if self in Run._wholes:
+                Run._wholes.remove(self)
             if status == "KILLED" and self._project_run is not None and not self._nested:
                 start_keeping_killed(self._project_run)
-        if isinstance(error, MlflowException):
-            raise stores.unusable(error) from error
 
     def _close(self, status: str, error: BaseException | None) -> None:
         """End the run, whatever becomes of what still has to be recorded.
 
         Raises:
-            InputError: the store can't be used any more, and nothing worse has happened.
+            UnsentError: the store hasn't got everything, and nothing worse has happened.
         """
-        lost: MlflowException | None = None
+        if error is not None and status == "FAILED":
+            self._outbox.add(Tags({f"{TAG}error": str(error)[:5000]}))
+        unsent = self._failure(lambda: self._flush(self._step or 0))
+        if unsent is not None and error is None:
+            status = "FAILED"
+        ended = self._failure(lambda: self._terminate(status))
+        unsent = unsent or ended
+        if unsent is None or (error is not None and not self._outbox.has_results):
+            return
+        sentence = f"{_what_failed(unsent)}; {self._keep_unsent()}"
+        if error is None:
+            raise UnsentError(sentence) from unsent
+        self.warn(sentence)
+
+    def _terminate(self, status: str) -> None:
+        active = mlflow.active_run()
+        if active is None or active.info.run_id not in self._ids:
+            self._client.set_terminated(self.run_id, status)
+            return
+        with suppress(MlflowException):  # it isn't the active one any more, whatever is raised
+            mlflow.end_run(status)
+        if self._client.get_run(self.run_id).info.status != status:
+            self._client.set_terminated(self.run_id, status)
+
+    def _keep_unsent(self) -> str:
+        """Keep what the store hasn't got; where, for a sentence."""
+        if not self._outbox.has_results:
+            return "it has everything but the run's end"
+        folder = expanded(_UNSENT).absolute() / self.run_id
         try:
-            if error is not None and status == "FAILED":
-                self._client.set_tag(self.run_id, f"{TAG}error", wording.lines(str(error))[:5000])
-            self._flush()
-        except MlflowException as failure:
-            status, lost = "FAILED" if error is None else status, failure
-        try:
-            if self._beside:
-                self._client.set_terminated(self.run_id, status)
-            else:
-                mlflow.end_run(status)
-        except MlflowException as failure:
-            lost = failure
-        if lost is not None and error is None:
-            store, reason = stores.address(), stores.reason(lost)
-            raise InputError(f"{store} doesn't take the last figures: {reason}") from lost
+            self._outbox.keep(folder)
+        except InputError:
+            folder = Path.home() / "resfool-unsent" / self.run_id
+            self._outbox.keep(folder)
+        return f"what it hasn't got is in {folder}"
 
     @property
     def run_id(self) -> str:
@@ -139,21 +178,26 @@ class Run(Monitor):
 
     def begin(self, name: str, facts: Mapping[str, Any], uses: Sequence[Use]) -> Path | None:
         self._began = started = time.monotonic()
-        facts = {**facts, **_origin()}
-        _check_lengths(facts, uses)
-        # A signal between the opening and our note of it would leave a run RUNNING for ever.
-        with interrupts.deferred():
-            try:
-                _ = self._client  # makes a new store's tables, before anything else asks for them
-                run = self._start(name)
-            except MlflowException as error:
-                raise stores.unusable(error) from error
-        self._log_params(run, facts)
-        for dataset, part, context in () if self._resumes else uses:
-            self._client.set_tag(self.run_id, "dataset", wording.lines(dataset.name))
-            self._client.log_inputs(self.run_id, [_as_use(dataset, part, context)])
+        facts = {**facts, **origin()}
+        check_lengths(facts, uses)
+        try:
+            self._at_first(lambda: self._open_as(name))
+            self._tell_facts(facts)
+            for dataset, part, context in uses:
+                self._outbox.add(Tags({"dataset": dataset.name}))
+                self._outbox.add(Inputs(as_use(dataset, part, context)))
+            self._at_first(self._outbox.send)
+        except MlflowException as error:
+            raise stores.unusable(error) from error
         self.seconds += time.monotonic() - started
         return None
+
+    def _at_first(self, call: Callable[[], None]) -> None:
+        """Do what shows whether the store is there; patiently in a part, whose whole has begun."""
+        if self._nested:
+            patience.patiently(call, stores.address)
+        else:
+            call()
 
     def say(self, text: str) -> None:
         wording.say(wording.sentence(text))
@@ -162,19 +206,16 @@ class Run(Monitor):
         wording.warn(text)
 
     def fact(self, name: str, value: Any) -> None:
-        self._log_params(self._client.get_run(self.run_id), {name: value})
+        self._tell_facts({name: value})
 
     def point(self, row: Row) -> None:
-        step, now = int(row["step"]), int(time.time() * 1000)
-        self._last_step = step
-        for key, value in row.items():
-            if key != "step" and (key, step) not in self._recorded:
-                self._recorded.add((key, step))
-                self._buffer.append(Metric(key, value, now, step))
-        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
-            # A store that is away for a while costs no training; the points wait for the next try.
-            with suppress(MlflowException):
-                self._flush()
+        earlier, self._step = self._step, int(row["step"])
+        self._tell_points({key: value for key, value in row.items() if key != "step"}, self._step)
+        if time.monotonic() > self._due:
+            began = time.monotonic()
+            self._say_whether_away(self._failure(lambda: self._flush(earlier)))
+            took = time.monotonic() - began
+            self._due = time.monotonic() + max(_FLUSH_SECONDS, took / _SHARE)
 
     def progress(self, done: int, total: int, text: str) -> None:
         if self._progress is not None:
@@ -195,17 +236,16 @@ class Run(Monitor):
 
     def note(self, text: str) -> None:
         """Describe the run, in Markdown."""
-        self._client.set_tag(self.run_id, "mlflow.note.content", wording.lines(text))
+        self._outbox.add(Tags({"mlflow.note.content": text}))
 
     def log(self, left: Leaves) -> None:
         """Log what a result leaves: figures, tables, arrays and bytes, by their names."""
-        temporary = f"the temporary folder {temporary_folder()}"
-        with writing(temporary), tempfile.TemporaryDirectory() as folder:
-            leaves.log(self._client, self.run_id, Path(folder), left)
+        self._outbox.add(Files(left))
+        self._deliver()
 
     def tag(self, name: str, value: Any) -> None:
         """Set a tag of ours, which a later sitting may set anew; parameters can't be."""
-        self._client.set_tag(self.run_id, name, wording.lines(show(value)))
+        self._outbox.add(Tags({name: show(value)}))
 
     def log_model(
         self,
@@ -225,72 +265,73 @@ class Run(Monitor):
         Returns:
             The model's URI.
         """
-        import mlflow.keras
-        from mlflow.models import ModelSignature
-        from mlflow.types import Schema, TensorSpec
-
-        started = time.monotonic()
-        self._flush()
-        single = np.dtype(np.float32)
-        signature = ModelSignature(
-            inputs=Schema([TensorSpec(single, (-1, *dataset.image_shape), "images")]),
-            outputs=Schema([TensorSpec(single, (-1, dataset.classes))]),
-        )
-        requirements = [f"{name}=={metadata.version(name)}" for name in ("keras", "tensorflow")]
-        # The function needs this run to be MLflow's active one.
-        written = f"{temporary_folder()} or {self._client.get_run(self.run_id).info.artifact_uri}"
-        active = (
-            mlflow.start_run(run_id=self.run_id, nested=True) if self._beside else nullcontext()
-        )
-        with writing(f"the model's file in {written}"), active:
-            info = mlflow.keras.log_model(
-                model, name="model", signature=signature, pip_requirements=requirements
-            )
-        self.seconds += time.monotonic() - started
-        self.log_model_metrics(info.model_id, metrics, dataset, part)
-        return f"models:/{info.model_id}"
+        logged = Model(model, dataset)
+        self._outbox.add(logged)
+        self.log_model_metrics(logged, metrics, dataset, part)
+        return f"models:/{logged.model_id}" if logged.model_id else f"runs:/{self.run_id}/model"
 
     def log_model_metrics(
-        self, model_id: str, metrics: Mapping[str, float], dataset: Dataset, part: Part
+        self, model: Model | str, metrics: Mapping[str, float], dataset: Dataset, part: Part
     ) -> None:
-        """Log a model's figures on a part of a data set, where MLflow's Models page shows them."""
+        """Log figures of a model, given by its id too, where MLflow's Models page shows them."""
+        new = {name: value for name, value in metrics.items() if (name, 0) not in self._earlier}
+        if new:
+            # What the run has as a point too is one figure, not two, if its time is the same.
+            told = [self._recorded[name, 0] for name in new if (name, 0) in self._recorded]
+            self._outbox.add(Figures(model, new, dataset, part, max(told, default=_now())))
         started = time.monotonic()
-        mlflow.log_metrics(
-            dict(metrics), run_id=self.run_id, model_id=model_id, dataset=_as_input(dataset, part)
-        )
+        self._deliver()
         self.seconds += time.monotonic() - started
 
     # Within
+
+    def _open_as(self, name: str) -> None:
+        # A signal between the opening and our note of it would leave a run RUNNING for ever.
+        with interrupts.deferred():
+            _ = self._client  # makes a new store's tables, before anything else asks for them
+            # When the store went away in between, the run is open.
+            run = self._client.get_run(self.run_id) if self._open else self._start(name)
+            self._open, self._run_id = True, run.info.run_id
+            if not (self._beside or self in Run._wholes):
+                Run._wholes.append(self)
+        self._name, self._tags, self._ids = run.info.run_name, run.data.tags, {self.run_id}
+        self._outbox = Outbox(self._client, self.run_id)
+        self._outbox.add_sent(Facts(run.data.params), self._points_of(run))
+        experiment = run.info.experiment_id
+        self._experiment = self._client.get_experiment(experiment).name
+        if not self._nested:
+            leftovers.end_dead_runs(self._client, experiment)
 
     def _start(self, name: str) -> Any:
         if self._resumes:
             return self._reopened()
         name = wording.label(name, _LONGEST_NAME)
         if self._beside:
-            run = self._started_beside(name)
-        else:
-            run = mlflow.start_run(run_name=name, nested=self._nested, log_system_metrics=True)
-        self._open = True
-        self._run_id = run.info.run_id
+            return self._started_beside(name)
+        run = mlflow.start_run(
+            run_name=name, nested=self._nested, tags=leftovers.tags(), log_system_metrics=True
+        )
         if _GENERATED_NAME.fullmatch(run.info.run_name):
-            self._client.set_tag(self.run_id, "mlflow.runName", name)
+            self._client.set_tag(run.info.run_id, "mlflow.runName", name)
+        if self._parent is not None and run.data.tags.get(_PARENT_TAG) != self._parent.run_id:
+            self._client.set_tag(run.info.run_id, _PARENT_TAG, self._parent.run_id)
         return run
 
     def _started_beside(self, name: str) -> Any:
         # MLflow's open runs are a stack, of which only the top can be ended.
-        parent = mlflow.active_run()
-        assert parent is not None, "a part needs a whole"
+        assert self._parent is not None, "a part needs a whole"
+        parent = self._client.get_run(self._parent.run_id)
         origin = ("mlflow.user", "mlflow.source.")
         tags = {k: v for k, v in parent.data.tags.items() if k.startswith(origin)}
-        tags["mlflow.parentRunId"] = parent.info.run_id
+        tags |= leftovers.tags() | {_PARENT_TAG: self._parent.run_id}
         return self._client.create_run(parent.info.experiment_id, tags=tags, run_name=name)
 
     def _reopened(self) -> Any:
         # Otherwise start_run would attach to the run that `mlflow run` opened for this command.
         os.environ.pop("MLFLOW_RUN_ID", None)
-        run = mlflow.start_run(run_id=self.run_id, nested=self._nested, log_system_metrics=True)
-        self._open = True
-        self._recorded = self._points(list(run.data.metrics))
+        run = mlflow.start_run(
+            run_id=self.run_id, nested=self._nested, tags=leftovers.tags(), log_system_metrics=True
+        )
         before = {name: value for name, value in run.data.metrics.items() if math.isfinite(value)}
         self._seconds_before = before.get("total_seconds", 0.0)
         self.seconds += before.get("tracking_seconds", 0.0)
@@ -299,13 +340,13 @@ class Run(Monitor):
         self._end_lost_parts(run)
         return run
 
-    def _points(self, keys: list[str]) -> set[tuple[str, int]]:
-        return {
-            (key, metric.step)
-            for key in keys
-            if not key.startswith("system/")
-            for metric in self._client.get_metric_history(self.run_id, key)
-        }
+    def _points_of(self, run: Any) -> list[Metric]:
+        """The points that a run has from earlier sittings, of which note is taken."""
+        names = [name for name in run.data.metrics if not name.startswith("system/")]
+        points = [p for name in names for p in self._client.get_metric_history(self.run_id, name)]
+        self._earlier = {(point.key, point.step) for point in points}
+        self._recorded |= {(point.key, point.step): point.timestamp for point in points}
+        return points
 
     def _point_to(self, run: Any) -> None:
         """Make the run that `mlflow run` opened a pointer to the one that goes on."""
@@ -320,28 +361,82 @@ class Run(Monitor):
         """Mark what a killed process left RUNNING under this run."""
         running = f"tags.mlflow.parentRunId = '{self.run_id}' and attributes.status = 'RUNNING'"
         for part in self._client.search_runs([run.info.experiment_id], running):
-            self._client.set_terminated(part.info.run_id, "KILLED")
+            leftovers.end(self._client, part)
 
-    def _flush(self) -> None:
-        """Log what waits, and the time taken so far: if the process is killed it is not lost."""
+    def _tell_facts(self, facts: Mapping[str, Any]) -> None:
+        self._outbox.add_facts({name: show(value) for name, value in facts.items()})
+
+    def _tell_points(self, values: Mapping[str, Any], step: int) -> None:
+        now = _now()
+        new = {name: v for name, v in values.items() if (name, step) not in self._recorded}
+        self._recorded |= {(name, step): now for name in new}
+        self._outbox.add_points([Metric(name, value, now, step) for name, value in new.items()])
+
+    def _flush(self, step: int | None) -> None:
+        """Send what waits, and the time taken by a step: if the process is killed it isn't lost."""
         started = time.monotonic()
-        while self._buffer:
-            batch = self._buffer[:1000]  # the most that one call takes
-            self._client.log_batch(self.run_id, metrics=batch)
-            del self._buffer[: len(batch)]
-        total = self._seconds_before + time.monotonic() - self._began
-        times = {"tracking_seconds": self.seconds, "total_seconds": total}
-        now = int(time.time() * 1000)
-        metrics = [Metric(name, value, now, self._last_step) for name, value in times.items()]
-        self._client.log_batch(self.run_id, metrics=metrics)
-        self._flushed = time.monotonic()
-        self.seconds += self._flushed - started
+        self._outbox.send()
+        self.seconds += time.monotonic() - started
+        if step is not None:
+            total = self._seconds_before + time.monotonic() - self._began
+            self._tell_points({"tracking_seconds": self.seconds, "total_seconds": total}, step)
+            self._outbox.send()
 
-    def _log_params(self, run: Any, facts: Mapping[str, Any]) -> None:
-        # `mlflow run` has logged the raw parameters, and a second, other text would be an error.
-        known = run.data.params
-        new = [Param(n, wording.lines(show(v))) for n, v in facts.items() if n not in known]
-        self._client.log_batch(self.run_id, params=new)
+    def _failure(self, call: Callable[[], None]) -> Exception | None:
+        """What goes wrong if the store is told something right now."""
+        try:
+            with patience.promptly():
+                call()
+        except Exception as error:
+            return error
+        return None
+
+    def _say_whether_away(self, failure: Exception | None) -> None:
+        if failure is None:
+            if self._away:
+                self.warn(f"{stores.address()} is there again and has all points")
+        elif not self._away:
+            self.warn(f"{_what_failed(failure)}; the work goes on, and points wait for it")
+        self._away = failure is not None
+
+    def _deliver(self) -> None:
+        """Send all that waits, when the store is there; what it refuses is seen to at the end."""
+        with suppress(MlflowException, InputError):
+            patience.patiently(self._send_or_begin_anew, stores.address)
+
+    def _send_or_begin_anew(self) -> None:
+        try:
+            self._outbox.send()
+        except MlflowException as error:
+            if not patience.is_lost(error) or self._is_there():
+                raise
+            self._begin_anew()
+            self._outbox.send()
+
+    def _is_there(self) -> bool:
+        try:
+            self._client.get_run(self.run_id)
+        except MlflowException as error:
+            if patience.is_lost(error):
+                return False
+            raise
+        return True
+
+    def _begin_anew(self) -> None:
+        """Open another run, for all that was told, in place of one that the store has lost."""
+        if self._parent is not None:
+            if not self._parent._is_there():
+                self._parent._begin_anew()
+            self._tags[_PARENT_TAG] = self._parent.run_id
+        known, lost = self._client.get_experiment_by_name(self._experiment), self.run_id
+        experiment = known.experiment_id if known else None
+        experiment = experiment or self._client.create_experiment(self._experiment)
+        run = self._client.create_run(experiment, tags=self._tags, run_name=self._name)
+        self._run_id = run.info.run_id
+        self._ids.add(self.run_id)
+        self._outbox.send_anew(self.run_id)
+        store = stores.address()
+        self.warn(f"{store} has lost run {lost}; all of it is recorded anew, as run {self.run_id}")
 
 
 def keep_killed(run_id: str, seconds: float = 15.0) -> None:
@@ -382,68 +477,15 @@ def _status(kind: type[BaseException] | None) -> str:
     return "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
 
 
-def _check_lengths(facts: Mapping[str, Any], uses: Sequence[Use]) -> None:
-    """Refuse what MLflow would cut off, or take no run with."""
-    for name, value in facts.items():
-        if (size := len(show(value))) > LONGEST:
-            raise InputError(
-                f"{name}={show(value)[:40]}... has {size} characters, and a run keeps {LONGEST} of "
-                "a parameter"
-            )
-    for dataset, part, _ in uses:
-        if (size := len(_input_name(dataset, part))) > MAX_DATASET_NAME_SIZE:
-            raise InputError(
-                f"dataset={dataset.name[:40]}... makes a name of {size} characters, and MLflow "
-                f"takes {MAX_DATASET_NAME_SIZE}; a link gives it a shorter path"
-            )
+def _what_failed(error: Exception) -> str:
+    """What is wrong with the store, for a sentence."""
+    if patience.is_away(error):
+        return f"{stores.address()} is away ({patience.why(error)})"
+    if isinstance(error, MlflowException):
+        return f"{stores.address()} doesn't take the last figures: {stores.reason(error)}"
+    return str(error) if isinstance(error, InputError) else short(error)
 
 
-def _input_name(dataset: Dataset, part: Part) -> str:
-    return f"{dataset.name} {part}"
-
-
-def _as_input(dataset: Dataset, part: Part) -> Any:
-    """A split as MLflow's data set; two of one name and digest would be taken for the same."""
-    split = dataset.split(part)
-    with warnings.catch_warnings():
-        # MLflow finds two source types, of the same name, for a path, and warns of it each time.
-        warnings.simplefilter("ignore", UserWarning)
-        return from_numpy(
-            split.images,
-            targets=split.labels,
-            source=dataset.source,
-            name=wording.label(_input_name(dataset, part), MAX_DATASET_NAME_SIZE),
-            digest=dataset.digest,
-        )
-
-
-def _as_use(dataset: Dataset, part: Part, context: str) -> DatasetInput:
-    entity = mlflow.entities.Dataset(**_as_input(dataset, part).to_dict())
-    return DatasetInput(entity, [InputTag("mlflow.data.context", context)])
-
-
-def _origin() -> dict[str, str]:
-    """What the result came from: package versions and the commit of this checkout."""
-    found = {}
-    for package in _RECORDED_VERSIONS:
-        try:
-            found[f"{package}_version"] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            from resfool import __version__
-
-            found[f"{package}_version"] = __version__  # run from a checkout, not installed
-    return found | {"git_commit": _git_commit()}
-
-
-def _git_commit() -> str:
-    here = Path(__file__).resolve().parent
-    try:
-        commit, changes = (
-            subprocess.run(
-                ["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=10
-            ).stdout.strip()
-            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return commit + ("-dirty" if changes else "")
+def _now() -> int:
+    """The time as MLflow has it, in ms."""
+    return int(time.time() * 1000)

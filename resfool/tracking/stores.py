@@ -27,6 +27,16 @@ from resfool.errors import InputError, database_in, expanded, expanded_uri, pres
 from resfool.places import check_database, check_folder, check_temporary_folder
 from resfool.wording import HIDDEN, has_password, without_password
 
+# Of MLflow, unless the user has set them.
+_SETTINGS = {
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # We print a run's address ourselves, which MLflow would print with the password of a server.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # It would repeat a request for minutes, in which a training would wait; see `patience`.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+}
+
 
 def exists() -> bool:
     """Whether asking the store would not make it: a new SQLite file would be made."""
@@ -79,13 +89,12 @@ def prepare() -> None:
     Raises:
         InputError: the tracking store can't be reached or written.
     """
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    # We print a run's address ourselves, which MLflow would print with the password of a server.
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
     if "MLFLOW_LOGGING_LEVEL" not in os.environ:
         logging.getLogger("mlflow").setLevel(logging.WARNING)
-        # They log what they raise too, with all the SQL.
-        for module in ("store.db.utils", "utils.databricks_utils"):
+        # They log what they raise too, with all the SQL; the last one ends where a store is away.
+        for module in ("store.db.utils", "utils.databricks_utils", "system_metrics"):
             logging.getLogger(f"mlflow.{module}").setLevel(logging.CRITICAL)
     check_temporary_folder()
     _check_experiment_name()

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import mlflow
 from mlflow.exceptions import MlflowException
 
 from resfool import checkpoints
@@ -13,7 +12,8 @@ from resfool.errors import InputError, expanded, present
 from resfool.monitor import Use
 from resfool.parameters import Resumable
 from resfool.places import check_folder
-from resfool.tracking import stores
+from resfool.tracking import patience, stores
+from resfool.tracking.outbox import Tags
 from resfool.tracking.run import TAG, Progress, Run
 
 CHECKPOINT_TAG = f"{TAG}checkpoint"
@@ -43,15 +43,19 @@ class TrainingRun(Run):
         self._lock: IO[str] | None = None
         if asked.resume is not None:
             run_id = stores.run_id_in(asked.resume)
-            self.reopen(run_id)
-            self.checkpoint = self._find_checkpoint(run_id)
+            self.checkpoint = self._lost_by_the_store(run_id)
+            if self.checkpoint is None:
+                self.reopen(run_id)
+                self.checkpoint = self._find_checkpoint(run_id)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> None:
-        super().__exit__(kind, error, trace)
-        if self._lock is not None:
-            self._lock.close()
+        try:
+            super().__exit__(kind, error, trace)
+        finally:
+            if self._lock is not None:
+                self._lock.close()
         if kind is None and self.checkpoint is not None:
             checkpoints.remove(self.checkpoint)
 
@@ -59,7 +63,8 @@ class TrainingRun(Run):
         super().begin(name, facts, uses)
         assert self.checkpoint is not None
         tags = {CHECKPOINT_TAG: str(self.checkpoint), _HOST_TAG: platform.node()}
-        mlflow.set_tags(tags | {"network": facts["network"]})
+        self._outbox.add(Tags(tags | {"network": facts["network"]}))
+        self._deliver()
         return self.checkpoint
 
     # Within
@@ -68,15 +73,40 @@ class TrainingRun(Run):
         if self._resumes:
             return self._reopened()
         run = super()._start(name)
-        self.checkpoint = checkpoints.place(self._folder, self.run_id)
-        self._lock = checkpoints.hold(self.checkpoint)
+        earlier, self.checkpoint = (
+            self.checkpoint,
+            checkpoints.place(self._folder, run.info.run_id),
+        )
+        self._lock = self._lock or checkpoints.hold(self.checkpoint)
+        if earlier is not None:  # of a run that the store has lost
+            earlier.replace(self.checkpoint)
+            checkpoints.remove(earlier)
         return run
+
+    def _keep_unsent(self) -> str:
+        if self.checkpoint is None or not present(self.checkpoint):
+            return super()._keep_unsent()
+        run_id = self.checkpoint.parent.name
+        return f"what it hasn't got is in {self.checkpoint}, and resume={run_id} records it"
 
     def _reopened(self) -> Any:
         assert self.checkpoint is not None
-        self._lock = checkpoints.hold(self.checkpoint)
+        self._lock = self._lock or checkpoints.hold(self.checkpoint)
         self._find_checkpoint(self.run_id)  # who held it until now may have finished
         return super()._reopened()
+
+    def _lost_by_the_store(self, run_id: str) -> Path | None:
+        """The checkpoint of a run that isn't in the store any more: another run goes on from it."""
+        path = checkpoints.place(self._folder, run_id)
+        if not present(path):
+            return None
+        try:
+            known = stores.exists() and self._client.get_run(run_id) is not None
+        except MlflowException as error:
+            if not patience.is_lost(error):
+                raise stores.unusable(error) from error
+            known = False
+        return None if known else path
 
     def _find_checkpoint(self, run_id: str) -> Path:
         path = checkpoints.place(self._folder, run_id)

@@ -1,0 +1,229 @@
+"""Kills commands at random moments, gives them again, and looks whether anything shows of it.
+
+    python -m tests.endurance --kills 200 --seed 0
+
+Each command is killed by SIGKILL, with all that it has started, at a moment drawn over the time it
+takes; then the same one runs to its end, a training with the `resume` that its checkpoint is for.
+It prints what was found by command.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import chdir, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from tests.conftest import copy_database
+from tests.processes import Process
+
+_QUICK = ["--arch=mlp", "--dataset=digits", "--width=8"]
+_TRAINING = [*_QUICK, "--depth=2", "--steps=300", "--eval_every=100"]
+_FOOLED = ["--samples=20", "--model=runs:/{model}/model"]
+COMMANDS = {
+    "train": [*_TRAINING, "--checkpoint_seconds=0", "--seed=1"],
+    "attack": [*_FOOLED, "--epsilons=0.05,0.1"],
+    "universal": [*_FOOLED, "--test_samples=20", "--rank=3", "--draws=4"],
+    "mnist": ["--samples=60", "--draws=2", "--steps=10", "--rank=3"],
+    "sweep": [*_QUICK, "--depth=1,2", "--steps=100", "--backend=serial"],
+    "tune": [*_TRAINING, "--search=learning_rate", "--trials=3", "--backend=serial"],
+    "reproduce": ["--target=figure7", "--scale=quick"],
+}
+_GOES_ON = {"sweep", "reproduce"}  # what is finished isn't done again
+_RESUMED = {"train", "reproduce", "universal"}  # by which the checkpoint is used up
+_DRAWN_ANEW = {"tune"}  # its figures hang on what was tried before
+# The reproduction made as small as the others.
+_SMALL = """
+from dataclasses import replace
+from resfool.reproduction import plan
+plan.SCALES["quick"] = replace(
+    plan.SCALES["quick"],
+    digits={"dataset": "digits", "width": (16,), "depth": 2, "steps": 200, "eval_every": 50},
+    universal={"samples": 60, "test_samples": 40, "draws": 2, "ranks": (1, 3), "rank": 3},
+)
+"""
+Curves = Mapping[str, Sequence[tuple[int, float]]]
+
+
+@dataclass
+class Found:
+    """What was seen of one command: how often it was killed, and what was wrong afterwards."""
+
+    seconds: float = 0.0  # that it takes
+    kills: int = 0
+    resumed: int = 0
+    wrong: Counter[str] = field(default_factory=Counter)
+
+
+class Place:
+    """A folder with a store of some kind, in which a network is trained already.
+
+    Args:
+        kind: sqlite, server or files.
+        trained: the folder that it is made from; None to train the network here.
+    """
+
+    def __init__(self, kind: str, folder: Path, trained: "Place | None" = None) -> None:
+        self.folder, self.kind = folder, kind
+        self.temporary = folder / "temporary"
+        self.uri = f"sqlite:///{folder}/mlflow.db" if kind != "files" else f"file://{folder}/store"
+        self.temporary.mkdir(parents=True)
+        if trained is None:
+            process = self.run("train", _TRAINING)
+            assert process.wait() == 0, process.printed()
+            self.model = self.runs()[0].info.run_id
+        elif kind == "files":
+            shutil.copytree(trained.folder / "store", folder / "store")
+            self.model = trained.model
+        else:
+            copy_database(trained.folder / "mlflow.db", folder / "mlflow.db")
+            self.model = trained.model
+
+    def run(self, command: str, words: Sequence[str]) -> Process:
+        """Start a command, in a process group of its own."""
+        small = _SMALL if command == "reproduce" else ""
+        call = f"from resfool.commands import main; main({[command, *words]!r})"
+        with chdir(self.folder), _environment(self):
+            return Process(f"import os; os.setsid()\n{small}\n{call}")
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(self.uri)
+
+    def runs(self) -> list[Run]:
+        """All runs but that of the network that was there before."""
+        known = getattr(self, "model", "")
+        return [run for run in self.client.search_runs(["0"]) if run.info.run_id != known]
+
+    def curves(self, run: Run) -> Curves:
+        names = [n for n in run.data.metrics if "seconds" not in n and not n.startswith("system/")]
+        history = {n: self.client.get_metric_history(run.info.run_id, n) for n in names}
+        return {n: sorted((p.step, p.value) for p in points) for n, points in history.items()}
+
+    def to_resume(self) -> list[str]:
+        """The word by which a training that was killed goes on."""
+        left = [path.parent.name for path in self.folder.glob("checkpoints/*/checkpoint.npz")]
+        return [f"--resume={run_id}" for run_id in left]
+
+
+@contextmanager
+def _environment(place: Place) -> Iterator[None]:
+    new = {
+        "MLFLOW_TRACKING_URI": place.uri,
+        "MLFLOW_ALLOW_FILE_STORE": "true",
+        "TMPDIR": str(place.temporary),
+        "TF_NUM_INTRAOP_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    earlier = dict(os.environ)
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(earlier)
+
+
+def check(place: Place, command: str, expected: Mapping[str, Curves]) -> Iterator[str]:
+    """What is wrong after the second time, in a few words each."""
+    runs = place.runs()
+    statuses = Counter(run.info.status for run in runs)
+    if statuses["RUNNING"]:
+        yield "a run is RUNNING"
+    for run in runs:
+        if any(len({s for s, _ in points}) < len(points) for points in place.curves(run).values()):
+            yield "a curve has a step twice"
+    finished = [run for run in runs if run.info.status == "FINISHED"]
+    names = Counter(str(run.info.run_name) for run in finished)
+    if command not in _DRAWN_ANEW:
+        if names.keys() != expected.keys():
+            yield "other runs than without a kill"
+        if any(place.curves(run) != expected.get(str(run.info.run_name)) for run in finished):
+            yield "other figures than without a kill"
+    if command in _GOES_ON and max(names.values(), default=0) > 1:
+        yield "a finished run was made again"
+    for model in place.client.search_logged_models(["0"]):
+        if str(model.status) not in ("READY", "FAILED"):
+            yield f"a model is {model.status}"
+    for pattern in ("**/*.part", "unsent/*", *(["checkpoints/*"] if command in _RESUMED else [])):
+        if list(place.folder.glob(pattern)):
+            yield f"{pattern} is left"
+    if list(place.temporary.iterdir()):
+        yield "temporary files are left"
+
+
+def kill_and_repeat(place: Place, command: str, delay: float, found: Found) -> Iterator[str]:
+    """Kill a command after some seconds, and run it again; what is wrong then."""
+    words = [word.format(model=place.model) for word in COMMANDS[command]]
+    process = place.run(command, words)
+    time.sleep(delay)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        found.kills += 1
+    if command == "train" and (resume := place.to_resume()):
+        words += resume
+        found.resumed += 1
+    again = place.run(command, words)
+    if again.wait(300) != 0:
+        yield f"exit code {again.returncode}: {again.printed().strip().splitlines()[-1][:200]}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS))
+    parser.add_argument("--stores", nargs="+", choices=["sqlite", "files"], default=["sqlite"])
+    asked = parser.parse_args()
+    os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
+    random_ = random.Random(asked.seed)
+    table = {command: Found() for command in asked.commands}
+    with tempfile.TemporaryDirectory(prefix="endurance-") as name:
+        folder = Path(name)
+        trained = {kind: Place(kind, folder / f"trained-{kind}") for kind in asked.stores}
+        expected = {}
+        for command in asked.commands:
+            place = Place(asked.stores[0], folder / command, trained[asked.stores[0]])
+            words = [word.format(model=place.model) for word in COMMANDS[command]]
+            began = time.monotonic()
+            process = place.run(command, words)
+            assert process.wait() == 0, process.printed()
+            table[command].seconds = time.monotonic() - began
+            expected[command] = {str(run.info.run_name): place.curves(run) for run in place.runs()}
+            print(f"{command} takes {table[command].seconds:.1f} s", flush=True)
+        for number in range(asked.kills):
+            command = asked.commands[number % len(asked.commands)]
+            kind = asked.stores[number // len(asked.commands) % len(asked.stores)]
+            place, found = Place(kind, folder / str(number), trained[kind]), table[command]
+            delay = random_.uniform(0, found.seconds)
+            wrong = [*kill_and_repeat(place, command, delay, found)]
+            wrong += check(place, command, expected[command])
+            found.wrong.update(wrong)
+            print(f"{number} {command} {kind} {delay:.2f} s: {wrong or 'well'}", flush=True)
+            shutil.rmtree(place.folder)
+    print_table(table)
+    sys.exit(any(found.wrong for found in table.values()))
+
+
+def print_table(table: Mapping[str, Found]) -> None:
+    print("\n| command | takes | killed | resumed | wrong |\n|---|---:|---:|---:|---|")
+    for command, found in table.items():
+        wrong = ", ".join(f"{text} ({count})" for text, count in found.wrong.items()) or "nothing"
+        row: list[Any] = [command, f"{found.seconds:.1f} s", found.kills, found.resumed, wrong]
+        print("|", " | ".join(map(str, row)), "|")
+
+
+if __name__ == "__main__":
+    main()
