@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from resfool.errors import InputError, expanded, looked_in, present
+from resfool.errors import InputError, expanded, looked_in, present, told
 from resfool.values import Row
 
 _ABSURD = 1e15  # that no figure of ours comes near to
@@ -81,7 +81,7 @@ class FinishedRun:
             raise UnusableError(f"run {self.run_id} has no parameter {name}")
         if not re.fullmatch("[0-9]{1,15}", said):
             raise UnusableError(
-                f"run {self.run_id} has {name}={said:.40}, which is no whole number"
+                f"run {self.run_id} has {name}={told(said, 40)}, which is no whole number"
             )
         return int(said)
 

@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import errno
 import os
+import reprlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -197,6 +198,12 @@ def out_of_space(error: BaseException) -> bool:
     """Whether an error says that a disk, or this user's share of it, is full."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     return full or (isinstance(error, OSError) and "No space left on device" in str(error))
+
+
+def told(value: object, most: int = 60) -> str:
+    """What anybody may have written, for a sentence: short, and without control characters."""
+    text = value if isinstance(value, str) else reprlib.repr(value)
+    return "".join(sign if sign.isprintable() else "?" for sign in text[:most])
 
 
 def short(error: Exception) -> str:

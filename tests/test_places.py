@@ -284,3 +284,12 @@ def test_who_makes_a_store_is_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(checkpoints, "fcntl", None)
     with checkpoints.alone_in(tmp_path):
         enter()
+
+
+def test_what_anybody_may_have_written_is_told_shortly() -> None:
+    assert errors.told("a\x1b[31mb\n" + "x" * 10**6, 10) == "a?[31mb?xx"
+    assert errors.told([2, 2, 1]) == "[2, 2, 1]"
+    nested: list[object] = []
+    for _ in range(10**4):
+        nested = [nested, nested]  # of more members than there are atoms
+    assert len(errors.told(nested)) <= 60

@@ -9,7 +9,7 @@ import mlflow
 from mlflow.exceptions import MlflowException
 
 from resfool import checkpoints
-from resfool.errors import InputError, expanded, present
+from resfool.errors import InputError, expanded, present, told
 from resfool.monitor import Use
 from resfool.parameters import Resumable
 from resfool.tracking import stores
@@ -91,11 +91,11 @@ class TrainingRun(Run):
             raise InputError(f"resume={run_id}: this run is no training of resfool's")
         if not present(path):
             # Anybody may have written what the run says, so that is shown and not looked at.
-            said, host = (run.data.tags.get(t, "unknown") for t in (CHECKPOINT_TAG, _HOST_TAG))
+            said = told(run.data.tags[CHECKPOINT_TAG], 100)
+            host = told(run.data.tags.get(_HOST_TAG, "unknown"), 40)
             raise InputError(
                 f"resume={run_id}: {self._folder} has no checkpoint of this run; give the "
-                f"checkpoint_dir that it was begun with (the run says {said!r:.100}, host "
-                f"{host!r:.40})"
+                f"checkpoint_dir that it was begun with (the run says {said}, host {host})"
             )
         stores.check_place_of_artifacts(run.info.artifact_uri)
         return path

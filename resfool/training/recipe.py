@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from resfool import checkpoints, paper
 from resfool.arrayfiles import DamagedError
 from resfool.datasets.sets import TrainingData
-from resfool.errors import InputError
+from resfool.errors import InputError, told
 from resfool.networks.shape import Layers, Shape
 from resfool.parameters import Parameters, Precise, Seeded
 from resfool.values import (
@@ -119,7 +119,7 @@ def check_same_training(facts: Mapping[str, Any], asked: TrainParameters, digest
     if before != digest:
         raise InputError(
             f"the data set {asked.dataset} has changed since the checkpoint: its digest was "
-            f"{before!s:.16} and is {digest}"
+            f"{told(before, 16)} and is {digest}"
         )
 
 
