@@ -9,7 +9,7 @@ from typing import Any
 
 from resfool.errors import InputError, expanded, looked_in, present
 from resfool.values import Row
-from resfool.wording import label
+from resfool.wording import label, told
 
 
 @contextlib.contextmanager
@@ -109,7 +109,7 @@ class FinishedRun:
             raise UnusableError(f"run {self.run_id} has no parameter {name}")
         if not re.fullmatch("[0-9]{1,15}", said):
             raise UnusableError(
-                f"run {self.run_id} has {name}={said:.40}, which is no whole number"
+                f"run {self.run_id} has {name}={told(said, 40)}, which is no whole number"
             )
         return int(said)
 

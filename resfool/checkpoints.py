@@ -19,6 +19,7 @@ import numpy as np
 
 from resfool.arrayfiles import DamagedError, open_plain, read_npz, using
 from resfool.errors import InputError, writing
+from resfool.wording import told
 
 try:
     import fcntl
@@ -50,7 +51,7 @@ def place(folder: Path, run_id: str) -> Path:
         InputError: this is no run's id, or a symbolic link stands in place of the run's folder.
     """
     if not _RUN_ID.fullmatch(run_id):
-        raise InputError(f"{run_id!r:.60} is no id of a run")
+        raise InputError(f"{told(run_id)!r} is no id of a run")
     path = folder.resolve() / run_id / "checkpoint.npz"
     if path.parent.is_symlink():
         raise InputError(f"{path.parent} is a symbolic link, which isn't followed")

@@ -9,6 +9,7 @@ import io
 import itertools
 import logging
 import re
+import reprlib
 import sys
 import traceback
 import unicodedata
@@ -122,6 +123,11 @@ def label(name: str, most: int = _LONGEST_NAME) -> str:
     """A name that somebody gave, for tables, legends and titles: short and on one line."""
     words = " ".join(without_secrets(name).split())
     return shortened(printable(words), most) or "unnamed"
+
+
+def told(value: object, most: int = 60) -> str:
+    """What anybody may have stored, for a sentence: of a container its beginning."""
+    return label(value if isinstance(value, str) else reprlib.repr(value), most)
 
 
 def metric_keys(names: Iterable[str]) -> list[str]:

@@ -202,7 +202,7 @@ def test_artifacts_that_cannot_be_written_are_refused_before_anything(
     Path("taken").touch()
     store.create_experiment("theirs", artifact_location=f"file://{Path.cwd()}/taken/artifacts")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "theirs")
-    line = refused(train.main, capsys, *words(dataset="npz:nowhere.npz"))
+    line = refused(train.main, capsys, *words(dataset="digits"))
     assert "the artifact store" in line and "taken/artifacts can't be written" in line
     assert not store.search_runs(["0", "1"])
     for elsewhere in ("s3://bucket/a", "mlflow-artifacts:/0", "hdfs://host/a", "dbfs:/a"):
@@ -420,7 +420,7 @@ def test_what_is_no_address_of_a_store_is_refused_at_once(
             if variable == "MLFLOW_TRACKING_URI":
                 mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
             patched.setenv(variable, uri)
-            line = refused(train.main, capsys, *words(dataset="npz:nowhere.npz"))
+            line = refused(train.main, capsys, *words(dataset="digits"))
         mlflow.set_tracking_uri(f"sqlite:///{Path.cwd()}/mlflow.db")
         assert "SECRET" not in line and "S@" not in line
         if variable == "MLFLOW_TRACKING_URI":

@@ -312,7 +312,7 @@ ROWS: dict[str, np.ndarray] = {"rows": np.ones((3, 4), np.float32), "images": np
         ({"rows": np.ones((0, 4)), "images": np.arange(0)}, {}, "it has no rows"),
         ({"images": np.array([0, 2, 2])}, {}, "images don't rise"),
         ({"images": np.array([-1, 2, 3])}, {}, "images don't rise"),
-        ({}, {"dropped": "many"}, "says that 'many' images were dropped"),
+        ({}, {"dropped": "many"}, "says that many images were dropped"),
         ({}, {"dropped": -1}, "says that -1 images were dropped"),
         ({}, {"model": ["x" * 10_000]}, "was made for a model with digest"),
         ({}, {"algorithm": {"x": "y" * 10_000}}, "was made with algorithm="),

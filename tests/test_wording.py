@@ -182,3 +182,13 @@ def test_an_encoding_that_lacks_signs_stops_nothing(monkeypatch: pytest.MonkeyPa
     error = KeyError("http://me:SECRET@host \udcff")
     sys.excepthook(KeyError, error, None)
     assert written.getvalue().endswith(b"KeyError: 'http://***@host \\udcff'\n\n")
+
+
+def test_what_anybody_may_have_stored_is_told_shortly() -> None:
+    assert wording.told("a\x1b[31mb\n") == r"a\x1b[31mb"
+    assert len(wording.told("x" * 10**6, 20)) == 20
+    assert wording.told([2, 2, 1]) == "[2, 2, 1]"
+    nested: list[object] = []
+    for _ in range(10**4):
+        nested = [nested, nested]  # of more members than there are atoms
+    assert len(wording.told(nested)) <= 60

@@ -15,6 +15,7 @@ from resfool.places import check_folder
 from resfool.tracking import patience, stores
 from resfool.tracking.outbox import Tags
 from resfool.tracking.run import TAG, Progress, Run
+from resfool.wording import told
 
 CHECKPOINT_TAG = f"{TAG}checkpoint"
 _HOST_TAG = f"{TAG}host"
@@ -122,11 +123,11 @@ class TrainingRun(Run):
             raise InputError(f"resume={run_id}: this run is no training of resfool's")
         if not present(path):
             # Anybody may have written what the run says, so that is shown and not looked at.
-            said, host = (run.data.tags.get(t, "unknown") for t in (CHECKPOINT_TAG, _HOST_TAG))
+            said = told(run.data.tags[CHECKPOINT_TAG], 100)
+            host = told(run.data.tags.get(_HOST_TAG, "unknown"), 40)
             raise InputError(
                 f"resume={run_id}: {self._folder} has no checkpoint of this run; give the "
-                f"checkpoint_dir that it was begun with (the run says {said!r:.100}, host "
-                f"{host!r:.40})"
+                f"checkpoint_dir that it was begun with (the run says {said}, host {host})"
             )
         stores.check_place_of_artifacts(run.info.artifact_uri)
         return path

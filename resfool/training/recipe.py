@@ -23,6 +23,7 @@ from resfool.values import (
     Share,
     show,
 )
+from resfool.wording import told
 
 Optimizer = Literal["adam", "momentum", "sgd"]
 Augment = Literal["none", "crop_flip"]
@@ -140,7 +141,7 @@ def check_same_training(facts: Mapping[str, Any], asked: TrainParameters, digest
     if before != digest:
         raise InputError(
             f"the data set {asked.dataset} has changed since the checkpoint: its digest was "
-            f"{before!s:.16} and is {digest}"
+            f"{told(before, 16)} and is {digest}"
         )
 
 

@@ -17,6 +17,7 @@ from resfool.errors import NonFiniteLossError
 from resfool.monitor import Advance, quiet
 from resfool.training.recipe import Steps
 from resfool.values import Row
+from resfool.wording import told
 
 _CALL_SECONDS = 0.5  # steps are run in calls of about this length, so that Ctrl-C acts soon
 _GENERATOR = "philox"  # named, since the default depends on the device
@@ -193,13 +194,13 @@ def _check_progress(facts: Mapping[str, Any], steps: int, figures: int) -> None:
     """Refuse what a training of some steps, with some figures of each, can't have come to."""
     step = facts["step"]
     if type(step) is not int or not 0 <= step <= steps:
-        raise DamagedError(f"it is at step {step!r:.20} of {steps}")
+        raise DamagedError(f"it is at step {told(step)} of {steps}")
     for row in facts["history"]:
         point = {name: value for name, value in row.items() if name != "step"}
         if not point or not all(map(_FIGURE.fullmatch, point)) or not _are_floats(point.values()):
             raise DamagedError("its curve has points that no training has")
         if type(row["step"]) is not int or not 0 <= row["step"] <= step:
-            raise DamagedError(f"its curve is at step {row['step']!r:.20} and it at {step}")
+            raise DamagedError(f"its curve is at step {told(row['step'])} and it at {step}")
     for row in facts["window"]:
         if len(row) != figures or not _are_floats(row):
             raise DamagedError("it has steps without their figures")

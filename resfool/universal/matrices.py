@@ -15,6 +15,7 @@ from resfool.attacks.minimal import Minimal
 from resfool.checkpoints import Arrays
 from resfool.classifiers.inference import BATCH_SIZE
 from resfool.errors import InputError
+from resfool.wording import told
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,11 @@ def matrix_in(
         ("interface", "a model that is taken by"),
     ):
         if facts.get(name) != identity[name]:
-            said = f"{facts.get(name)!s:.60}"
+            said = told(facts.get(name))
             raise InputError(f"{what} was made for {kind} {said}, not {identity[name]}")
     for name, ours in made_by.items():
         if facts[name] != ours:
-            raise InputError(f"{what} was made with {name}={facts[name]!s:.60}; say so")
+            raise InputError(f"{what} was made with {name}={told(facts[name])}; say so")
     with using(what):
         return _matrix_of(
             stored.arrays, facts.get("dropped", 0), math.prod(identity["image_shape"])
@@ -82,7 +83,7 @@ def _matrix_of(arrays: Mapping[str, np.ndarray], dropped: Any, pixels: int) -> M
     if images[0] < 0 or (np.diff(images.astype(np.int64)) <= 0).any():
         raise DamagedError("its images don't rise from 0 on")
     if type(dropped) is not int or dropped < 0:
-        raise DamagedError(f"it says that {dropped!r:.20} images were dropped")
+        raise DamagedError(f"it says that {told(dropped)} images were dropped")
     return Matrix(rows, images, dropped)
 
 
