@@ -1,5 +1,6 @@
 """Few bytes that would become many, and files that are none: refused before they are."""
 
+import functools
 import gzip
 import io
 import json
@@ -155,8 +156,8 @@ def test_other_inputs_are_bounded_too(tmp_path: Path) -> None:
 
 
 def test_images_are_made_floats_within_bounds(tmp_path: Path) -> None:
-    values = {"x": np.zeros((20, 1000, 1000), np.uint8), "y": np.arange(20) % 2}
-    np.savez(tmp_path / "a.npz", **values)  # stays in the file
+    black = np.zeros((20, 1000, 1000), np.uint8)
+    np.savez(tmp_path / "a.npz", x=black, y=np.arange(20) % 2)  # stay in the file
     data = sets.load(f"npz:{tmp_path / 'a.npz'}")
     assert data.test.take(np.arange(10)).images.nbytes == 40 * MB
     assert "20 images" in refusal(lambda: data.test.images)
@@ -267,7 +268,7 @@ def test_pipes_are_refused_and_block_nothing(tmp_path: Path) -> None:
         os.mkfifo(tmp_path / place)
     for name in ("folder:.", "npz:a.npz", "npy:.", "parquet:p.parquet", "parquet:."):
         kind, _, path = name.partition(":")
-        assert refusal(lambda n=f"{kind}:{tmp_path / path}": sets.load(n))
+        assert refusal(functools.partial(sets.load, f"{kind}:{tmp_path / path}"))
     assert "is no file or folder" in refusal(lambda: files.find_file(tmp_path / "m.keras"))
     assert "it has no file MLmodel" in refusal(lambda: files.find_file(tmp_path))
     assert refusal(lambda: Interface(inputs=f"npz:{tmp_path / 'a.npz'}").fixed)
