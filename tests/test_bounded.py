@@ -156,8 +156,8 @@ def test_other_inputs_are_bounded_too(tmp_path: Path) -> None:
 
 
 def test_images_are_made_floats_within_bounds(tmp_path: Path) -> None:
-    images, labels = np.zeros((20, 1000, 1000), np.uint8), np.arange(20) % 2
-    np.savez(tmp_path / "a.npz", x=images, y=labels)  # stays in the file
+    black = np.zeros((20, 1000, 1000), np.uint8)
+    np.savez(tmp_path / "a.npz", x=black, y=np.arange(20) % 2)  # stay in the file
     data = sets.load(f"npz:{tmp_path / 'a.npz'}")
     assert data.test.take(np.arange(10)).images.nbytes == 40 * MB
     assert "20 images" in refusal(lambda: data.test.images)

@@ -62,10 +62,8 @@ def layer(name: str, **options: Any) -> Any:
 
 
 BOMBS = {
-    "up": layer("UpSampling2D", size=[5000, 5000]),
-    "pad": layer("ZeroPadding2D", padding=[[9000, 9000], [9000, 9000]]),
-    "resize": layer("Resizing", height=20_000, width=20_000),
-    "kernel": layer("Conv2D", filters=1, kernel_size=[20_000, 20_000], padding="same"),
+    "pixels": layer("UpSampling2D", size=[5000, 5000]),  # more than the limit
+    "weights": layer("Conv2D", filters=10**6, kernel_size=[3000, 3000], padding="same"),  # than any
 }
 
 

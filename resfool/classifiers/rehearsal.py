@@ -1,8 +1,8 @@
 """A stranger's model is loaded and run in a process of its own first, which may take only so much.
 
 A few bytes can declare a layer or an image that takes all memory, or for ever; nobody can tell
-without doing it. The process says nothing but whether it came to an end: what it refuses is refused
-again where it is done in earnest, in the same words.
+without doing it. The process says nothing but whether it came to an end, or to that of its memory:
+what it refuses is refused again where it is done in earnest, in the same words.
 """
 
 import contextlib
@@ -26,6 +26,7 @@ from resfool.errors import InputError
 _EVERY = 0.01  # seconds between two looks
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _END_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+_OUT_OF_MEMORY = 99  # the exit status where an error says so
 _BEGAN = b"."  # what the process writes when all is imported and its work begins
 
 Work = Callable[[], Any]
@@ -47,6 +48,8 @@ def rehearse(what: str, work: Work) -> None:
         start = _spawned if devices.tensorflow_started() else _forked
         with start(work, folder) as process:
             status = _watched(what, process)
+    if status == _OUT_OF_MEMORY:
+        raise limits.too_large(what, limits.memory())
     if status < 0:
         name = signal.Signals(-status).name
         raise InputError(f"{what} can't be loaded: it ends the process that does it by {name}")
@@ -181,7 +184,17 @@ def _do(work: Work, folder: str, began: int, parent: int) -> NoReturn:
         os.write(began, _BEGAN)
         if os.getppid() == parent:
             work()
-    except BaseException:  # it is raised again where this is done in earnest
-        pass
-    finally:
-        os._exit(0)
+    except BaseException as error:  # others are raised again where this is done in earnest
+        os._exit(_OUT_OF_MEMORY if _is_out_of_memory(error) else 0)
+    os._exit(0)
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that it comes of, says that there is no memory left."""
+    import tensorflow as tf
+
+    while error is not None:
+        if isinstance(error, MemoryError | tf.errors.ResourceExhaustedError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
