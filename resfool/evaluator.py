@@ -29,6 +29,7 @@ from resfool import devices
 from resfool.attacks import presentation
 from resfool.attacks.options import MeasureParameters
 from resfool.classifiers.interface import Interface
+from resfool.costs import Data
 from resfool.datasets.sets import draw
 from resfool.errors import InputError
 from resfool.monitor import Leaves, Monitor
@@ -108,6 +109,7 @@ def measure(model: Any, dataset: Any, asked: MeasureParameters) -> tuple["Attack
     interface = Interface(**asked.shared(Interface))
     pixels = _pixels(dataset.features_data, shape, interface)
     rows = draw(len(pixels), asked.samples, asked.seed, "images")
+    asked.check_affordable(Data(len(rows), math.prod(shape[:2])))
 
     from resfool.attacks import examples
     from resfool.attacks.epsilons import over_epsilons

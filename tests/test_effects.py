@@ -12,6 +12,7 @@ from resfool.declarations import GIVEN, Known, Needs
 from resfool.errors import InputError, UselessWarning
 from resfool.parameters import Parameters
 from resfool.training.recipe import TrainParameters
+from resfool.trials import tune
 from resfool.values import show
 
 
@@ -133,3 +134,11 @@ def test_drops_of_the_rate_that_come_too_late_are_said() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         TrainParameters.of(given | {"lr_drop": (5, 9)})
+
+
+@pytest.mark.parametrize("given", [{}, {"per_class": (5, 5)}, {"dataset": "digits"}])
+def test_the_command_that_a_search_ends_with_is_allowed(given: dict[str, Any]) -> None:
+    searched = TrainParameters(arch="mlp", data_seed=3, validation_share=0.1, **given)
+    words = [word for word in tune._command(searched).split() if "=" in word]
+    (trained, _) = command_line.parse(*COMMANDS["train"].takes, argv=[f"--{w}" for w in words])
+    assert ("data_seed" in trained.given()) == bool(given)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from resfool import identity
 from resfool.archive import Archive
 from resfool.datasets.sets import load_data
-from resfool.errors import TrialError, project
+from resfool.errors import InputError, TrialError, project
 from resfool.monitor import Monitor
 from resfool.training.recipe import TrainParameters
 from resfool.trials.options import TuneParameters
@@ -186,7 +186,11 @@ class _Search:
 
 def _command(training: TrainParameters) -> str:
     """The line that trains so on all training images."""
-    left_out = ("validation_share", "eval_every", "checkpoint_seconds")
+    left_out = {"validation_share", "eval_every", "checkpoint_seconds"}
+    try:
+        replace(training, validation_share=0.0).check_effects()
+    except InputError:  # images were set aside by it, and nothing else
+        left_out.add("data_seed")
     words = [
         f"-P {shlex.quote(f'{name}={show(value)}')}"
         for name, value in training.given().items()

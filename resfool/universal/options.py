@@ -194,13 +194,12 @@ class TransferParameters(Sized, Target):
     perturbation: Annotated[
         Addresses | None,
         "runs:/RUN_ID of universal runs or .npy files of pixels from 0 to 1, comma separated, to "
-        "apply instead of the method, whose parameters count for nothing then; none attacks by the "
+        "apply instead of the method, whose parameters have no effect then; none attacks by the "
         "method.",
     ] = None
 
     def check_places(self) -> None:
-        """Refuse files with perturbations that aren't there, too."""
-        super().check_places()
+        """Refuse files with perturbations that aren't there; models are checked by the attack."""
         for uri in self.perturbation or ():
             if not is_address(uri):
                 Archive().find_perturbation(uri)
