@@ -150,8 +150,8 @@ class Archive:
             InputError: there is no such file.
         """
         path = expanded(uri)
-        path = path / name if path.is_dir() else path
-        if not path.is_file():
+        path = path / name if present(path, Path.is_dir) else path
+        if not present(path, Path.is_file):
             raise InputError(f"{uri}: there is no file {path}{looked_in(uri)}")
         return path
 
