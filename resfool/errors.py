@@ -116,10 +116,15 @@ def project() -> str:
     return str(Path.cwd()) if CALLED_FROM in os.environ else "."
 
 
-def present(path: Path) -> bool:
-    """Whether something is at a path, as far as this user is let see."""
+def present(path: Path, of_kind: Callable[[Path], bool] = Path.exists) -> bool:
+    """Whether something is at a path, as far as this user is let see.
+
+    Args:
+        path: that somebody gave, which may be none that a file system takes.
+        of_kind: Path.is_file or Path.is_dir, where it must be one.
+    """
     try:
-        return path.exists()
+        return of_kind(path)
     except OSError:
         return False
 

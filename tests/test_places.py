@@ -259,6 +259,11 @@ def test_names_that_have_no_room_are_refused_before_a_run(
     store: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     long = "n" * 256
+    for missing in (Archive().find_artifact, MLflowArchive().find_artifact):
+        with pytest.raises(InputError, match=f"{long}: there is no file"):
+            missing(long, "matrix.npz")
+    line = refused(train.main, capsys, *words(dataset="mnist", data_dir=long))
+    assert "data set 'mnist' is not in" in line
     assert "has 256 bytes" in refused(train.main, capsys, *words(checkpoint_dir=long))
     assert "has 256 bytes" in refused(mnist.main, capsys, f"--checkpoint_dir={long}")
     assert "null character" in refused(train.main, capsys, *words(checkpoint_dir="file:///a%00"))

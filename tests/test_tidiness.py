@@ -28,6 +28,7 @@ from resfool.tracking.archive import MLflowArchive
 from tests.conftest import as_a_user_has_it, refused
 
 LOCK = places._LOCK
+LONG = "n" * 300
 
 
 @pytest.fixture
@@ -163,14 +164,14 @@ def test_copies_of_runs_artifacts_go_and_are_named_as_given(
     store: MlflowClient, outside: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_id = store.create_run("0").info.run_id
-    store.log_text(run_id, "flavors: {keras: {data: none}}", "model/MLmodel")
+    store.log_text(run_id, f"flavors: {{keras: {{data: {LONG}}}}}", "model/MLmodel")
     uri = f"runs:/{run_id}/model"
     with places.cleared():
         source = MLflowArchive().find_model(uri)
         assert source.path.is_relative_to(outside) and source.path.is_dir()
     assert not list(outside.iterdir())
     line = refused(attack.main, capsys, f"--model={uri}", "--dataset=digits")
-    assert line.startswith(f"resfool: {uri}: its keras flavour names none.keras")
+    assert line.startswith(f"resfool: {uri}: its keras flavour names {LONG}.keras")
     assert str(outside) not in line and not list(outside.iterdir())
 
 

@@ -222,8 +222,16 @@ test_tuning.tuned("--trials=1", pool=Waiting)
 
 
 class Interrupting:
+    """A fact that is checked, and interrupts as it is recorded."""
+
+    def __init__(self) -> None:
+        self._shown = 0
+
     def __str__(self) -> str:
-        raise KeyboardInterrupt
+        self._shown += 1
+        if self._shown > 1:
+            raise KeyboardInterrupt
+        return "a fact"
 
 
 @pytest.mark.parametrize("facts", [{}, {"logged": Interrupting()}], ids=["later", "as it begins"])

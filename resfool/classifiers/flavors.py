@@ -3,9 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+<<<<<<< HEAD
 from resfool import bounded
 from resfool.bounded import quoted
 from resfool.errors import InputError, reading
+=======
+import yaml
+
+from resfool.errors import InputError, present, reading
+>>>>>>> e
 
 _LARGEST_MLMODEL = 1 << 20  # bytes; they have some thousand
 _SUFFIXES = (".keras", ".h5", ".hdf5")
@@ -67,14 +73,14 @@ def _file_of_flavor(path: Path, name: str, flavor: Any, trust: str) -> Path:
     named = flavor.get("data", "model")
     data = _inside(path, named, named, trust)
     place = named
-    if data.is_dir():
+    if present(data, Path.is_dir):
         _check_module_name(path, _inside(path, f"{named}/keras_module.txt", named, trust), trust)
         place = f"{named}/model"
     for suffix in _SUFFIXES:
         file = _inside(path, place + suffix, named, trust)
-        if file.is_file():
+        if present(file, Path.is_file):
             return file
-    if (path / place).is_dir():
+    if present(path / place, Path.is_dir):
         raise InputError(
             f"{path} holds a SavedModel of TensorFlow, which is a program{trust}; or log the model"
             " with mlflow.keras.log_model"

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from resfool.classifiers import configs
 from resfool.classifiers.refusals import keras_at_work
-from resfool.errors import InputError, expanded
+from resfool.errors import InputError, expanded, present
 
 
 @contextlib.contextmanager
@@ -61,7 +61,7 @@ def _imported(name: str) -> ModuleType:
         if not name.endswith(".py"):
             return _import_by_name(name)
         path = expanded(name)
-        if not path.is_file():
+        if not present(path, Path.is_file):
             raise InputError(f"modules={name}: there is no such file")
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None and spec.loader is not None

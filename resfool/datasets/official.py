@@ -19,7 +19,7 @@ import numpy as np
 from resfool import bounded
 from resfool.datasets.arrays import read_npz
 from resfool.datasets.stored import Array, Pool, Stored
-from resfool.errors import InputError, reading
+from resfool.errors import InputError, present, reading
 from resfool.parameters import OwnImages
 
 CIFAR10_CLASSES = (
@@ -178,7 +178,7 @@ def locate(official: Official, data_dir: Path | None) -> Path:
     """The first of an official file's places that exists, else the freshly downloaded file."""
     folder = _keras_cache() if data_dir is None else data_dir
     for place in official.places:
-        if (folder / place).is_file():
+        if present(folder / place, Path.is_file):
             return folder / place
     looked = (
         f"data set {official.name!r} is not in {folder} (looked for {', '.join(official.places)})"

@@ -269,7 +269,9 @@ def _end_processes_in(folder: Path) -> None:
 
 
 def _short_folder() -> Folder:
-    """A folder that leaves room for the paths of Ray's sockets."""
+    """A folder that leaves room for the paths of Ray's sockets, where these are files."""
+    if os.name != "posix":
+        return Folder()
     for place in (temporary_folder(), "/tmp", "/var/tmp", "/dev/shm"):
         if len(os.fsencode(place)) <= _LONGEST_PLACE:
             with contextlib.suppress(InputError):
