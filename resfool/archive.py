@@ -212,15 +212,9 @@ class Archive:
             InputError: there is no such file.
         """
         path = expanded(uri)
-<<<<<<< HEAD
-        path = path / name if path.is_dir() else path
+        path = path / name if present(path, Path.is_dir) else path
         if not present(path):
             raise InputError(f"{Path(name).stem}={uri}: there is no file {path}{looked_in(uri)}")
-=======
-        path = path / name if present(path, Path.is_dir) else path
-        if not present(path, Path.is_file):
-            raise InputError(f"{uri}: there is no file {path}{looked_in(uri)}")
->>>>>>> e
         return path
 
     def find_perturbation(self, uri: str) -> PerturbationSource:

@@ -32,15 +32,9 @@ NOT_RESULTS = {"options", "recipe", "presentation"}
 
 # The digest of that code, for the version of its results.
 PINNED = {
-<<<<<<< HEAD
     "train": ("e62de5f69643a9a5", "ef5eab6e8b57238f"),
     "attack": ("56aa5d1102c24214", "5eaaaa48a9c389bc"),
     "universal": ("a292f6ee4a0b757b", "5a78650de43172c5"),
-=======
-    "train": ("e62de5f69643a9a5", "6e74edad9ec1c9e3"),
-    "attack": ("56aa5d1102c24214", "2f3a78fb96f98fe7"),
-    "universal": ("a292f6ee4a0b757b", "34379085f05edb09"),
->>>>>>> e
 }
 
 

@@ -3,15 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-<<<<<<< HEAD
 from resfool import bounded
 from resfool.bounded import quoted
-from resfool.errors import InputError, reading
-=======
-import yaml
-
 from resfool.errors import InputError, present, reading
->>>>>>> e
 
 _LARGEST_MLMODEL = 1 << 20  # bytes; they have some thousand
 _SUFFIXES = (".keras", ".h5", ".hdf5")
