@@ -18,9 +18,10 @@ test: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
-# Minutes each: how far from the best solutions the solvers stay.
+# What takes long: whole commands that are killed, resumed, installed and spread; trainings that
+# learn; how far from the best solutions the solvers stay.
 test-slow: $(INSTALLED)
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow --numprocesses 2 --dist loadfile
 
 # Every command and every Python block of README.md and docs/, made small.
 test-docs: $(INSTALLED)

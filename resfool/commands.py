@@ -18,7 +18,7 @@ from resfool.attacks import attack as attacks
 from resfool.attacks.options import AttackParameters
 from resfool.datasets.sets import Dataset, draw, load
 from resfool.errors import CALLED_FROM, DataWarning, UsageError, expanded, unknown
-from resfool.parameters import Checkpoints, Parameter, Parameters, Resumable, Workers
+from resfool.parameters import Checkpoints, Parameter, Parameters, Resumable, Workers, within
 from resfool.progress import ProgressReport
 from resfool.reproduction import reproduce as reproduction
 from resfool.reproduction.plan import ReproduceParameters
@@ -322,7 +322,8 @@ def run(name: str, argv: Sequence[str] | None = None, program: str | None = None
         _note_caller()
         asked = command_line.parse(*command.takes, argv=argv, program=program, text=command.text)
         interrupts.raise_once()
-        command.run(*asked)
+        with within(*asked):
+            command.run(*asked)
 
 
 @contextlib.contextmanager

@@ -20,11 +20,14 @@ _PLACES = {
     "backend",
     "checkpoint_seconds",
     "data_dir",
+    "memory_limit",
     "modules",
     "patience",
     "ray_address",
     "solve_dir",
+    "time_limit",
     "trust",
+    "work_limit",
     "workers",
 }
 

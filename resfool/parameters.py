@@ -5,10 +5,11 @@ type, default and text together, and all else is made of them: the command line,
 calls from Python, MLproject, the pages on entry points and the evaluator's configuration.
 """
 
+import contextlib
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import (
@@ -27,16 +28,19 @@ from typing import (
 
 from pydantic import TypeAdapter, ValidationError
 
+from resfool import limits
 from resfool.errors import UsageError, unknown
 from resfool.values import (
     Backend,
     BatchSize,
+    ByteCount,
     Counts,
     Crop,
     ImageSize,
     NonNegativeFloat,
     PixelRange,
     PositiveCount,
+    PositiveFloat,
     Precision,
     Seed,
     plain,
@@ -231,7 +235,9 @@ def plainly(
     """
 
     def called(*services: Any, **given: Any) -> Result:
-        return function(kind.of(given), *services)
+        asked = kind.of(given)
+        with within(asked):
+            return function(asked, *services)
 
     # What help() and editors show.
     _, *services = inspect.signature(function).parameters.values()
@@ -358,3 +364,26 @@ class Resumable(Checkpoints):
     resume: Annotated[
         str | None, "id of a training's run that was stopped, to go on with in it."
     ] = None
+
+
+class Limits(Parameters):
+    """What reading and working may take."""
+
+    memory_limit: Annotated[
+        ByteCount | None,
+        "memory that reading models and data, or the work by a low estimate, may take, such as "
+        "500MB or 8GB; none is nine tenths of what is free.",
+    ] = None
+    time_limit: Annotated[PositiveFloat, "seconds that reading a model or data may take."] = 60.0
+    work_limit: Annotated[PositiveFloat, "days that work may take, by a low estimate."] = 365.0
+
+
+@contextlib.contextmanager
+def within(*asked: Parameters) -> Iterator[None]:
+    """Keep to the limits that are among parameters, if any are."""
+    with contextlib.ExitStack() as stack:
+        for one in asked:
+            if isinstance(one, Limits):
+                bounds = limits.Bounds(one.memory_limit, one.time_limit, one.work_limit)
+                stack.enter_context(limits.in_force(bounds))
+        yield

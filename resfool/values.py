@@ -3,6 +3,7 @@
 import itertools
 import math
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -193,6 +194,23 @@ def _check_batch_size(value: Any, check: Callable[[Any], Any]) -> Any:
         raise ValueError("must be auto or a whole number of 1 or more") from None
 
 
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def parse_bytes(value: Any) -> int:
+    """A size of memory, of text such as "500MB" or "1.5 GiB", or a number of bytes.
+
+    Raises:
+        ValueError: it is none.
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([KMGTIB]*)", str(value).strip().upper())
+    size = int(float(match[1]) * _UNITS[match[2]]) if match and match[2] in _UNITS else 0
+    if not size:
+        raise ValueError("must be a size such as 500MB or 8GB")
+    return size
+
+
 def _check_image_size(sizes: tuple[int, ...]) -> tuple[int, ...]:
     if len(sizes) not in (2, 3) or sizes[2:] not in ((), (1,), (3,)):
         raise ValueError("must be height and width, such as 224,224, and perhaps 1 or 3 channels")
@@ -225,6 +243,7 @@ Numbers = Annotated[
 ]
 ImageShape = Annotated[Counts, AfterValidator(_check_image_shape)]
 ImageSize = Annotated[Counts, AfterValidator(_check_image_size)]
+ByteCount = Annotated[int, BeforeValidator(parse_bytes)]
 # Seeds go into TensorFlow's stateless generators as 32-bit integers.
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 

@@ -159,6 +159,7 @@ def test_models_from_the_registry_by_version_alias_and_id(
     assert len({run.data.metrics["fooling_rate"] for run in runs}) == 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing_running_and_keeps_what_is_done(
     store: MlflowClient, trained: str
 ) -> None:

@@ -21,6 +21,7 @@ def run(script: str, **variables: str | None) -> subprocess.CompletedProcess[str
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_what_native_code_said_is_shown_when_the_start_fails() -> None:
     done = run(
         "import os\n"
@@ -35,6 +36,7 @@ def test_what_native_code_said_is_shown_when_the_start_fails() -> None:
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="others are left to TensorFlow")
 @pytest.mark.parametrize(("value", "works"), [(None, "True"), ("0", "False")])
+@pytest.mark.slow
 def test_the_start_is_quiet_and_onednn_works_unless_the_user_turned_it_off(
     value: str | None, works: str, tmp_path: Path
 ) -> None:
@@ -57,6 +59,7 @@ def test_the_start_is_quiet_and_onednn_works_unless_the_user_turned_it_off(
     assert (done.returncode, done.stdout, done.stderr) == (0, expected, "")
 
 
+@pytest.mark.slow
 def test_workers_take_the_kernels_of_a_driver_that_had_tensorflow_already() -> None:
     shown = "print(tasks.environment(1).get('TF_ENABLE_ONEDNN_OPTS'))\n"
     begin = "from resfool import devices\nfrom resfool.parallel import tasks\n"

@@ -137,6 +137,7 @@ def registries() -> Iterator[None]:
         registry.update(entries)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", sorted(path.stem for path in (ROOT / "docs").glob("add-*.md")))
 def test_the_worked_example_runs(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registries: None

@@ -15,6 +15,8 @@ import pytest
 from resfool.commands import COMMANDS
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:

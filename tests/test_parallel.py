@@ -281,6 +281,7 @@ def test_tasks_report_in_order_stop_fail_and_are_added(where: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("backend", PARALLEL)
+@pytest.mark.slow
 def test_a_training_has_the_same_bits_everywhere(where: dict[str, Any]) -> None:
     """Convolutions and sums over a batch, as a sweep or a tuning has them."""
     asked = TrainParameters(

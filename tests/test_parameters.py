@@ -7,15 +7,25 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import psutil
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from resfool import commands, evaluator, values
+from resfool import commands, evaluator, limits, values
 from resfool.attacks.options import MeasureParameters
 from resfool.errors import InputError, UsageError
 from resfool.networks import shape
-from resfool.parameters import Known, Parameter, Parameters, plainly
-from resfool.values import BatchSize, Counts, Epsilon, Norm, PositiveCount, SizedNorm, show
+from resfool.parameters import Known, Limits, Parameter, Parameters, plainly
+from resfool.values import (
+    BatchSize,
+    ByteCount,
+    Counts,
+    Epsilon,
+    Norm,
+    PositiveCount,
+    SizedNorm,
+    show,
+)
 
 
 class Batched(Parameters):
@@ -179,8 +189,40 @@ def test_what_is_no_norm_is_refused(text: str, sentence: str) -> None:
         TypeAdapter(SizedNorm).validate_python(text)
 
 
+def test_sizes_of_memory_are_bytes() -> None:
+    sizes = {"500MB": 500_000_000, "1.5 GiB": 3 * 2**29, "2kb": 2000, "42": 42}
+    assert {text: TypeAdapter(ByteCount).validate_python(text) for text in sizes} == sizes
+    for text in ("0GB", "much", "-1GB", "8.GB", "1e9", "GB"):
+        with pytest.raises(ValidationError, match="must be a size such as 500MB or 8GB"):
+            TypeAdapter(ByteCount).validate_python(text)
+
+
+def test_limits_are_in_force_during_a_call() -> None:
+    def told(asked: Limits) -> tuple[int, float]:
+        assert limits.days() == 365
+        return limits.memory(), limits.seconds()
+
+    assert plainly(told, Limits)(memory_limit="2GB", time_limit=5) == (2_000_000_000, 5)
+    free = psutil.virtual_memory().available
+    assert told(Limits())[0] == pytest.approx(0.9 * free, rel=0.5)
+    assert limits.seconds() == 60
+
+
 # Texts of which each parameter takes one or more.
-TEXTS = ("3", "20", "0.5", "8/255", "yes", "10,20", "0,1", "28,28,1", "l2:3", "a b,c", "none")
+TEXTS = (
+    "3",
+    "8GB",
+    "20",
+    "0.5",
+    "8/255",
+    "yes",
+    "10,20",
+    "0,1",
+    "28,28,1",
+    "l2:3",
+    "a b,c",
+    "none",
+)
 
 
 def parameters() -> list[Any]:

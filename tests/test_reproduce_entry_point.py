@@ -57,6 +57,7 @@ def assert_attack_report(run: Run) -> None:
     assert artifact(run, "pictures/fooling_rates.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_figures_are_made_once_and_reported(
     store: MlflowClient, capsys: pytest.CaptureFixture[str]
 ) -> None:

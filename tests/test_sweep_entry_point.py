@@ -39,6 +39,7 @@ def table(run: Run, name: str) -> pd.DataFrame:
     return pd.read_csv(path)
 
 
+@pytest.mark.slow
 def test_a_grid_is_trained_once_and_compared(
     store: MlflowClient, capsys: pytest.CaptureFixture[str]
 ) -> None:

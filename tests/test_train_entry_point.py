@@ -133,6 +133,7 @@ def wait_for_status(store: MlflowClient, run_id: str, status: str) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_ctrl_c_on_mlflow_run_leaves_the_run_killed(store: MlflowClient) -> None:
     """Its relative places are those of the folder that it is called from, which isn't ours."""
     options = QUICK | {"steps": 100_000, "checkpoint_seconds": 0}
@@ -187,6 +188,7 @@ def test_a_resumed_trainings_time_is_that_of_all_sittings(store: MlflowClient) -
     assert all(1000 < second[name] < 1000 + time.monotonic() - began for name in times)
 
 
+@pytest.mark.slow
 def test_killed_twice_and_resumed_it_ends_as_if_never_killed(
     store: MlflowClient, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -146,7 +146,10 @@ def test_cut_into_pieces_and_restored_the_weights_are_the_same(
     assert_same_bits(whole, rest)
 
 
-@pytest.mark.parametrize(("arch", "adversarial"), [("mlp", "none"), ("resnet", "fgsm")])
+@pytest.mark.parametrize(
+    ("arch", "adversarial"),
+    [("mlp", "none"), pytest.param("resnet", "fgsm", marks=pytest.mark.slow)],
+)
 def test_xla_draws_the_same_batches_and_takes_the_same_step(
     arch: str, adversarial: Adversarial
 ) -> None:
@@ -424,11 +427,11 @@ def test_training_learns_digits(optimizer: Optimizer) -> None:
 @pytest.mark.parametrize(
     ("arch", "width", "steps", "precision"),
     [
-        ("convnet", 16, 250, "float32"),
-        ("resnet", 16, 250, "float32"),
-        ("highway", 8, 250, "float32"),
+        pytest.param("convnet", 16, 250, "float32", marks=pytest.mark.slow),
+        pytest.param("resnet", 16, 250, "float32", marks=pytest.mark.slow),
+        pytest.param("highway", 8, 250, "float32", marks=pytest.mark.slow),
         ("multiresnet", 16, 250, "float32"),
-        ("resnet", 8, 100, "bfloat16"),
+        pytest.param("resnet", 8, 100, "bfloat16", marks=pytest.mark.slow),
     ],
 )
 def test_each_architecture_learns(arch: str, width: int, steps: int, precision: Precision) -> None:

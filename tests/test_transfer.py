@@ -179,6 +179,7 @@ def artifact(run: Run, name: str) -> Path:
     return Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=name))
 
 
+@pytest.mark.slow
 def test_two_models_and_their_perturbations(
     store: MlflowClient, capsys: pytest.CaptureFixture[str]
 ) -> None:

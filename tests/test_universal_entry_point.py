@@ -263,6 +263,7 @@ def test_every_kind_of_weights_has_a_digest() -> None:
     assert digest(ones) == digest(ones.copy()) != digest(twos)
 
 
+@pytest.mark.slow
 def test_the_mnist_case_study_is_one_run_with_two_parts(store: MlflowClient) -> None:
     mnist.main(["--samples=200", "--draws=5", "--steps=200", "--rank=5"])
     parent, training, fooling = runs_but(store)

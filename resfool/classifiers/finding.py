@@ -10,7 +10,7 @@ from resfool.classifiers.interface import Interface
 from resfool.datasets import sets
 from resfool.datasets.kinds import kind_of
 from resfool.errors import DataWarning, InputError, UsageError
-from resfool.parameters import OwnImages, Subset
+from resfool.parameters import Limits, OwnImages, Subset
 from resfool.values import Addresses, Names, show
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _MODEL = (
 )
 
 
-class AnyModel(Interface, Subset):
+class AnyModel(Interface, Subset, Limits):
     """How somebody's model is loaded, and with which images."""
 
     dataset: Annotated[

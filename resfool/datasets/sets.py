@@ -23,7 +23,7 @@ from resfool.datasets.official import (
 )
 from resfool.datasets.stored import Array, Encoded, Images, PerClass, Pool, Stored, chosen
 from resfool.errors import DataWarning, InputError, expanded, reading, unknown
-from resfool.parameters import OwnImages, Subset
+from resfool.parameters import Limits, OwnImages, Subset
 from resfool.values import Fraction, Part, listed
 
 DIGITS = tuple("0123456789")
@@ -415,7 +415,7 @@ DATASETS = {
 OWN_OR_NAMED = f"{', '.join(DATASETS)}, or your own images: {listed(kinds.SPELLINGS)}"
 
 
-class TrainingData(Subset):
+class TrainingData(Subset, Limits):
     """What is trained on."""
 
     dataset: Annotated[str, f"{OWN_OR_NAMED}."] = "cifar10"

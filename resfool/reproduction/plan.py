@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from resfool import paper
 from resfool.attacks.options import AttackParameters
-from resfool.parameters import DataPlace, Known, Precise, Seeds
+from resfool.parameters import DataPlace, Known, Limits, Precise, Seeds
 from resfool.training.recipe import TrainParameters
 from resfool.universal.options import UniversalParameters
 from resfool.values import Names, show
@@ -112,7 +112,7 @@ SCALES: dict[str, Scale] = {
 }
 
 
-class ReproduceParameters(Seeds, Precise, DataPlace):
+class ReproduceParameters(Seeds, Precise, DataPlace, Limits):
     """Make what the paper's results need, or find it among the finished runs."""
 
     target: Annotated[

@@ -8,7 +8,7 @@ from resfool import checkpoints, paper
 from resfool.datasets.sets import TrainingData
 from resfool.errors import InputError
 from resfool.networks.shape import Layers, Shape
-from resfool.parameters import Parameters, Precise, Seeded
+from resfool.parameters import Limits, Parameters, Precise, Seeded
 from resfool.values import (
     Counts,
     Epsilon,
@@ -24,7 +24,8 @@ Augment = Literal["none", "crop_flip"]
 Adversarial = Literal["none", "fgsm"]
 Judged = Literal["test", "validation"]  # the part of a data set that a training evaluates on
 
-_MAY_CHANGE = ("data_dir", "checkpoint_seconds")  # between a training and its resumption
+# Between a training and its resumption.
+_MAY_CHANGE = ("data_dir", "checkpoint_seconds", *Limits.declared())
 
 
 class Steps(Parameters):

@@ -8,7 +8,7 @@ from resfool.attacks.options import Labelled, Target
 from resfool.attacks.solvers import SOLVERS, Solving, late
 from resfool.classifiers.finding import OneModel
 from resfool.errors import InputError
-from resfool.parameters import Checkpoints, Drawn, Known, Parameters, Seeded, Workers
+from resfool.parameters import Checkpoints, Drawn, Known, Limits, Parameters, Seeded, Workers
 from resfool.training.recipe import TrainParameters
 from resfool.values import (
     Addresses,
@@ -164,7 +164,7 @@ class TransferParameters(Sized, Target):
     ] = None
 
 
-class MnistParameters(Solving, Approximation, Seeded, Workers, Checkpoints):
+class MnistParameters(Solving, Approximation, Seeded, Workers, Checkpoints, Limits):
     """Train the 5-layer network on MNIST digits and fool it by Algorithm 2 (section VI.C)."""
 
     steps: Annotated[
