@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
@@ -127,10 +127,11 @@ class Run(Monitor):
         """
         if error is not None and status == "FAILED":
             self._outbox.add(Tags({f"{TAG}error": str(error)[:5000]}))
-        unsent = self._failure(lambda: self._flush(self._step or 0))
-        if unsent is not None and error is None:
-            status = "FAILED"
-        ended = self._failure(lambda: self._terminate(status))
+        with nullcontext() if error is None else patience.promptly():
+            unsent = _failure(lambda: self._flush(self._step or 0))
+            if unsent is not None and error is None:
+                status = "FAILED"
+            ended = _failure(lambda: self._terminate(status))
         unsent = unsent or ended
         if unsent is None or (error is not None and not self._outbox.has_results):
             return
@@ -213,7 +214,8 @@ class Run(Monitor):
         self._tell_points({key: value for key, value in row.items() if key != "step"}, self._step)
         if time.monotonic() > self._due:
             began = time.monotonic()
-            self._say_whether_away(self._failure(lambda: self._flush(earlier)))
+            with patience.promptly():
+                self._say_whether_away(_failure(lambda: self._flush(earlier)))
             took = time.monotonic() - began
             self._due = time.monotonic() + max(_FLUSH_SECONDS, took / _SHARE)
 
@@ -292,10 +294,10 @@ class Run(Monitor):
             # When the store went away in between, the run is open.
             run = self._client.get_run(self.run_id) if self._open else self._start(name)
             self._open, self._run_id = True, run.info.run_id
+            self._outbox = Outbox(self._client, self.run_id)
             if not (self._beside or self in Run._wholes):
                 Run._wholes.append(self)
         self._name, self._tags, self._ids = run.info.run_name, run.data.tags, {self.run_id}
-        self._outbox = Outbox(self._client, self.run_id)
         self._outbox.add_sent(Facts(run.data.params), self._points_of(run))
         experiment = run.info.experiment_id
         self._experiment = self._client.get_experiment(experiment).name
@@ -382,15 +384,6 @@ class Run(Monitor):
             self._tell_points({"tracking_seconds": self.seconds, "total_seconds": total}, step)
             self._outbox.send()
 
-    def _failure(self, call: Callable[[], None]) -> Exception | None:
-        """What goes wrong if the store is told something right now."""
-        try:
-            with patience.promptly():
-                call()
-        except Exception as error:
-            return error
-        return None
-
     def _say_whether_away(self, failure: Exception | None) -> None:
         if failure is None:
             if self._away:
@@ -475,6 +468,15 @@ def _status(kind: type[BaseException] | None) -> str:
     if kind is None:
         return "FINISHED"
     return "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
+
+
+def _failure(call: Callable[[], None]) -> Exception | None:
+    """What goes wrong in a call."""
+    try:
+        call()
+    except Exception as error:
+        return error
+    return None
 
 
 def _what_failed(error: Exception) -> str:
