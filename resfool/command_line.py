@@ -78,9 +78,9 @@ def parse(
     if extra:
         raise _unexpected(extra[0], list(known))
     given = vars(read)
-    _check_lengths(given)
     made = [kind.of({n: v for n, v in given.items() if n in kind.declared()}) for kind in kinds]
     check_effects(known, {n: v for one in reversed(made) for n, v in one.settings().items()})
+    _check_lengths(given)
     return made
 
 

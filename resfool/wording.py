@@ -27,7 +27,7 @@ _LONGEST_NAME = 100
 HIDDEN = "***"
 _SCHEME = r"(?<![\w+.-])([a-z][\w+.-]*:"
 _URI = re.compile(rf"{_SCHEME}//)(?!/)(\S+)", re.IGNORECASE)
-_WORD_AS_PORT = re.compile(r"^([^/:@\[]+:)(?!(?:\d+|\*+)(?:\W|$))[^/?#]+")
+_WORD_AS_PORT = re.compile(r"^([^/:@\[]+:)(?!(?:\d+|\*+|port)(?:\W|$))[^/?#]+")
 _KEY = (
     r"(?:passw(?:or)?d|passphrase|pwd|token|secret|credentials?|odbc_connect"
     r"|(?:api|access|account|private)[_-]?key)"

@@ -19,7 +19,7 @@ from resfool import limits
 from resfool.classifiers import configs, files, trusted
 from resfool.classifiers.formats import format_of
 from resfool.classifiers.interface import Interface
-from resfool.errors import InputError, UsageError
+from resfool.errors import InputError
 from tests.test_classifiers import adapt, dense, images, refusal, run, sequential, softmax
 
 layers = keras.layers
@@ -427,7 +427,7 @@ def test_preprocessing_in_numbers() -> None:
         ({"preprocessing": "caffe", "mean": "1,2,3"}, "preprocessing=caffe says what mean is"),
         ({"preprocessing": "tf", "input_range": "0,255"}, "says what input_range is"),
         ({"std": "1,0,1"}, "std must be above 0 for each channel"),
-        ({"mean": "1,x"}, "mean must be a valid number"),
+        ({"mean": "1,x"}, "mean must be a number"),
         ({"mean": "1,2"}, "mean is for 2 channels; the images have 1"),
         ({"preprocessing": "torch"}, "preprocessing=torch is for 3 channels; the images have 1"),
         ({"single_output": "logit"}, "this one has 3"),
@@ -525,8 +525,10 @@ def test_one_of_several_inputs_is_the_image(tmp_path: Path, as_dict: bool) -> No
 def test_modules_need_trust() -> None:
     from resfool.attacks.options import AttackParameters
 
-    with pytest.raises(UsageError, match="modules=mine brings code, which runs with trust=yes"):
-        AttackParameters(model=("m.keras",), modules=("mine",))
+    with pytest.raises(
+        InputError, match="modules=mine has no effect with trust=false; it needs trust=true"
+    ):
+        AttackParameters.of({"model": "m.keras", "modules": "mine"})
 
 
 # Keras's own settings.

@@ -212,7 +212,7 @@ def test_artifacts_that_cannot_be_written_are_refused_before_anything(
 def test_a_folder_whose_path_is_no_text_is_refused(
     store: MlflowClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = refused(train.main, capsys, *words(checkpoint_dir="a\udcff", dataset="npz:nowhere"))
+    line = refused(train.main, capsys, *words(checkpoint_dir="a\udcff", dataset="digits"))
     assert line.startswith("resfool: the checkpoint folder") and line.endswith("isn't UTF-8")
     assert r"/a\xff" in line
 
@@ -260,10 +260,10 @@ def test_names_that_have_no_room_are_refused_before_a_run(
 ) -> None:
     long = "n" * 256
     for missing in (Archive().find_artifact, MLflowArchive().find_artifact):
-        with pytest.raises(InputError, match=f"{long}: there is no file"):
+        with pytest.raises(InputError, match=r"matrix=n+ \.\.\. n+: there is no file"):
             missing(long, "matrix.npz")
     line = refused(train.main, capsys, *words(dataset="mnist", data_dir=long))
-    assert "data set 'mnist' is not in" in line
+    assert "data_dir=nnn" in line and "there is no such folder" in line
     assert "has 256 bytes" in refused(train.main, capsys, *words(checkpoint_dir=long))
     assert "has 256 bytes" in refused(mnist.main, capsys, f"--checkpoint_dir={long}")
     assert "null character" in refused(train.main, capsys, *words(checkpoint_dir="file:///a%00"))
@@ -281,7 +281,7 @@ def test_names_that_have_no_room_are_refused_before_a_run(
     assert not store.search_runs(["0"])
     with Run() as run:
         run.begin("n" * 999, {"modules": "m" * 6000}, [])
-    assert store.get_run(run.run_id).info.run_name == "n" * 247 + "..."
+    assert len(store.get_run(run.run_id).info.run_name) == 250
 
 
 def test_a_database_needs_room_for_its_journal(tmp_path: Path) -> None:
@@ -419,8 +419,10 @@ def test_what_is_no_address_of_a_store_is_refused_at_once(
     uri: str,
     sentence: str,
 ) -> None:
-    of_server = "server" in sentence and "can't" in sentence
-    for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+    variables = ["MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"]
+    if "can't" in sentence and "server" in sentence:
+        del variables[1]  # a registry is asked only where a model is in it
+    for variable in variables:
         with monkeypatch.context() as patched:
             if variable == "MLFLOW_TRACKING_URI":
                 mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
@@ -430,7 +432,7 @@ def test_what_is_no_address_of_a_store_is_refused_at_once(
         assert "SECRET" not in line and "S@" not in line
         if variable == "MLFLOW_TRACKING_URI":
             assert sentence in line
-        elif not of_server:  # a registry is asked where a model is in it
+        else:
             assert f"MLFLOW_REGISTRY_URI={uri[:3].strip()}" in line
     assert not store.search_runs(["0"])
 

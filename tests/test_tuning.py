@@ -371,10 +371,14 @@ def test_the_storage_may_be_given_by_a_variable_and_stays_out_of_the_record(
     parent, _ = parts(store)
     assert not [value for value in parent.data.params.values() if "mine.db" in value]
     # What `mlflow run` has written is there for good, which its user must know.
+
+    def refuse(*_: Any) -> None:
+        raise InputError("no")
+
     monkeypatch.setenv("MLFLOW_RUN_ID", parent.info.run_id)
-    words = ("--storage=sqlite:///a?token=SECRET", "--dataset=npz:nowhere.npz")
+    monkeypatch.setattr("resfool.trials.tune.tune", refuse)
     with pytest.raises(SystemExit):
-        tune.main(["--arch=mlp", *words])
+        tune.main(["--arch=mlp", "--storage=sqlite:///a?token=SECRET"])
     warned, _ = capsys.readouterr().err.splitlines()
     assert f"has recorded the password of storage= in run {parent.info.run_id}" in warned
 

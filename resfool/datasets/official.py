@@ -180,12 +180,10 @@ def locate(official: Official, data_dir: Path | None) -> Path:
     for place in official.places:
         if present(folder / place, Path.is_file):
             return folder / place
-    looked = (
-        f"data set {official.name!r} is not in {folder} (looked for {', '.join(official.places)})"
-    )
+    usual = " or ".join(official.places[:2])
+    looked = f"data set {official.name!r} is not in {folder} (looked for {usual})"
     instead = (
-        "; name a folder that holds it with `-P data_dir=FOLDER`,"
-        " or run without a download: `mlflow run . -e train -P arch=resnet -P dataset=mnist5k`"
+        "; name the folder that holds it, data_dir=FOLDER, or take dataset=mnist5k without any"
     )
     if data_dir is not None:
         raise InputError(looked + instead)

@@ -287,8 +287,8 @@ def load(
     counts = counts or stored.default
     splits = _whole(stored) if counts is None else _subsets(name, stored, counts, seed)
     train, validation, test = splits
-    own_names = tuple(map(wording.label, stored.class_names))
-    return Dataset(name, train, validation, test, own_names, stored.source, stored.exact)
+    class_names = tuple(map(wording.label, stored.class_names))
+    return Dataset(name, train, validation, test, class_names, stored.source, stored.exact)
 
 
 def check_name(name: str) -> None:
@@ -454,10 +454,10 @@ def load_data(asked: TrainingData) -> Dataset:
         raise InputError(f"{data.name}: all labels are 0; training needs two classes or more")
     if lost := gaps(data.train.labels, data.class_names):
         warnings.warn(f"{data.name} has no training images of class {lost}", DataWarning, 2)
-    share = asked.validation_share
-    if not share:
-        data.check_has("test", "training, which is evaluated on them without validation_share=")
-    return data.with_validation(share, asked.data_seed) if share else data
+    if asked.validation_share:
+        return data.with_validation(asked.validation_share, asked.data_seed)
+    data.check_has("test", "training, which is evaluated on them without validation_share=")
+    return data
 
 
 def loaded(name: str, asked: Subset) -> Dataset:
@@ -482,7 +482,7 @@ def choose(data: Dataset, part: Part, samples: int | None, seed: int) -> Split:
 
 
 def draw(count: int, samples: int | None, seed: int, what: str, name: str = "samples") -> Array:
-    """Numbers of images, drawn at random; more of them begin with the fewer of the same seed.
+    """Numbers of images, int (samples,), drawn without repetition; more begin with the fewer.
 
     Args:
         count: of images that there are.
@@ -490,9 +490,6 @@ def draw(count: int, samples: int | None, seed: int, what: str, name: str = "sam
         seed: of the draw.
         what: what the images are called.
         name: of the parameter that says how many.
-
-    Returns:
-        int (samples,), from 0 to count - 1, each at most once.
 
     Raises:
         InputError: more are wanted than there are.
