@@ -337,7 +337,7 @@ class Workers(Parameters):
 
     workers: Annotated[
         WorkerCount | None,
-        Needs(matrix=(None,)),
+        Needs(matrix=(None,), backend=("joblib", "ray")),
         "tasks at a time: trainings, or images of cobyla; none is as many as the cores or the "
         "cluster hold.",
     ] = None

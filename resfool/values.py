@@ -254,7 +254,7 @@ def _check_batch_size(value: Any, check: Callable[[Any], Any]) -> Any:
     try:
         return check(value)
     except ValidationError:
-        raise ValueError("must be auto or a whole number of 1 or more") from None
+        raise ValueError("must be auto or a whole number from 1 to 1000000") from None
 
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -296,7 +296,9 @@ UpToMillion = Annotated[Whole, Field(ge=1, le=10**6)]
 WorkerCount = Annotated[Whole, Field(ge=1, le=10**5)]
 CoreCount = Annotated[Whole, Field(ge=1, le=4096)]
 # Images of a pass; "auto" takes as many as the memory holds.
-BatchSize = Annotated[PositiveCount | Literal["auto"], WrapValidator(_check_batch_size)]
+BatchSize = Annotated[
+    Annotated[Whole, Field(ge=1, le=10**6)] | Literal["auto"], WrapValidator(_check_batch_size)
+]
 PositiveFloat = Annotated[Real, Field(gt=0)]
 NonNegativeFloat = Annotated[Real, Field(ge=0)]
 Fraction = Annotated[Real, Field(ge=0, lt=1)]

@@ -144,12 +144,13 @@ def test_a_batch_size_is_a_count_or_auto(given: Any, value: Any) -> None:
     assert Batched.of({"batch_size": given}).batch_size == value
 
 
-@pytest.mark.parametrize("given", ["0", "-3", "2.5", "Auto", "none", "", 0])
+@pytest.mark.parametrize("given", ["0", "-3", "2.5", "Auto", "none", "", 0, 10**9])
 def test_what_is_no_batch_size_is_refused(given: Any) -> None:
     with pytest.raises(UsageError) as caught:
         Batched.of({"batch_size": given})
     assert str(caught.value) == (
-        f"batch_size={given} isn't allowed: batch_size must be auto or a whole number of 1 or more"
+        f"batch_size={given} isn't allowed: "
+        "batch_size must be auto or a whole number from 1 to 1000000"
     )
 
 

@@ -391,6 +391,7 @@ def test_who_makes_a_store_is_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("uri", "sentence"),
     [
+        ("sqlite://", "it keeps nothing; give such as sqlite:///mlflow.db"),
         ("foo://", "unknown kind of store 'foo'; known: http, https, sqlite"),
         ("postgres://me:SECRET@h", "did you mean 'postgresql'?"),
         ("http:/x", "it is no server's address; give such as http://127.0.0.1:5000"),

@@ -14,6 +14,7 @@ import tensorflow as tf
 from resfool.classifiers.endings import Part, ending, logits_part
 from resfool.classifiers.interface import Interface
 from resfool.classifiers.refusals import keras_at_work
+from resfool.declarations import without_effect
 from resfool.errors import InputError, unknown
 from resfool.values import listed
 
@@ -57,6 +58,8 @@ def as_classifier(
     asked = interface or Interface()
     if not model.built:
         raise InputError("the model has no weights yet; call it on an image before it is given")
+    if asked.channel_order == "bgr" and shape[-1] == 1:
+        raise without_effect("channel_order", "bgr", "images of one channel", "three channels")
     scale, offset = asked.scale_and_offset(shape[-1])
     taken = _taken(model, shape, asked)
     title = re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII).strip("_.-") or "classifier"

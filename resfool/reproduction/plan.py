@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from resfool import costs, paper
 from resfool.attacks.options import AttackParameters
 from resfool.costs import Cost, Data
-from resfool.declarations import Known, without_effect
+from resfool.declarations import Known, Needs, without_effect
 from resfool.parameters import DataPlace, Limits, Precise, Seeds
 from resfool.training.recipe import TrainParameters
 from resfool.universal.options import UniversalParameters
@@ -132,7 +132,9 @@ class ReproduceParameters(Seeds, Precise, DataPlace, Limits):
         "paper, or quick, which shows the shape of the results on small networks.",
     ] = "paper"
     dry_run: Annotated[
-        bool, "only say what would be made, what is there and how long it would take."
+        bool,
+        Needs(report_only=(False,)),
+        "only say what would be made, what is there and how long it would take.",
     ] = False
     report_only: Annotated[bool, "make nothing, report on what is there."] = False
 

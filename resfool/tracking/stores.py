@@ -129,6 +129,8 @@ def _flaw(uri: str, plugins: str) -> str | None:
         )
     if kind in _SERVERS:
         return _flaw_of_server(uri)
+    if uri in ("sqlite://", "sqlite:///", "sqlite:///:memory:"):
+        return "it keeps nothing; give such as sqlite:///mlflow.db"
     if kind.partition("+")[0] in _DATABASES:
         return databases.flaw(uri)
     known = *_SERVERS, *_DATABASES, *_OTHERS, *metadata.entry_points(group=plugins).names

@@ -10,7 +10,7 @@ from resfool import checkpoints, costs, paper
 from resfool.arrayfiles import DamagedError
 from resfool.costs import Cost, Data
 from resfool.datasets.sets import TrainingData
-from resfool.declarations import Needs
+from resfool.declarations import GIVEN, Needs
 from resfool.errors import InputError, UselessWarning
 from resfool.networks.shape import Layers, Shape, size
 from resfool.parameters import Limits, Parameters, Precise, Seeded
@@ -58,7 +58,7 @@ class Steps(Parameters):
     ] = "none"
     adversarial_epsilon: Annotated[
         Epsilon,
-        Needs(adversarial=("fgsm",)),
+        Needs(adversarial=("fgsm",), adversarial_weight=GIVEN),
         "the most that such an example changes a pixel by, where pixels go from 0 to 1.",
     ] = 8 / 255
     adversarial_weight: Annotated[
