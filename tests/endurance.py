@@ -8,6 +8,7 @@ It prints what was found by command.
 """
 
 import argparse
+import itertools
 import os
 import random
 import shutil
@@ -168,11 +169,15 @@ def kill_and_repeat(place: Place, command: str, delay: float, found: Found) -> I
     """Kill a command after some seconds, and run it again; what is wrong then."""
     words = [word.format(model=place.model) for word in COMMANDS[command]]
     process = place.run(command, words)
-    time.sleep(delay)
+    until = time.monotonic() + delay
+    while process.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         found.kills += 1
+    else:  # other work has left it more of the machine than it had before
+        found.seconds = time.monotonic() - until + delay
     if command == "train" and (resume := place.to_resume()):
         words += resume
         found.resumed += 1
@@ -204,7 +209,9 @@ def main() -> None:
             table[command].seconds = time.monotonic() - began
             expected[command] = {str(run.info.run_name): place.curves(run) for run in place.runs()}
             print(f"{command} takes {table[command].seconds:.1f} s", flush=True)
-        for number in range(asked.kills):
+        for number in itertools.count():
+            if sum(found.kills for found in table.values()) >= asked.kills:
+                break
             command = asked.commands[number % len(asked.commands)]
             kind = asked.stores[number // len(asked.commands) % len(asked.stores)]
             place, found = Place(kind, folder / str(number), trained[kind]), table[command]
