@@ -431,6 +431,7 @@ def test_preprocessing_in_numbers() -> None:
         ({"mean": "1,2"}, "mean is for 2 channels; the images have 1"),
         ({"preprocessing": "torch"}, "preprocessing=torch is for 3 channels; the images have 1"),
         ({"single_output": "logit"}, "this one has 3"),
+        ({"channel_order": "bgr"}, "no effect with images of one channel"),
     ],
 )
 def test_interfaces_that_do_not_fit_are_refused(options: Any, sentence: str) -> None:
