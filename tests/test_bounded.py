@@ -228,6 +228,9 @@ PICKLES = {
         + b"c_codecs\nencode\ng1\nRa" * 99
     )
     + b".",
+    "a key of 2^60 parts": b"\x80\x02}N" + b"2\x86" * 60 + b"Ns.",
+    "a set of sets": b"\x80\x04\x8f(N" + b"2\x86" * 60 + b"\x90.",
+    "lists in lists": b"]" * 1_100_000 + b".",
 }
 
 
@@ -237,7 +240,7 @@ def test_a_batch_takes_no_more_than_it_has(tmp_path: Path, case: str) -> None:
         (tmp_path / name).write_bytes(PICKLES[case])
     sentence = refusal(lambda: sets.load("cifar10", data_dir=tmp_path))
     assert "cannot read" in sentence
-    assert case.startswith("a note") or "much of few bytes" in sentence
+    assert case.startswith("a note") or "so it was tampered with" in sentence
 
 
 def test_headers_of_an_archive_take_no_more_than_it_has(tmp_path: Path) -> None:

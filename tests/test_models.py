@@ -438,6 +438,13 @@ def test_interfaces_that_do_not_fit_are_refused(options: Any, sentence: str) -> 
     assert sentence in refusal(adapt, plain(), **options)
 
 
+@pytest.mark.parametrize("name", ["my layer", "a\nb", "ünder"])
+def test_names_that_cannot_be_compiled_are_refused(name: str) -> None:
+    model = sequential(layers.Flatten(), layers.Dense(3, name=name))
+    sentence = refusal(adapt, model)
+    assert "its layer" in sentence and "has a name that TensorFlow can't compile" in sentence
+
+
 @pytest.mark.parametrize("asked", ["logit", "probability", "tanh"])
 def test_one_unit_gives_two_classes(asked: str) -> None:
     layer = dense(1, "tanh" if asked == "tanh" else None)

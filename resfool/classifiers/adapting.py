@@ -58,6 +58,7 @@ def as_classifier(
     asked = interface or Interface()
     if not model.built:
         raise InputError("the model has no weights yet; call it on an image before it is given")
+    _check_names(model)
     if asked.channel_order == "bgr" and shape[-1] == 1:
         raise without_effect("channel_order", "bgr", "images of one channel", "three channels")
     scale, offset = asked.scale_and_offset(shape[-1])
@@ -292,6 +293,19 @@ def _probe_images(image_shape: tuple[int, ...]) -> np.ndarray:
 
 def _call(model: keras.Model, images: np.ndarray) -> np.ndarray:
     return np.asarray(keras.ops.convert_to_numpy(model(images, training=False)))
+
+
+_NAME = re.compile(r"[A-Za-z0-9_.\\/>-]*")  # of a layer, by which TensorFlow calls what it compiles
+
+
+def _check_names(model: keras.Model) -> None:
+    """Refuse names of layers that can't be compiled; an input layer's isn't."""
+    for layer in model._flatten_layers():
+        if not (isinstance(layer, keras.layers.InputLayer) or _NAME.fullmatch(layer.name)):
+            raise InputError(
+                f"its layer {layer.name!r} has a name that TensorFlow can't compile; name it with "
+                "letters, digits, _ . - and / alone"
+            )
 
 
 def _check_attackable(model: keras.Model, probes: np.ndarray) -> None:

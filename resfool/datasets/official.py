@@ -6,13 +6,14 @@ import http.client
 import io
 import os
 import pickle
+import pickletools
 import sys
 import tempfile
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -300,6 +301,7 @@ def _read_batch(path: str, content: bytes, packed: Batches) -> Pool:
     Source: https://www.cs.toronto.edu/~kriz/cifar.html
     """
     with reading(path):
+        _check_operations(content)
         batch = _BatchUnpickler(content).load()
         data, labels = batch[b"data"], batch[packed.labels]
         most = len(packed.class_names) - 1
@@ -344,6 +346,22 @@ _STAND_INS = {
 }
 
 
+_MOST_OPERATIONS = 1_000_000  # that make one batch; the official ones are made by 200,000
+_SETS = {"EMPTY_SET", "ADDITEMS", "FROZENSET"}
+
+
+def _check_keys(keys: list[Any]) -> None:
+    if not all(isinstance(key, bytes | str) for key in keys):
+        raise pickle.UnpicklingError("no batch is made so, so it was tampered with")
+
+
+def _check_operations(content: bytes) -> None:
+    """Refuse a pickle that would be long at work, before it is."""
+    for count, (operation, _, _) in enumerate(pickletools.genops(content)):
+        if count > _MOST_OPERATIONS or operation.name in _SETS:
+            raise pickle.UnpicklingError("no batch is made so, so it was tampered with")
+
+
 # The one in C would make room for as many noted objects as some bytes say there are.
 class _BatchUnpickler(pickle._Unpickler):
     """Reads one batch.
@@ -362,6 +380,20 @@ class _BatchUnpickler(pickle._Unpickler):
         if (module, name) not in _STAND_INS:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, so it was tampered with")
         return _Inert
+
+    # A tuple of twice a tuple of twice a tuple ... is hashed for ever.
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+
+    def load_setitem(self) -> None:
+        _check_keys(self.stack[-2:-1])  # type: ignore[attr-defined]
+        super().load_setitem()  # type: ignore[misc]
+
+    def load_setitems(self) -> None:
+        _check_keys(self.stack[::2])  # type: ignore[attr-defined]
+        super().load_setitems()  # type: ignore[misc]
+
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
 
     def _encoded(self, text: str, encoding: str) -> _Bytes:
         """Text as bytes: in all no more than a file has that encodes each once."""

@@ -1,5 +1,6 @@
 """Encoded pictures (PNG, JPEG, BMP, WebP), decoded when they are asked for."""
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -89,7 +90,10 @@ def _opened(name: str, file: IO[bytes]) -> "Image":
     """
     from PIL import Image
 
-    image = Image.open(file, formats=_FORMATS)
+    with warnings.catch_warnings():
+        # Pillow warns of many pixels; what they take is checked here, by the limit in force.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image = Image.open(file, formats=_FORMATS)
     width, height = image.size
     limits.check_memory(f"{name}, {width} x {height} pixels,", _BYTES_A_PIXEL * width * height)
     if image.info.get("progressive"):

@@ -14,7 +14,7 @@ from mlflow.entities import DatasetInput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from resfool import wording
-from resfool.errors import InputError, temporary_folder, writing
+from resfool.errors import InputError, short, temporary_folder, writing
 from resfool.monitor import Leaves
 from resfool.tracking import leaves, patience
 
@@ -149,7 +149,7 @@ class Outbox:
         self._send_points()
         for letter in list(self._waiting):
             try:
-                letter.send(self._client, self._run_id)
+                self._send_one(letter)
             except (MlflowException, InputError) as error:
                 if patience.is_away(error):
                     raise
@@ -158,6 +158,14 @@ class Outbox:
                 self._waiting.remove(letter)
         if refused is not None:
             raise refused
+
+    def _send_one(self, letter: Letter) -> None:
+        try:
+            letter.send(self._client, self._run_id)
+        except (MlflowException, InputError):
+            raise
+        except Exception as error:  # of whatever the place of the run's files would need
+            raise MlflowException(short(error)) from error
 
     def _send_points(self) -> None:
         while batch := self._points[self._sent : self._sent + _BATCH]:
