@@ -20,6 +20,7 @@ from resfool.errors import InputError
 
 _KINDS = {"b": "truth values", "f": "floats", "i": "whole numbers", "u": "whole numbers"}
 
+ABSURD = 1e15  # that nothing measured in pixels or in seconds comes near to
 _MAGIC = np.lib.format.MAGIC_PREFIX
 
 
@@ -35,11 +36,13 @@ class Wanted:
         kinds: kinds of NumPy's types that will do, such as "iu".
         shape: its lengths; a letter stands for one that all arrays with this letter share.
         finite: whether it may hold neither infinities nor what is not a number.
+        most: the largest size that its finite values may have.
     """
 
     kinds: str
     shape: tuple[int | str, ...]
     finite: bool = True
+    most: float = math.inf
 
 
 @contextlib.contextmanager
@@ -178,6 +181,8 @@ def check(arrays: Mapping[str, np.ndarray], wanted: Mapping[str, Wanted]) -> Non
         lengths |= dict(zip(one.shape, array.shape, strict=True))
         if one.finite and not np.isfinite(array).all():
             raise DamagedError(f"its {name} have values that are not finite")
+        if array.dtype.kind == "f" and (np.abs(array[np.isfinite(array)]) > one.most).any():
+            raise DamagedError(f"its {name} have values beyond {one.most:g}")
     if more := len(arrays.keys() - wanted.keys()):
         raise DamagedError(f"it has {more} arrays besides {', '.join(wanted)}")
 

@@ -518,7 +518,12 @@ def test_one_of_several_inputs_is_the_image(tmp_path: Path, as_dict: bool) -> No
         adapted = adapt(model, inputs=inputs, output="classes", **options)
         np.testing.assert_allclose(softmax(run(adapted, images())), expected, atol=1e-6)
 
+    np.savez(tmp_path / "complex.npz", age=age + 1j)
     for options, sentence in (
+        (
+            {"output": "classes", "inputs": f"npz:{tmp_path}/complex.npz"},
+            "age holds complex64 instead of numbers",
+        ),
         ({"inputs": inputs}, "2 outputs, classes or size; say by output=NAME"),
         ({"inputs": inputs, "output": "clases"}, "did you mean 'classes'?"),
         ({"output": "classes"}, "say by input=NAME which of them is the image"),

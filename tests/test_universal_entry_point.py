@@ -115,7 +115,17 @@ def test_an_interrupted_solve_goes_on(
 
     with pytest.raises(KeyboardInterrupt):
         experiments.universal(Interrupting(), **options)
-    assert len(list(Path("checkpoints").glob("solve-*.npz"))) == 1
+    (kept,) = Path("checkpoints").glob("solve-*.npz")
+    whole_file = kept.read_bytes()
+    kept.write_bytes(whole_file[:-99])
+
+    class Begun(Monitor):
+        def begin(self, *_: Any) -> None:
+            raise AssertionError("it is refused before a run begins")
+
+    with pytest.raises(InputError, match=f"{kept.name} can't be "):
+        experiments.universal(Begun(), **options)
+    kept.write_bytes(whole_file)
     resumed = experiments.universal(**options)
     assert "100 images are done" in capsys.readouterr().out
     whole = experiments.universal(**options)
@@ -344,6 +354,10 @@ CHUNK |= {"perturbations": EACH["perturbations"]}
         (CHUNK | {"flipped": np.array([True, True])}, "norms don't fit"),
         (CHUNK | {"perturbations": np.ones((2, 3, 2, 1))}, "have the shape"),
         ({n: np.concatenate([a, a]) for n, a in CHUNK.items()}, "more than the 3 images"),
+        (
+            CHUNK | {"perturbations": np.full((2, 2, 2, 1), 1e30)},
+            "perturbations have values beyond",
+        ),
         (EACH | {"places": np.array([1, 1])}, "each once"),
         (EACH | {"places": np.array([0, 3])}, "some of the 3 images"),
         (EACH | {"places": np.array([0, -1])}, "some of the 3 images"),

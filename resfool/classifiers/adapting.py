@@ -173,6 +173,8 @@ def _choose_input(inputs: Sequence[Tensor], asked: Interface) -> tuple[int, dict
                 f" an array {name} of the shape {tuple(tensor.shape[1:])}"
             )
         value = asked.fixed[name]
+        if value.dtype.kind not in "biuf":
+            raise InputError(f"{asked.inputs}: {name} holds {value.dtype.name} instead of numbers")
         if not _fits(tuple(tensor.shape[1:]), value.shape):
             raise InputError(
                 f"{asked.inputs}: {name} has the shape {value.shape}, and the model takes"

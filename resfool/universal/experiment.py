@@ -96,7 +96,7 @@ def universal(
     from resfool.classifiers import inference
     from resfool.universal import judging
     from resfool.universal.matrices import matrix_in
-    from resfool.universal.solving import digest
+    from resfool.universal.solving import check_kept, digest
     from resfool.universal.work import Work
 
     model = load_classifier(source, source.name, data, asked)
@@ -112,6 +112,8 @@ def universal(
         },
     }
     matrix = None if stored is None else matrix_in(stored, given, same, asked.made_by)
+    if asked.solves:
+        check_kept(asked, same, fitting.images)
     settings = asked.settings()
     facts = settings | identity.facts("universal", settings, data.digest)
     facts |= {"model_name": source.name, "dataset": data.name, "dataset_digest": data.digest}

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from resfool.arrayfiles import DamagedError, Wanted, check, using
+from resfool.arrayfiles import ABSURD, DamagedError, Wanted, check, using
 from resfool.attacks import gradient, minimal
 from resfool.attacks.methods.smallest_epsilon import smallest_epsilons
 from resfool.attacks.minimal import Minimal
@@ -76,7 +76,7 @@ def matrix_in(
 
 
 def _matrix_of(arrays: Mapping[str, np.ndarray], dropped: Any, pixels: int) -> Matrix:
-    check(arrays, {"rows": Wanted("f", ("M", pixels)), "images": Wanted("iu", ("M",))})
+    check(arrays, {"rows": Wanted("f", ("M", pixels), most=ABSURD), "images": Wanted("iu", ("M",))})
     rows, images = arrays["rows"], arrays["images"]
     if not len(rows):
         raise DamagedError("it has no rows")

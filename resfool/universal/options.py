@@ -184,8 +184,13 @@ class UniversalParameters(OneModel, Solving, Labelled, Approximation, Drawn, Wor
     @property
     def spreads(self) -> bool:
         """Whether workers share images: those of a matrix that is to be solved for."""
-        solves = self.procedure.makes_matrix and "solver" in self.procedure.takes
-        return solves and self.matrix is None and SOLVERS[self.solver].spreads
+        return self.solves and SOLVERS[self.solver].spreads
+
+    @property
+    def solves(self) -> bool:
+        """Whether smallest perturbations of images are to be solved for."""
+        solver = self.procedure.makes_matrix and "solver" in self.procedure.takes
+        return solver and self.matrix is None
 
 
 class TransferParameters(Sized, Target):

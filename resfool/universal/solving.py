@@ -5,14 +5,14 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from resfool import checkpoints
-from resfool.arrayfiles import DamagedError, Wanted, check
+from resfool.arrayfiles import ABSURD, DamagedError, Wanted, check
 from resfool.attacks import minimal
 from resfool.attacks.memory import largest
 from resfool.attacks.minimal import Minimal
@@ -21,8 +21,10 @@ from resfool.attacks.solvers.problem import one_by_one
 from resfool.classifiers import inference
 from resfool.errors import expanded
 from resfool.monitor import Advance
+from resfool.universal.options import UniversalParameters
 from resfool.universal.work import Work
 
+_NAME = "solve-"  # of a file, before its digest
 _CHUNK = 100  # images solved at a time, or as many as a pass takes if those are more
 _SAVING = 0.05  # share of the time that may go into keeping what was solved
 
@@ -30,16 +32,40 @@ _SAVING = 0.05  # share of the time that may go into keeping what was solved
 def solved_perturbations(work: Work) -> Minimal:
     """Algorithm 2's perturbations; those that are done are kept until all are."""
     asked = work.asked
-    options = asked.shared(Solving)
-    problem = work.identity | options | {"images": digest(work.fitting.images)}
-    problem["batch_size"] = largest(asked.batch_size)
-    solve = _solved_in_chunks
-    if SOLVERS[asked.solver].spreads:
-        solve, problem = _solved_one_by_one, problem | {"kept": "each image"}
-    path = expanded(asked.solve_dir) / f"solve-{digest(json.dumps(problem, sort_keys=True))}.npz"
-    found = solve(work, path, options)
+    solve = _solved_one_by_one if SOLVERS[asked.solver].spreads else _solved_in_chunks
+    path = _place(asked, work.identity, work.fitting.images)
+    found = solve(work, path, asked.shared(Solving))
     checkpoints.discard(path)
     return found
+
+
+def check_kept(asked: UniversalParameters, identity: Mapping[str, Any], images: np.ndarray) -> None:
+    """Refuse what an interrupted solve has left, if it isn't what it should be.
+
+    Args:
+        asked: which solve.
+        identity: of the model, and of how it takes images.
+        images: that were solved, (N, H, W, C).
+
+    Raises:
+        InputError: it isn't.
+    """
+    if not any(expanded(asked.solve_dir).glob(f"{_NAME}*")):
+        return
+    path = _place(asked, identity, images)
+    if path.exists():
+        read = _kept_images if SOLVERS[asked.solver].spreads else _kept_chunks
+        read(path, images.shape)
+
+
+def _place(asked: UniversalParameters, identity: Mapping[str, Any], images: np.ndarray) -> Path:
+    """Where what is solved of a problem is kept: a file that is named by all of it."""
+    problem = {**identity, **asked.shared(Solving), "images": digest(images)}
+    problem["batch_size"] = largest(asked.batch_size)
+    if SOLVERS[asked.solver].spreads:
+        problem["kept"] = "each image"
+    name = f"{_NAME}{digest(json.dumps(problem, sort_keys=True))}.npz"
+    return expanded(asked.solve_dir) / name
 
 
 def _solved_in_chunks(work: Work, path: Path, options: dict[str, Any]) -> Minimal:
@@ -93,11 +119,11 @@ def _kept_chunks(path: Path, shape: tuple[int, ...]) -> Minimal:
     stored, of_each = checkpoints.load(path)[0], ("M",)
     with checkpoints.reading(path):
         wanted = {
-            "perturbations": Wanted("f", (*of_each, *shape[1:])),
-            "norms": Wanted("f", of_each, finite=False),
+            "perturbations": Wanted("f", (*of_each, *shape[1:]), most=ABSURD),
+            "norms": Wanted("f", of_each, finite=False, most=ABSURD),
             "flipped": Wanted("b", of_each),
             "evaluations": Wanted("iu", of_each),
-            "seconds": Wanted("f", of_each),
+            "seconds": Wanted("f", of_each, most=ABSURD),
         }
         check(stored, wanted)
         if len(stored["norms"]) > shape[0]:
@@ -118,8 +144,8 @@ def _kept_images(path: Path, shape: tuple[int, ...]) -> dict[int, tuple[np.ndarr
         wanted = {
             "places": Wanted("iu", of_each),
             "passes": Wanted("iu", of_each),
-            "seconds": Wanted("f", of_each),
-            "perturbations": Wanted("f", (*of_each, *shape[1:])),
+            "seconds": Wanted("f", of_each, most=ABSURD),
+            "perturbations": Wanted("f", (*of_each, *shape[1:]), most=ABSURD),
         }
         check(stored, wanted)
         places, passes, seconds = (stored[name].tolist() for name in list(wanted)[:3])
