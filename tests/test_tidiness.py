@@ -207,6 +207,7 @@ def test_ray_of_this_machine_is_for_this_user_alone(
 ) -> None:
     monkeypatch.setenv("HOME", str(outside))
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     assert parallel.map(abs, [-1, -2], backend="ray", workers=2) == [1, 2]
     from resfool.parallel import cluster
 

@@ -1,7 +1,6 @@
 """The search for settings: planted optima, twins of one seed, and a driver that is killed."""
 
 import contextlib
-import platform
 import shutil
 import signal
 import time
@@ -20,7 +19,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
 from entry_points import tune
-from resfool import command_line, databases
+from resfool import command_line, databases, owner
 from resfool.errors import InputError
 from resfool.networks.shape import ARCHITECTURES
 from resfool.parallel.tasks import Failure
@@ -432,5 +431,6 @@ def test_a_storage_that_somebody_else_has_written_is_refused() -> None:
     for run_id in (None, 7, ["a"], "../elsewhere"):
         study._study.set_user_attr("run_id", run_id)
         assert study.run_id is None
-    for driver in (7, ["a"], {}, {"host": platform.node(), "pid": "x"}, {"pid": -1}):
+    here = {"host": owner.host(), "created": 0.0}
+    for driver in (7, ["a"], {}, here | {"pid": "x"}, here | {"pid": 10**30}, {"pid": -1}):
         assert _at_work(driver) is None

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 _FOLDER = "pictures"
 # Signs of Markdown and HTML, what makes a link of an address, and what makes a list of a line.
-_MARKUP = re.compile(r"[\\`*_\[\]|<>#!~$&@]|:(?=//)|(?<=www)\.|^[-+=]|(?<=^\d)[.)]|(?<=^\d\d)[.)]")
+_MARKUP = re.compile(
+    r"[\\`*_\[\]|<>#!~$&@]|:(?=//)|(?<=www)\.|^[-+=]|((?<=^\d)|(?<=^\d\d))[.)](?=\s|$)"
+)
 
 
 @dataclass(frozen=True)

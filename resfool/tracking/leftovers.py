@@ -35,7 +35,7 @@ def _is_dead(tags: Mapping[str, str]) -> bool:
     try:
         found: Any = json.loads(tags[_TAG])
         return not owner.at_work(found)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return False  # it isn't ours, or somebody made it up
 
 

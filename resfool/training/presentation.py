@@ -104,7 +104,7 @@ def trainings(
             title="training, average of 100 steps" if part == "train" else part,
         )
         axes.grid(alpha=0.3)
-        if len(curves) <= 10:
+        if len(curves) <= 10 and axes.get_legend_handles_labels()[0]:
             axes.legend(loc="lower right")  # where learning curves are not
     if len(curves) > 10:
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")

@@ -3,19 +3,18 @@
 import functools
 import logging
 import os
-import platform
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import optuna
-import psutil
 from optuna import distributions, pruners, samplers
 from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SAWarning
 
-from resfool import databases
+from resfool import databases, owner
 from resfool.errors import InputError, database_in, expanded_uri, present, short
 from resfool.places import check_database
 from resfool.trials.options import Pruner, Sampler
@@ -96,13 +95,15 @@ class Study:
         self._space = space
         self.space_of = {n: _distribution(span) for n, span in space.items()}
         try:
-            self._study = optuna.create_study(
-                storage=expanded_uri(storage),
-                study_name=name,
-                direction="maximize",
-                load_if_exists=True,
-                pruner=_PRUNERS[pruner](),
-            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", SAWarning)  # of options that a database ignores
+                self._study = optuna.create_study(
+                    storage=expanded_uri(storage),
+                    study_name=name,
+                    direction="maximize",
+                    load_if_exists=True,
+                    pruner=_PRUNERS[pruner](),
+                )
             known = len(self._study.trials)
             other = _at_work(self._study.user_attrs.get(_DRIVER))
         except Exception as error:  # SQLAlchemy's, a database driver's, or a missing one's
@@ -127,7 +128,7 @@ class Study:
     def record_in(self, run_id: str) -> None:
         """Remember the run that the study is recorded in, and that this process is at work."""
         self._study.set_user_attr(_RUN, run_id)
-        self._study.set_user_attr(_DRIVER, _this_process())
+        self._study.set_user_attr(_DRIVER, owner.this_process())
 
     @_sound
     def recover(self) -> int:
@@ -215,24 +216,14 @@ def _refusal(storage: str, why: str) -> str:
     return databases.refusal("storage", storage, "tuning", why)
 
 
-def _this_process() -> dict[str, Any]:
-    """Tells this process from any other, of another time or machine too."""
-    process = psutil.Process()
-    return {"host": platform.node(), "pid": process.pid, "created": process.create_time()}
-
-
 def _at_work(driver: Any) -> int | None:
     """The process of this machine that has begun a study, if it is another one and there still."""
-    if not isinstance(driver, Mapping) or driver.get("host") != platform.node():
-        return None
-    pid = driver.get("pid")
-    if type(pid) is not int or pid == os.getpid() or not psutil.pid_exists(pid):
-        return None
     try:
-        same = psutil.Process(pid).create_time() == driver.get("created")
-    except psutil.Error:
-        return None
-    return pid if same else None
+        pid, here = driver["pid"], driver["host"] == owner.host()
+        there = here and pid != os.getpid() and owner.at_work(driver)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None  # somebody made it up
+    return pid if there else None
 
 
 def _is_of(trial: FrozenTrial, space: Mapping[str, Span]) -> bool:
