@@ -184,7 +184,7 @@ def test_a_confusion_of_many_classes_shows_those_that_matter() -> None:
     assert max(figure.get_size_inches()) < 30
 
 
-STRANGE = ("$x$", r"\$\frac{_", "_a", "\x1b[31m\nb", "\udcff", "שלום", "大", "x" * 300)
+STRANGE = ("$x$", r"\$\frac{_", "_a", "\x1b[31m\nb", "\udcff", "שלום", "大", r"$\frac{$", "x" * 300)
 
 
 def test_texts_are_drawn_as_they_are_whatever_they_or_a_users_settings_hold() -> None:

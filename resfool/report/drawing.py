@@ -1,5 +1,6 @@
 """What several figures have in common."""
 
+import textwrap
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from matplotlib.ticker import LogFormatter, LogFormatterMathtext, ScalarFormatte
 from resfool.wording import label, printable, shortened
 
 _LONGEST_LINE = 120
+_SIGNS_OF_AN_INCH = 11  # of a title
 _LONGEST_NAME = 40
 _LONGEST_CAPTION = 20  # of a name under an image
 
@@ -34,10 +36,17 @@ class Figure(matplotlib.figure.Figure):
                 for axis in (axes.xaxis, axes.yaxis):
                     _count_without_markup(axis)
             for title in self.texts:
-                title.set_wrap(True)
+                self._wrap(title)
             for text in self.findobj(Text):
                 _say_without_markup(text)
             super().draw(renderer)
+
+    def _wrap(self, title: Text) -> None:
+        if "$" not in title.get_text():
+            title.set_wrap(True)
+        else:  # matplotlib would measure it as mathematics
+            width = int(_SIGNS_OF_AN_INCH * self.get_figwidth())
+            title.set_text(textwrap.fill(title.get_text(), width))
 
 
 def _count_without_markup(axis: Axis) -> None:
