@@ -329,6 +329,10 @@ DAMAGED: dict[str, tuple[dict[str, Any], str]] = {
     "not a model": ({"config.json": b"[]"}, "its config doesn't describe a model"),
     "deep": ({"config.json": deep()}, "nested deeper than 200 levels"),
     "very deep": ({"config.json": "[" * 100_000}, "nested deeper than 200 levels"),
+    "long name": (
+        {"config.json": json.dumps(config_of(named("Flatten", {"name": "n" * 1001})))},
+        "has a name of 1001 characters; 1000 are allowed",
+    ),
     "not HDF5": ({"model.weights.h5": b"nothing"}, "OSError"),
     "array": ({"model.weights.h5": weights_of(big_array)}, "takes 400000.0 GB of memory"),
     "chunk": ({"model.weights.h5": weights_of(big_chunk)}, "takes 4.0 GB of memory"),

@@ -48,6 +48,7 @@ _OPERATIONS = re.compile(
 )
 # Plain values that JSON lacks. "__lambda__" and "__typespec__" are left out on purpose.
 _VALUES = {"__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__"}
+_LONGEST_NAME = 1000  # characters, of which TensorFlow makes those of variables and operations
 
 
 def nodes(config: Any) -> Iterator[dict[str, Any]]:
@@ -85,12 +86,14 @@ def check(what: str, config: Any, *, legacy: bool = False) -> None:
         legacy: whether it is of the older format, which names classes of Keras without a module.
 
     Raises:
-        InputError: it names code outside Keras.
+        InputError: it names code outside Keras, or a layer so that each operation would be large.
         ValueError: it isn't a model's.
     """
     if not isinstance(config, dict) or "class_name" not in config:
         raise ValueError("its config doesn't describe a model")
     for node in nodes(config):
+        if isinstance(name := node.get("name"), str) and len(name) > _LONGEST_NAME:
+            raise InputError(f"{what} has a name of {len(name)} characters; 1000 are allowed")
         if "class_name" in node:
             _check_named(what, node, legacy)
 
