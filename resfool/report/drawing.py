@@ -46,7 +46,8 @@ class Figure(matplotlib.figure.Figure):
             title.set_wrap(True)
         else:  # matplotlib would measure it as mathematics
             width = int(_SIGNS_OF_AN_INCH * self.get_figwidth())
-            title.set_text(textwrap.fill(title.get_text(), width))
+            lines = title.get_text().split("\n")
+            title.set_text("\n".join(textwrap.fill(line, width) for line in lines))
 
 
 def _count_without_markup(axis: Axis) -> None:
