@@ -438,6 +438,15 @@ def test_interfaces_that_do_not_fit_are_refused(options: Any, sentence: str) -> 
     assert sentence in refusal(adapt, plain(), **options)
 
 
+def test_the_check_for_a_gradient_computes_none_by_kernels() -> None:
+    # TensorFlow's, by this one and of a single image, ends the process on some CPUs.
+    strided = layers.Conv2D(16, 1, strides=2, padding="same")
+    model = sequential(strided, layers.Flatten(), dense(), shape=(30, 30, 8))
+    adapted = adapt(model, image_shape=(30, 30, 8))
+    x = images((30, 30, 8))
+    np.testing.assert_allclose(softmax(run(adapted, x)), run(model, x), atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["my layer", "a\nb", "ünder"])
 def test_names_that_cannot_be_compiled_are_refused(name: str) -> None:
     model = sequential(layers.Flatten(), layers.Dense(3, name=name))

@@ -313,11 +313,14 @@ def _check_names(model: keras.Model) -> None:
 def _check_attackable(model: keras.Model, probes: np.ndarray) -> None:
     """Refuse a model whose logits have no gradient by the image: nothing would move them."""
     rng = np.random.default_rng(0)
+    # Not eagerly, where gradients by kernels are computed too, and TensorFlow's of a 1x1 kernel
+    # with strides ends the process on some CPUs.
+    differentiate = tf.function(functools.partial(_gradient, model))
     # One image is nearly always enough, and its gradient is the dearest part of all checks.
     for image in probes:
         # A random mix of differences between logits: what all have in common drops out.
         mix = rng.standard_normal((1, *model.output_shape[1:])).astype(np.float32)
-        logits, gradient = _gradient(model, tf.constant(image[np.newaxis]), tf.constant(mix))
+        logits, gradient = differentiate(tf.constant(image[np.newaxis]), tf.constant(mix))
         if not np.isfinite(logits.numpy()).all():
             raise InputError("the model can't be attacked: its outputs are infinite or not numbers")
         if not np.isfinite(gradient.numpy()).all():
@@ -328,7 +331,7 @@ def _check_attackable(model: keras.Model, probes: np.ndarray) -> None:
 
 
 def _gradient(model: keras.Model, images: Tensor, mix: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits, and the gradient of a mix of them, which compiling would take longer than it does."""
+    """Logits, and the gradient of a mix of them; compiled, none by the weights is computed."""
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(images)
         logits = model(images, training=False)
