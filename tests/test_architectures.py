@@ -231,6 +231,7 @@ def test_the_plain_model_gives_the_fused_models_logits(arch: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_saved_models_need_keras_alone(tmp_path: Path) -> None:
     examples: list[tuple[str, dict[str, Any]]] = [
         ("convnet", {"depth": 5, "dropout": 0.1}),

@@ -269,6 +269,7 @@ def test_what_a_model_takes_for_white_belongs_to_its_matrix(
 
 
 @pytest.mark.usefixtures("unpainted")
+@pytest.mark.slow
 def test_rows_of_the_first_layer_are_searched_inside_the_wrapping(
     store: MlflowClient, trained: str
 ) -> None:
