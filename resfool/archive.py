@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from resfool.arrayfiles import ABSURD
 from resfool.errors import InputError, expanded, looked_in, present
 from resfool.values import Row
 from resfool.wording import label, told
@@ -32,9 +33,6 @@ def as_given(uri: str, path: Path) -> Iterator[None]:
         for place in (str(path), str(path.resolve())):
             said = said.replace(place, uri)
         raise type(error)(said) from error
-
-
-_ABSURD = 1e15  # that no figure of ours comes near to
 
 
 @dataclass(frozen=True)
@@ -137,7 +135,7 @@ class FinishedRun:
     def _usable(self, what: str, value: float | None) -> float:
         if value is None:
             raise UnusableError(f"run {self.run_id} has no {what}")
-        if not abs(value) < _ABSURD:  # nor is what is not a number
+        if not abs(value) < ABSURD:  # nor is what is not a number
             raise UnusableError(f"run {self.run_id} has {value} for {what}")
         return value
 

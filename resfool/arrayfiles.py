@@ -20,7 +20,7 @@ from resfool.errors import InputError
 
 _KINDS = {"b": "truth values", "f": "floats", "i": "whole numbers", "u": "whole numbers"}
 
-ABSURD = 1e15  # that nothing measured in pixels or in seconds comes near to
+ABSURD = 1e15  # that no figure of ours comes near to, in pixels or in seconds
 _MAGIC = np.lib.format.MAGIC_PREFIX
 
 

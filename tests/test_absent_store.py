@@ -4,7 +4,7 @@ import contextlib
 import json
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import requests
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelStatus, Metric
+from mlflow.entities import LoggedModelStatus, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from resfool import checkpoints, owner
@@ -83,16 +83,25 @@ class Lines(MlflowClient):
     def __init__(self) -> None:
         self.points: list[Metric] = []
 
-    def log_batch(self, run_id: str, metrics: Any = (), **_: Any) -> None:  # type: ignore[override]
+    def log_batch(
+        self,
+        run_id: str,
+        metrics: Sequence[Metric] = (),
+        params: Sequence[Param] = (),
+        tags: Sequence[RunTag] = (),
+        synchronous: bool | None = None,
+    ) -> None:
         self.points += metrics
 
     def get_metric_history(self, run_id: str, key: str) -> Any:
         return [point for point in self.points if point.key == key]
 
 
-def test_what_arrived_although_it_failed_is_not_sent_again() -> None:
+def test_what_arrived_although_it_failed_is_not_sent_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     store = Lines()
-    store.log_batch = failing_at({0, 2}, store.log_batch)  # type: ignore[method-assign]
+    monkeypatch.setattr(store, "log_batch", failing_at({0, 2}, store.log_batch))
     outbox = Outbox(store, "run")
     told = [Metric("loss", 1 / (1 + step), 7, step) for step in range(1500)]
     for part in told[:900], told[900:]:

@@ -426,10 +426,10 @@ def test_what_is_no_address_of_a_store_is_refused_at_once(
     for variable in variables:
         with monkeypatch.context() as patched:
             if variable == "MLFLOW_TRACKING_URI":
-                mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+                # As where nobody has called mlflow.set_tracking_uri.
+                patched.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
             patched.setenv(variable, uri)
             line = refused(train.main, capsys, *words(dataset="digits"))
-        mlflow.set_tracking_uri(f"sqlite:///{Path.cwd()}/mlflow.db")
         assert "SECRET" not in line and "S@" not in line
         if variable == "MLFLOW_TRACKING_URI":
             assert sentence in line

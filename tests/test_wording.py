@@ -5,6 +5,7 @@ import logging
 import sys
 import unicodedata
 import warnings
+from pathlib import Path
 
 import pytest
 from mlflow.utils.validation import _validate_metric_name
@@ -107,10 +108,10 @@ def test_a_long_sentence_keeps_what_is_wrong_and_what_is_allowed() -> None:
     assert shortened("abcdefghijklmnop", 14) == "abcde ... mnop"
 
 
-def test_a_name_is_short_and_on_one_line_where_it_enters(tmp_path: object) -> None:
+def test_a_name_is_short_and_on_one_line_where_it_enters(tmp_path: Path) -> None:
     assert label("a\n b\x1b") == r"a b\x1b" and label(" \n") == "unnamed"
     assert len(label("x" * 999)) == 100 and label("x" * 999 + "1").endswith("x1")
-    source = ModelSource("uri", HOSTILE, tmp_path)  # type: ignore[arg-type]
+    source = ModelSource("uri", HOSTILE, tmp_path)
     assert source.name.isprintable()
 
 
