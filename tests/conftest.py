@@ -74,7 +74,7 @@ def unrehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     That they are loaded there first is tested in processes of their own.
     """
-    monkeypatch.setattr(rehearsal, "rehearse", lambda what, work: None)
+    monkeypatch.setattr(rehearsal, "rehearse", lambda what, work: {})
 
 
 @pytest.fixture

@@ -9,15 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from keras import layers
 
 from resfool import limits
 from resfool.classifiers import rehearsal
+from resfool.classifiers.adapting import as_classifier
+from resfool.classifiers.endings import Seen
 from resfool.errors import InputError
 from tests.processes import Process
-from tests.test_classifiers import SHAPE, config_of, dense, named, sequential, write
+from tests.test_classifiers import SHAPE, config_of, dense, images, named, run, sequential, write
 
 rehearse = rehearsal.rehearse  # which other tests do without
 
@@ -136,3 +139,28 @@ def test_where_tensorflow_is_at_work_a_new_process_is_started(temporary: Path) -
             rehearse("it", functools.partial(b"many".__mul__, 10**9))
         rehearse("it", functools.partial(os.getcwd))
     assert not list(temporary.iterdir())
+
+
+def test_what_was_seen_of_a_model_is_told(tmp_path: Path, temporary: Path) -> None:
+    raw, softmax = dense(activation=None), layers.Softmax()
+    models = {
+        "logits": sequential(layers.Flatten(), raw),
+        "softmax": sequential(layers.Flatten(), raw, softmax),
+        "hidden": sequential(layers.Flatten(), raw, softmax, layers.Rescaling(1.0)),
+    }
+    for name, model in models.items():
+        model.save(tmp_path / f"{name}.keras")
+    paths = [str(tmp_path / f"{name}.keras") for name in models]
+    process = begun(
+        f"print(json.dumps([rehearsal.rehearse('it', loading(path)) for path in {paths}]))\n"
+    )
+    assert process.wait() == 0, process.printed()
+    assert not list(temporary.iterdir())
+    told = [Seen(**each) for each in json.loads(process.printed())]
+    assert told == [Seen(False, False), Seen(True, True), Seen(False, True)]
+    logits, cut, logarithms = (
+        run(as_classifier(model, image_shape=SHAPE, classes=None, name="it", seen=seen), images())
+        for seen, model in zip(told, models.values(), strict=True)
+    )
+    np.testing.assert_allclose(cut, logits, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(logarithms, np.log(run(models["softmax"], images())), atol=1e-4)

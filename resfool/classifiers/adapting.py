@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from resfool.classifiers.endings import Part, ending, logits_part
+from resfool.classifiers.endings import Part, Seen, ending, logits_part
 from resfool.classifiers.interface import Interface
 from resfool.classifiers.refusals import keras_at_work
 from resfool.declarations import without_effect
@@ -28,6 +28,7 @@ def as_classifier(
     classes: int | None,
     interface: Interface | None = None,
     name: str,
+    seen: Seen | None = None,
 ) -> keras.Model:
     """Make a classifier what attacks want: from images in [0, 1] to logits, with a gradient.
 
@@ -46,6 +47,7 @@ def as_classifier(
         classes: their number; None takes the model's.
         interface: how the model takes images and gives classes.
         name: of the result; characters that Keras has no use for become "_".
+        seen: what `look` found out about the model; None looks.
 
     Returns:
         A Keras model from float32 (N, H, W, C) in [0, 1] to float32 (N, classes), which acts as in
@@ -54,51 +56,119 @@ def as_classifier(
     Raises:
         InputError: the model's inputs or outputs don't fit, or no gradient reaches its input.
     """
-    shape = tuple(int(size) for size in image_shape)
-    asked = interface or Interface()
-    if not model.built:
-        raise InputError("the model has no weights yet; call it on an image before it is given")
-    _check_names(model)
-    if asked.channel_order == "bgr" and shape[-1] == 1:
-        raise without_effect("channel_order", "bgr", "images of one channel", "three channels")
-    scale, offset = asked.scale_and_offset(shape[-1])
-    taken = _taken(model, shape, asked)
     title = re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII).strip("_.-") or "classifier"
+    adapting = _Adapting.of(model, image_shape, classes, interface or Interface(), title)
+    with keras_at_work(_CANT):
+        return adapting.logits(seen or adapting.look())
 
-    def adapted(part: Part) -> keras.Model:
-        images = keras.Input(shape, dtype="float32", name="images")
+
+def look(
+    model: keras.Model,
+    *,
+    image_shape: Sequence[int],
+    classes: int | None,
+    interface: Interface | None = None,
+) -> Seen:
+    """Run a classifier on images, for what `as_classifier` must know: the dearest part of it.
+
+    Raises:
+        InputError: as there.
+    """
+    adapting = _Adapting.of(model, image_shape, classes, interface or Interface(), "classifier")
+    with keras_at_work(_CANT):
+        return adapting.look()
+
+
+_CANT = "the model can't be made into a classifier"
+
+
+@dataclass(frozen=True)
+class _Adapting:
+    """A model that is being made a classifier.
+
+    Attributes:
+        model: as it was given.
+        shape: (H, W, C) of an image.
+        classes: that it must have; None takes its own.
+        asked: how it takes images and gives classes.
+        taken: what it takes for an image.
+        name: of the result.
+    """
+
+    model: keras.Model
+    shape: tuple[int, ...]
+    classes: int | None
+    asked: Interface
+    taken: "_Taken"
+    name: str
+
+    @classmethod
+    def of(
+        cls,
+        model: keras.Model,
+        image_shape: Sequence[int],
+        classes: int | None,
+        asked: Interface,
+        name: str,
+    ) -> "_Adapting":
+        shape = tuple(int(size) for size in image_shape)
+        if not model.built:
+            raise InputError("the model has no weights yet; call it on an image before it is given")
+        _check_names(model)
+        if asked.channel_order == "bgr" and shape[-1] == 1:
+            raise without_effect("channel_order", "bgr", "images of one channel", "three channels")
+        asked.scale_and_offset(shape[-1])
+        return cls(model, shape, classes, asked, _taken(model, shape, asked), name)
+
+    def look(self) -> Seen:
+        """Run the model on two images, and see that attacks have something to hold on to."""
+        probes = _probe_images(self.shape)
+        whole, complete, part = self._parts()
+        outputs = _call(whole, probes)
+        # A layer may have an activation and more after it: that it's right is seen by trying.
+        ends = part is not None and part.agrees(_call(self._up_to(part), probes), outputs, complete)
+        sums_to_one = outputs.min() >= 0 and np.abs(outputs.sum(axis=1) - 1).max() < 1e-3
+        seen = Seen(ends_in_activation=ends, probabilities=bool(sums_to_one))
+        _check_attackable(self.logits(seen), probes)
+        return seen
+
+    def logits(self, seen: Seen) -> keras.Model:
+        """The classifier that the model becomes."""
+        whole, complete, part = self._parts()
+        units = whole.output_shape[-1]
+        part = logits_part(part, complete, units, seen, self.asked.single_output)
+        return whole if part is None else self._up_to(part)
+
+    def _parts(self) -> tuple[keras.Model, Part, Part | None]:
+        """All of the model, adapted and as a part, and the part before its last activation."""
+        complete = Part(_output(self.model, self.asked))
+        whole = self._up_to(complete)
+        units = _check_output(whole, self.classes)
+        part = None if complete.tensor is None else ending(complete.tensor, single=units == 1)
+        return whole, complete, part
+
+    def _up_to(self, part: Part) -> keras.Model:
+        """A part of the model, from images in [0, 1] to float32."""
+        taken = self.taken
+        scale, offset = self.asked.scale_and_offset(self.shape[-1])
+        images = keras.Input(self.shape, dtype="float32", name="images")
         x = images
-        if asked.plain.channel_order == "bgr":
+        if self.asked.plain.channel_order == "bgr":
             x = keras.ops.flip(x, axis=-1)
         if (scale, offset) != (1.0, 0.0):
             x = keras.layers.Rescaling(scale, offset, dtype="float32", name="to_range")(x)
         if taken.channels_first:
             x = keras.ops.transpose(x, (0, 3, 1, 2))
-        elif taken.shape != shape:
+        elif taken.shape != self.shape:
             x = keras.layers.Reshape(taken.shape, dtype="float32", name="to_shape")(x)
         if "float" not in taken.dtype:
             x = _StraightThrough(name="to_whole_numbers")(x)
         elif taken.dtype != "float32":
             x = keras.ops.cast(x, taken.dtype)
-        y = _run(model, part, x, taken)
+        y = _run(self.model, part, x, taken)
         if keras.backend.standardize_dtype(y.dtype) != "float32":
             y = keras.ops.cast(y, "float32")
-        return keras.Model(images, part.finish(y), name=title)
-
-    with keras_at_work("the model can't be made into a classifier"):
-        complete = Part(_output(model, asked))
-        whole = adapted(complete)
-        units = _check_output(whole, classes)
-        probes = _probe_images(shape)
-        outputs = _call(whole, probes)
-        part = None if complete.tensor is None else ending(complete.tensor, single=units == 1)
-        # A layer may have an activation and more after it: that it's right is seen by trying.
-        if part is not None and not part.agrees(_call(adapted(part), probes), outputs, complete):
-            part = None
-        part = logits_part(part, complete, outputs, asked.single_output)
-        logits = whole if part is None else adapted(part)
-        _check_attackable(logits, probes)
-        return logits
+        return keras.Model(images, part.finish(y), name=self.name)
 
 
 # What goes in.

@@ -30,29 +30,45 @@ class Part:
         return bool(np.allclose(again, outputs, rtol=0, atol=2e-2 if half else 1e-4))
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What a model does, as was seen by running it.
+
+    Attributes:
+        ends_in_activation: whether the activation that its graph ends in makes its outputs.
+        probabilities: whether its outputs are those of classes.
+    """
+
+    ends_in_activation: bool
+    probabilities: bool
+
+
 def logits_part(
-    part: Part | None, complete: Part, outputs: np.ndarray, single_output: SingleOutput
+    part: Part | None, complete: Part, units: int, seen: Seen, single_output: SingleOutput
 ) -> Part | None:
     """The part of a model that gives logits; None if its outputs are logits already.
 
     Args:
-        part: the model without its last activation, if it has one that can be taken off.
+        part: the model without its last activation, if its graph has one that can be taken off.
         complete: all of it.
-        outputs: of the whole model for some images, (N, units).
+        units: of its output.
+        seen: what it does.
         single_output: what a single unit gives.
 
     Raises:
         InputError: nobody says what the single output unit gives, or it can't be that.
     """
     tiny = float(np.finfo(np.float32).tiny)
-    if outputs.shape[1] == 1:
+    if not seen.ends_in_activation:
+        part = None
+    if units == 1:
         return _of_single_unit(part, complete, single_output, tiny)
     if single_output != "seen":
         raise InputError(
             f"single_output={single_output} is for a model with one output unit; this one has"
-            f" {outputs.shape[1]}"
+            f" {units}"
         )
-    if part is None and outputs.min() >= 0 and np.abs(outputs.sum(axis=1) - 1).max() < 1e-3:
+    if part is None and seen.probabilities:
         return replace(complete, finish=lambda p: keras.ops.log(keras.ops.maximum(p, tiny)))
     return part
 

@@ -2,8 +2,8 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 from resfool.archive import Archive, ModelSource, as_given, is_address
 from resfool.classifiers import files, rehearsal
@@ -135,8 +135,11 @@ class _Loading:
     classes: int | None
     asked: AnyModel
 
-    def __call__(self) -> None:
-        self.classifier(self.model())
+    def __call__(self) -> rehearsal.Told:
+        """Load and run it in another process; what was seen of it."""
+        from resfool.classifiers import adapting
+
+        return asdict(adapting.look(self.model(), **self._fitting()))
 
     def model(self) -> "keras.Model":
         """The model as it is stored."""
@@ -145,17 +148,25 @@ class _Loading:
             return files.load_trusted(self.source.path, loader, modules)
         return files.load(self.source.path)
 
-    def classifier(self, model: "keras.Model") -> "keras.Model":
-        """That model, from images in [0, 1] to logits; it has been run on images then."""
-        from resfool.classifiers import adapting
+    def classifier(self, model: "keras.Model", told: rehearsal.Told) -> "keras.Model":
+        """That model, from images in [0, 1] to logits.
 
-        return adapting.as_classifier(
-            model,
-            image_shape=self.image_shape,
-            classes=self.classes,
-            interface=interface_of(self.source, self.asked),
-            name=self.name,
-        )
+        Args:
+            model: as it is stored.
+            told: what was seen of it in another process; empty where it was refused there.
+        """
+        from resfool.classifiers import adapting, endings
+
+        seen = endings.Seen(**told) if told else None
+        return adapting.as_classifier(model, **self._fitting(), name=self.name, seen=seen)
+
+    def _fitting(self) -> dict[str, Any]:
+        """What it must fit."""
+        return {
+            "image_shape": self.image_shape,
+            "classes": self.classes,
+            "interface": interface_of(self.source, self.asked),
+        }
 
 
 def load_classifiers(
@@ -168,16 +179,15 @@ def load_classifiers(
         for source, name in zip(sources, names, strict=True)
     ]
     # All of them before one is loaded here, which starts TensorFlow: it takes longer then.
-    for loading in loadings:
-        rehearsal.rehearse(f"model={loading.source.uri}", loading)
-    return [_loaded(loading, data) for loading in loadings]
+    told = [rehearsal.rehearse(f"model={each.source.uri}", each) for each in loadings]
+    return [_loaded(*each, data) for each in zip(loadings, told, strict=True)]
 
 
-def _loaded(loading: _Loading, data: sets.Dataset) -> "keras.Model":
+def _loaded(loading: _Loading, told: rehearsal.Told, data: sets.Dataset) -> "keras.Model":
     with as_given(loading.source.uri, loading.source.path):
         model = loading.model()
     try:
-        classifier = loading.classifier(model)
+        classifier = loading.classifier(model, told)
         _check_labels(data, classifier.output_shape[-1])
     except InputError as error:
         hint = _size_hint(model, data)

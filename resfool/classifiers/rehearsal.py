@@ -1,12 +1,14 @@
 """A stranger's model is loaded and run in a process of its own first, which may take only so much.
 
 A few bytes can declare a layer or an image that takes all memory, or for ever; nobody can tell
-without doing it. The process says nothing but whether it came to an end, or to that of its memory:
-what it refuses is refused again where it is done in earnest, in the same words.
+without doing it. The process says whether it came to an end, or to that of its memory, and what was
+seen, so that it needn't be looked at twice; what it refuses is refused again where it is done in
+earnest, in the same words.
 """
 
 import contextlib
 import ctypes
+import json
 import os
 import pickle
 import signal
@@ -16,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, cast
 
 import psutil
 
@@ -29,15 +31,21 @@ _END_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 _OUT_OF_MEMORY = 99  # the exit status where an error says so
 _BEGAN = b"."  # what the process writes when all is imported and its work begins
 
+_MOST_TOLD = 4_096  # bytes that it may tell
+
+Told = dict[str, bool]
 Work = Callable[[], Any]
 
 
-def rehearse(what: str, work: Work) -> None:
+def rehearse(what: str, work: Work) -> Told:
     """Do something in another process, and refuse it if that takes more than it may.
 
     Args:
         what: is done, for messages.
         work: that loads a model and runs it; where TensorFlow is at work here, it is pickled.
+
+    Returns:
+        What the work returned, if that is what it saw; nothing where it was refused.
 
     Raises:
         InputError: it takes more memory or time than it may, or ends the process.
@@ -46,8 +54,9 @@ def rehearse(what: str, work: Work) -> None:
     # The model's copies lie there, and stay if the process is ended.
     with tempfile.TemporaryDirectory(prefix="resfool-rehearsal-") as folder:
         start = _spawned if devices.tensorflow_started() else _forked
-        with start(work, folder) as process:
+        with start(work, folder) as (process, pipe):
             status = _watched(what, process)
+            told = _told(pipe) if status == 0 else {}
     if status == _OUT_OF_MEMORY:
         raise limits.too_large(what, limits.memory())
     if status < 0:
@@ -55,6 +64,16 @@ def rehearse(what: str, work: Work) -> None:
         raise InputError(f"{what} can't be loaded: it ends the process that does it by {name}")
     if status:
         raise InputError(f"{what} can't be loaded: it ends the process that does it")
+    return told
+
+
+def _told(pipe: int) -> Told:
+    """What a process that has ended wrote into a pipe, which others may hold open."""
+    os.set_blocking(pipe, False)
+    with contextlib.suppress(BlockingIOError, ValueError):
+        if text := os.read(pipe, _MOST_TOLD):
+            return cast(Told, json.loads(text))
+    return {}
 
 
 class _Process(Protocol):
@@ -117,7 +136,7 @@ class _Fork:
 
 
 @contextlib.contextmanager
-def _forked(work: Work, folder: str) -> Iterator[_Process]:
+def _forked(work: Work, folder: str) -> Iterator[tuple[_Process, int]]:
     ready, began = os.pipe()
     parent = os.getpid()
     # A signal must not raise in the fork before its handlers are gone: it would tidy up here.
@@ -130,16 +149,16 @@ def _forked(work: Work, folder: str) -> Iterator[_Process]:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
     os.close(began)
-    with os.fdopen(ready, "rb") as pipe, _ended(_Fork(pid)) as process:
-        pipe.read(1)
-        yield process
+    with os.fdopen(ready, "rb"), _ended(_Fork(pid)) as process:
+        os.read(ready, 1)
+        yield process, ready
 
 
 # Where it is, its threads would be lacking in a fork.
 
 
 @contextlib.contextmanager
-def _spawned(work: Work, folder: str) -> Iterator[_Process]:
+def _spawned(work: Work, folder: str) -> Iterator[tuple[_Process, int]]:
     places = os.pathsep.join(place or str(Path.cwd()) for place in sys.path)
     process = subprocess.Popen(
         [sys.executable, "-P", "-c", f"from {__name__} import main; main()"],
@@ -153,8 +172,8 @@ def _spawned(work: Work, folder: str) -> Iterator[_Process]:
     with process.stdout as pipe, _ended(process):
         with contextlib.suppress(BrokenPipeError), process.stdin as asked:
             asked.write(pickle.dumps((work, folder, limits.bounds(), os.getpid())))
-        pipe.read(1)
-        yield process
+        os.read(pipe.fileno(), 1)
+        yield process, pipe.fileno()
 
 
 def main() -> NoReturn:
@@ -183,7 +202,9 @@ def _do(work: Work, folder: str, began: int, parent: int) -> NoReturn:
         tf.config.set_visible_devices([], "GPU")
         os.write(began, _BEGAN)
         if os.getppid() == parent:
-            work()
+            seen = work()
+            if isinstance(seen, dict):
+                os.write(began, json.dumps(seen).encode())
     except BaseException as error:  # others are raised again where this is done in earnest
         os._exit(_OUT_OF_MEMORY if _is_out_of_memory(error) else 0)
     os._exit(0)
