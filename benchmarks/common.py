@@ -35,7 +35,7 @@ def processor() -> str:
 def trainer(arch: str, depth: int, precision: Precision, width: int = paper.WIDTH) -> "Trainer":
     """The project's own trainer at the paper's settings (batch 64, width 64, Adam)."""
     from resfool.networks import architectures
-    from resfool.training.recipe import Steps
+    from resfool.training.steps import Steps
     from resfool.training.trainer import Trainer
 
     model = architectures.build(

@@ -79,7 +79,11 @@ def parse(
         raise _unexpected(extra[0], list(known))
     given = vars(read)
     made = [kind.of({n: v for n, v in given.items() if n in kind.declared()}) for kind in kinds]
-    check_effects(known, {n: v for one in reversed(made) for n, v in one.settings().items()})
+    all_given, settled = (
+        {name: value for one in reversed(each) for name, value in one.items()}
+        for each in ([one.given() for one in made], [one.settled() for one in made])
+    )
+    check_effects(known, all_given, settled)
     _check_lengths(given)
     return made
 

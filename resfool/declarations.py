@@ -84,15 +84,14 @@ class Parameter:
     @property
     def choices(self) -> tuple[str, ...]:
         """The words that are allowed, if only a few are."""
-        for part in (self.hint, *get_args(self.hint)):
+        for part in _parts(self.hint):
             if get_origin(part) is Literal:
                 return tuple(map(str, get_args(part)))
         return tuple(self._known.names) if self._known else ()
 
     @property
     def _known(self) -> Known | None:
-        parts = (self.hint, *get_args(self.hint))
-        return next((part for part in parts if isinstance(part, Known)), None)
+        return next((part for part in _parts(self.hint) if isinstance(part, Known)), None)
 
     def takers(self, parameter: str) -> tuple[str, ...]:
         """Those of its words that say they read another parameter, by its name."""
@@ -156,6 +155,12 @@ class Parameter:
                 raise UsageError(str(unknown(self.name, word, self.choices)))
 
 
+def _parts(hint: Any) -> list[Any]:
+    """A type and what says more of it, also where it may be None."""
+    parts = [hint, *get_args(hint)]
+    return [*parts, *(more for one in parts[1:] for more in getattr(one, "__metadata__", ()))]
+
+
 def _said(error: ValidationError) -> str:
     """What pydantic has against a value, as a sentence goes on after the parameter's name."""
     first = error.errors()[0]
@@ -178,28 +183,32 @@ def without_effect(name: str, value: Any, beside: str, needs: object) -> InputEr
     return InputError(f"{given} has no effect with {beside}; it needs {needs}")
 
 
-def check_effects(declared: Mapping[str, Parameter], values: Mapping[str, Any]) -> None:
-    """Refuse what isn't at its default and has no effect beside the rest: one rule for all.
+def check_effects(
+    declared: Mapping[str, Parameter], given: Mapping[str, Any], values: Mapping[str, Any]
+) -> None:
+    """Refuse what was given and has no effect beside the rest: one rule for all.
 
     A parameter says itself what it needs, or else entries of a registry say in `takes` that they
     read it: then it needs the name of one of these.
 
     Args:
         declared: parameters by their names.
-        values: theirs, checked.
+        given: the values of those that aren't at their defaults.
+        values: of all, checked.
 
     Raises:
         InputError: one has no effect.
     """
-    for name, one in declared.items():
-        if one.required or values[name] == one.default:
+    for name, value in given.items():
+        one = declared[name]
+        if one.required:
             continue
         for alternatives in _needs(one, declared):
             missing = [needs.missing(values) for needs in alternatives]
             if None not in missing:
                 lacking = dict.fromkeys(filter(None, missing))
                 beside = " and ".join(f"{other}={shown(values[other])}" for other in lacking)
-                raise without_effect(name, values[name], beside, listed(map(str, alternatives)))
+                raise without_effect(name, value, beside, listed(map(str, alternatives)))
 
 
 def _needs(one: Parameter, declared: Mapping[str, Parameter]) -> list[list[Needs]]:

@@ -24,6 +24,7 @@ _PLACES = {
     "modules",
     "patience",
     "ray_address",
+    "recipe",  # what it settles is there itself
     "solve_dir",
     "time_limit",
     "trust",
@@ -33,18 +34,24 @@ _PLACES = {
 
 # Parameters that came after the first runs, with the values at which they say nothing: a run from
 # before one of them is the same as one at that value.
-_LATER: dict[str, Any] = {
-    "channel_order": "rgb",
-    "crop": "center",
-    "image_size": None,
-    "input": None,
-    "inputs": None,
-    "mean": None,
-    "output": None,
-    "preprocessing": "none",
-    "single_output": "seen",
-    "std": None,
-    "value_range": None,
+_LATER: dict[str, tuple[Any, ...]] = {
+    "batch_norm_statistics": ("moving",),
+    "channel_order": ("rgb",),
+    "crop": ("center",),
+    "downsample": ("stride",),
+    "ema": (0.0,),
+    "image_size": (None,),
+    "input": (None,),
+    "inputs": (None,),
+    "label_smoothing": (0.0,),
+    "mean": (None,),
+    "output": (None,),
+    "preprocessing": ("none",),
+    "schedule": ("constant", "drop"),  # which of them it is, lr_drop says
+    "single_output": ("seen",),
+    "std": (None,),
+    "value_range": (None,),
+    "warmup": (0.0,),
 }
 
 # What a value that leaves a choice to the program counts as: it decides how, not what is computed.
@@ -64,7 +71,7 @@ def key(settings: Mapping[str, Any], dataset_digest: str) -> str:
     telling = {
         name: show(_CHOICES.get((name, value), value))
         for name, value in settings.items()
-        if name not in _PLACES and not (name in _LATER and value == _LATER[name])
+        if name not in _PLACES and value not in _LATER.get(name, ())
     }
     text = json.dumps(telling | {"dataset_digest": dataset_digest}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

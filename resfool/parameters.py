@@ -80,7 +80,7 @@ class Parameters:
         Who gives values means them, so `of` asks for it. What the program itself puts together,
         or finds in a stored run, may hold such values.
         """
-        check_effects(self.declared(), self.settings())
+        check_effects(self.declared(), self.given(), self.settled())
 
     def cost(self, data: Data) -> Cost:
         """What the experiment takes at least.
@@ -170,6 +170,10 @@ class Parameters:
     def settings(self) -> dict[str, Any]:
         """All values by their names."""
         return {name: getattr(self, name) for name in self.declared()}
+
+    def settled(self) -> dict[str, Any]:
+        """All values by their names, and what was left to others is as they settle it."""
+        return self.settings()
 
     def given(self) -> dict[str, Any]:
         """Those that are not at their defaults."""

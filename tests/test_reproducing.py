@@ -36,8 +36,8 @@ def test_a_table_is_its_rows_with_the_papers_settings() -> None:
     assert {(j.training.arch, j.training.depth) for j in jobs} == set(paper.TABLE_1)
     for job in jobs:
         t = job.training
-        assert (t.steps, t.batch_size, t.learning_rate) == (10_000, 64, 0.001)
-        assert (t.dataset, t.augment, t.width, t.lr_drop) == ("cifar10", "none", None, None)
+        assert (t.steps, t.batch_size, t.rules.learning_rate) == (10_000, 64, 0.001)
+        assert (t.dataset, t.recipe, t.width, t.lr_drop) == ("cifar10", "paper", None, None)
     long = [job.training for job in jobs_of("table2")]
     assert {(t.arch, t.depth) for t in long} == set(paper.TABLE_2)
     assert {(t.steps, t.lr_drop) for t in long} == {(50_000, (32_000,))}
@@ -45,7 +45,7 @@ def test_a_table_is_its_rows_with_the_papers_settings() -> None:
 
 def test_each_run_is_made_once_and_models_come_before_what_is_done_with_them() -> None:
     jobs = jobs_of("all")
-    keys = [(j.label, identity.key(j.asked.settings(), "")) for j in jobs]
+    keys = [(j.label, identity.key(j.asked.settled(), "")) for j in jobs]
     assert len(set(keys)) == len(jobs) == 26
     # 8 + 4 of the tables, 3 with 10 layers, 6 readings, the 5-layer network; 3 attacks, and 1
     # universal perturbation.
@@ -100,8 +100,8 @@ def test_a_sweeps_trainings_are_those_of_the_table() -> None:
     swept = SweepParameters.of({"arch": "resnet", "depth": "25,50", "seeds": "2"})
     row = ("short", "resnet", 25)
     (job,) = [j for j in jobs_of("table1", seeds=2) if j.label == row and j.seed == 1]
-    own = TrainParameters(**swept.shared(Recipe), arch="resnet", depth=25, seed=1).settings()
-    assert identity.key(own, "digest") == identity.key(job.asked.settings(), "digest")
+    own = TrainParameters(**swept.shared(Recipe), arch="resnet", depth=25, seed=1).settled()
+    assert identity.key(own, "digest") == identity.key(job.asked.settled(), "digest")
 
 
 class FakeMaker(Archive):
@@ -137,7 +137,7 @@ class FakeMaker(Archive):
         self.made.append(what)
         self.resumed += [resume] if resume else []
         run = FinishedRun(f"run{len(self.made)}", metrics=self.metrics)
-        facts = identity.facts(experiment, asked.settings(), data.digest)
+        facts = identity.facts(experiment, asked.settled(), data.digest)
         self.there[frozenset(facts.items())] = run
         return run.run_id
 
@@ -223,7 +223,7 @@ def test_a_training_that_goes_on_takes_what_is_left_of_it() -> None:
     run(maker, before, target=("table2",), dry_run=True)
     whole = next(line for line in before.said if line.startswith("to make resnet-25"))
     (job,) = [j for j in jobs_of("table2", scale="quick") if j.training.arch == "resnet"]
-    facts = identity.facts("train", job.asked.settings(), load_data(job.training).digest)
+    facts = identity.facts("train", job.asked.settled(), load_data(job.training).digest)
     maker.interrupted[frozenset(facts.items())] = InterruptedRun("cut", step=450)  # of 600
     run(maker, after, target=("table2",))
     rest = next(line for line in after.said if line.startswith("to make resnet-25"))

@@ -353,7 +353,7 @@ def test_a_run_that_says_where_its_checkpoint_is_touches_nothing(
     for name, text in theirs.items():
         (tmp_path / name).write_text(text)
     asked = TrainParameters.of(QUICK | {"steps": 300, "eval_every": 100})
-    facts = identity.facts("train", asked.settings(), sets.load("digits").digest)
+    facts = identity.facts("train", asked.settled(), sets.load("digits").digest)
     run_id = forged(store, tmp_path / "Cargo.toml", **facts)
     line = refused(capsys, "--arch=mlp", f"--resume={run_id}")
     assert "has no checkpoint of this run" in line and "checkpoint_dir" in line
@@ -362,7 +362,7 @@ def test_a_run_that_says_where_its_checkpoint_is_touches_nothing(
     assert not Path("checkpoints").exists()
     # That of a run that was begun here is found, whatever its tag says, and only where it is.
     path = Path("checkpoints", run_id, "checkpoint.npz")
-    checkpoints.save(path, {}, {"settings": asked.settings(), "dataset_digest": "another"})
+    checkpoints.save(path, {}, {"settings": asked.settled(), "dataset_digest": "another"})
     found = MLflowArchive("checkpoints").find_interrupted(facts)
     assert found is not None and found.run_id == run_id
     assert MLflowArchive("elsewhere").find_interrupted(facts) is None

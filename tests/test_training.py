@@ -19,9 +19,10 @@ from resfool.errors import InputError, NonFiniteLossError, UsageError
 from resfool.monitor import Monitor
 from resfool.networks import architectures
 from resfool.networks.shape import ARCHITECTURES, network
-from resfool.training.recipe import Adversarial, Optimizer, Steps, TrainParameters, resumed
+from resfool.training.recipe import TrainParameters, resumed
+from resfool.training.steps import Adversarial, Optimizer, Steps
 from resfool.training.train import train
-from resfool.training.trainer import Trainer, crop_flip, train_to
+from resfool.training.trainer import Trainer, train_to
 from resfool.values import Precision
 from tests.conftest import QUICK
 
@@ -63,38 +64,7 @@ def eagerly() -> Iterator[None]:
     tf.config.run_functions_eagerly(False)
 
 
-# A slow plain reference
-
-
-def reference_steps(
-    network: keras.Model, batches: list[tuple[np.ndarray, np.ndarray]], rates: list[float]
-) -> list[float]:
-    """Gradient descent on a network without hidden layers, in NumPy; the losses of each step."""
-    kernel, bias = (w.astype(np.float64) for w in network.get_layer("logits").get_weights())
-    losses = []
-    for (images, labels), rate in zip(batches, rates, strict=True):
-        x = (images.reshape(len(images), -1).astype(np.float64) - 0.5) / 0.3
-        z = x @ kernel + bias
-        p = np.exp(z - z.max(axis=1, keepdims=True))
-        p /= p.sum(axis=1, keepdims=True)
-        losses.append(float(-np.log(p[np.arange(len(labels)), labels]).mean()))
-        p[np.arange(len(labels)), labels] -= 1
-        kernel -= rate * x.T @ p / len(labels)
-        bias -= rate * p.mean(axis=0)
-    return losses
-
-
-def test_gradient_descent_and_lr_drop_agree_with_numpy(eagerly: None) -> None:
-    images = keras.Input((8, 8, 1))
-    normalised = keras.layers.Normalization(mean=[0.5], variance=[0.09])(images)
-    flat = keras.layers.Flatten()(normalised)
-    linear = keras.Model(images, keras.layers.Dense(10, name="logits")(flat))
-    made = trainer(linear, optimizer="sgd", learning_rate=0.1, lr_drop=(3, 5))
-    batches = [tuple(map(np.asarray, made._batch(tf.constant(i)))) for i in range(8)]
-    rates = [0.1] * 3 + [0.01] * 2 + [0.001] * 3
-    expected = reference_steps(linear, batches, rates)  # type: ignore[arg-type]
-    made.advance(8)
-    np.testing.assert_allclose([loss for loss, _ in made._window], expected, rtol=1e-4)
+# Decay
 
 
 def test_weight_decay_shrinks_kernels_and_nothing_else(eagerly: None) -> None:
@@ -181,29 +151,6 @@ def test_a_batch_holds_training_images_with_their_own_labels() -> None:
     assert same.any(axis=1).all()
     np.testing.assert_array_equal(LABELS[rows], labels)
     assert len(set(rows.tolist())) == 50, "some images were never drawn"
-
-
-def test_crop_flip_shifts_by_up_to_four_pixels_and_mirrors_half() -> None:
-    count, size = 200, 6
-    images = np.random.default_rng(0).random((count, size, size, 2), dtype=np.float32)
-    result = np.asarray(crop_flip(images, (1, 2)))
-    seen = set()
-    for before, after in zip(images, result, strict=True):
-        padded = np.pad(before, [(4, 4), (4, 4), (0, 0)])
-        candidates = {
-            (down, right, mirrored): padded[down : down + size, right : right + size][
-                :, :: -1 if mirrored else 1
-            ]
-            for down in range(9)
-            for right in range(9)
-            for mirrored in (False, True)
-        }
-        matches = [key for key, crop in candidates.items() if np.array_equal(crop, after)]
-        assert matches
-        seen.add(matches[0])
-    assert {down for down, _, _ in seen} == {right for _, right, _ in seen} == set(range(9))
-    mirrored = sum(m for _, _, m in seen) / len(seen)
-    assert 0.3 < mirrored < 0.7
 
 
 # The curve

@@ -42,7 +42,7 @@ def accuracy(asked: TrainParameters) -> float:
     """Planted: the learning rate decides nearly all, dropout a little, the rest nothing."""
     import math
 
-    rate = abs(math.log10(asked.learning_rate) + 2.5)  # best at 10^-2.5
+    rate = abs(math.log10(asked.rules.learning_rate) + 2.5)  # best at 10^-2.5
     return max(0.0, 0.95 - 0.3 * rate - 0.05 * asked.dropout)
 
 

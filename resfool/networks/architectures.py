@@ -79,7 +79,7 @@ class _Kit:
         )(x)
 
     def half(self, x: Tensor, name: str) -> Tensor:
-        """Average pooling, which stands in for the shortcut where a stage shrinks its input."""
+        """2x2 average pooling: between stages, or in the shortcut of a unit that shrinks maps."""
         pool = keras.layers.AveragePooling2D(2, padding="same", dtype=self.policy, name=name)
         return pool(x)
 
@@ -144,12 +144,15 @@ def _highway_unit(kit: _Kit, x: Tensor, width: int, stride: int, name: str) -> T
 
 
 def chained(unit: Unit) -> Stage:
-    """A stage of units in a row, of which the first halves the maps in stages 2 to 5."""
+    """A stage of units in a row; in stages 2 to 5 the first halves the maps, or a pooling does."""
 
     def stage(kit: _Kit, x: Tensor, width: int, index: int, name: str) -> Tensor:
         units = kit.network.depth // kit.network.architecture.stages // kit.network.convs_per_unit
+        pools = kit.network.downsample == "pool"
+        if index > 0 and pools:
+            x = kit.half(x, f"{name}_pool")
         for i in range(units):
-            stride = 2 if index > 0 and i == 0 else 1
+            stride = 2 if index > 0 and i == 0 and not pools else 1
             x = unit(kit, x, width, stride, f"{name}_unit{i + 1}")
         return x
 

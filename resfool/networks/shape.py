@@ -2,7 +2,7 @@
 
 import itertools
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from resfool import paper
 from resfool.declarations import Known
@@ -44,7 +44,12 @@ class Architecture:
     @property
     def takes(self) -> tuple[str, ...]:
         """The parameters that it reads and others don't."""
-        return ("gate_bias",) if self.gated else ()
+        own = {
+            "gate_bias": self.gated,
+            "downsample": bool(self.stages) and not self.dense,
+            "batch_norm_statistics": bool(self.stages),
+        }
+        return tuple(name for name, reads in own.items() if reads)
 
 
 _MOST_KERAS_LAYERS = 880  # in a row: Keras goes through them by a function that calls itself
@@ -64,6 +69,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
 }
 
+Downsample = Literal["stride", "pool"]
 Arch = Annotated[str, Known(ARCHITECTURES)]
 
 
@@ -80,6 +86,11 @@ class Layers(Parameters):
         "convolutions that a shortcut spans: 1 as in the paper, 2 as in He et al. (resnet, "
         "highway).",
     ] = 1
+    downsample: Annotated[
+        Downsample,
+        "how the maps shrink from one stage to the next: stride, inside the first unit, or pool, "
+        "by average pooling before it, as in the multiresnet.",
+    ] = "stride"
     batch_norm: Annotated[bool, "false leaves the normalisation out of the plain convnet."] = True
     gate_bias: Annotated[Real, "initial bias of the highway's transform gate."] = -1.0
     dropout: Annotated[
@@ -130,7 +141,7 @@ class Shape(Layers):
         if convs > 1:
             _check_convs_per_unit(arch, layers, convs)
         widths *= parts // len(widths)
-        options = self.dropout, self.gate_bias, self.batch_norm
+        options = self.dropout, self.gate_bias, self.batch_norm, self.downsample
         return Network(arch, layers, widths, convs, *options)
 
 
@@ -159,6 +170,7 @@ class Network:
         dropout: share of activations dropped before each convolution (`mlp`: after each layer).
         gate_bias: initial bias of the highway's transform gate.
         batch_norm: whether the plain `convnet` normalises.
+        downsample: how the maps shrink between stages; `multiresnet` pools in any case.
     """
 
     arch: str
@@ -168,6 +180,7 @@ class Network:
     dropout: float
     gate_bias: float
     batch_norm: bool
+    downsample: Downsample
 
     @property
     def architecture(self) -> Architecture:

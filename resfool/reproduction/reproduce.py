@@ -137,7 +137,7 @@ class _State:
         return job.asked_about(self.runs[job.of].model) if job.of in self.runs else None
 
     def _facts(self, job: Job, asked: Asked) -> dict[str, str]:
-        return identity.facts(job.experiment, asked.settings(), self.data[job].digest)
+        return identity.facts(job.experiment, asked.settled(), self.data[job].digest)
 
     def look_for(self, job: Job) -> None:
         """Find a job's run, if it has finished before."""

@@ -1,81 +1,28 @@
 """A training's parameters, and which of them a resumption may change."""
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from resfool import checkpoints, costs, paper
+from resfool import checkpoints, costs
 from resfool.arrayfiles import DamagedError
 from resfool.costs import Cost, Data
 from resfool.datasets.sets import TrainingData
-from resfool.declarations import GIVEN, Needs
-from resfool.errors import InputError, UselessWarning
+from resfool.errors import InputError
 from resfool.networks.shape import Layers, Shape, size
 from resfool.parameters import Limits, Parameters, Precise, Seeded
+from resfool.training.steps import Steps
 from resfool.values import (
-    Counts,
-    Epsilon,
     NonNegativeFloat,
-    PositiveCount,
-    PositiveFloat,
-    Share,
     show,
 )
 from resfool.wording import told
 
-Optimizer = Literal["adam", "momentum", "sgd"]
-Augment = Literal["none", "crop_flip"]
-Adversarial = Literal["none", "fgsm"]
 Judged = Literal["test", "validation"]  # the part of a data set that a training evaluates on
 
 # Between a training and its resumption.
 _MAY_CHANGE = ("data_dir", "checkpoint_seconds", *Limits.declared())
-
-
-class Steps(Parameters):
-    """How a network is trained, step by step."""
-
-    weight_decay: Annotated[NonNegativeFloat, "decoupled decay of the kernels."] = 0.0
-    steps: Annotated[PositiveCount, "training steps."] = paper.STEPS
-    batch_size: Annotated[
-        PositiveCount, "images per step, drawn at random from the training set."
-    ] = paper.BATCH_SIZE
-    learning_rate: Annotated[PositiveFloat, "step size of the optimizer."] = paper.LEARNING_RATE
-    optimizer: Annotated[Optimizer, "adam, momentum (0.9) or sgd."] = "adam"
-    lr_drop: Annotated[
-        Counts | None,
-        "steps after which the rate is divided by 10, such as 32000; several, comma separated.",
-    ] = None
-    augment: Annotated[
-        Augment, "none, or crop_flip for random shifts by up to 4 pixels and mirror images."
-    ] = "none"
-    adversarial: Annotated[
-        Adversarial,
-        "none, or fgsm to mix the loss on fast-gradient examples of each batch into the training "
-        "loss.",
-    ] = "none"
-    adversarial_epsilon: Annotated[
-        Epsilon,
-        Needs(adversarial=("fgsm",), adversarial_weight=GIVEN),
-        "the most that such an example changes a pixel by, where pixels go from 0 to 1.",
-    ] = 8 / 255
-    adversarial_weight: Annotated[
-        Share, Needs(adversarial=("fgsm",)), "share of the loss on such examples, from 0 to 1."
-    ] = 0.5
-    eval_every: Annotated[PositiveCount, "steps between two evaluations."] = 1000
-
-    def check_effects(self) -> None:
-        """Say too which drops of the rate come too late, as where a command is tried briefly."""
-        super().check_effects()
-        late = tuple(step for step in self.lr_drop or () if step >= self.steps)
-        if late:
-            warnings.warn(
-                f"lr_drop={show(late)} has no effect with steps={self.steps}",
-                UselessWarning,
-                stacklevel=2,
-            )
 
 
 class Recipe(Layers, Steps, TrainingData, Precise):
@@ -127,7 +74,7 @@ def resumed(given: TrainParameters, checkpoint: Path) -> TrainParameters:
         stored = _stored_settings(facts)
     asked = given.given()
     for name in asked.keys() - set(_MAY_CHANGE):
-        _check_agrees(name, asked[name], stored)
+        _check_agrees(name, asked[name], stored.settled())
     changed = {name: value for name, value in asked.items() if name in _MAY_CHANGE}
     return replace(stored, **changed)
 
@@ -135,9 +82,9 @@ def resumed(given: TrainParameters, checkpoint: Path) -> TrainParameters:
 def check_same_training(facts: Mapping[str, Any], asked: TrainParameters, digest: str) -> None:
     """Refuse the facts of a checkpoint if a parameter or the data is another one than here."""
     stored, before = _stored_settings(facts), facts["dataset_digest"]
-    for name, value in asked.settings().items():
+    for name, value in asked.settled().items():
         if name not in _MAY_CHANGE:
-            _check_agrees(name, value, stored)
+            _check_agrees(name, value, stored.settled())
     if before != digest:
         raise InputError(
             f"the data set {asked.dataset} has changed since the checkpoint: its digest was "
@@ -158,7 +105,7 @@ def _stored_settings(facts: Mapping[str, Any]) -> TrainParameters:
         raise DamagedError(f"it says that {error}") from error
 
 
-def _check_agrees(name: str, given: Any, stored: TrainParameters) -> None:
-    before = getattr(stored, name)
-    if given != before:
-        raise InputError(f"the run to resume has {name}={show(before)}, not {name}={show(given)}")
+def _check_agrees(name: str, given: Any, stored: Mapping[str, Any]) -> None:
+    if given != stored[name]:
+        before = show(stored[name])
+        raise InputError(f"the run to resume has {name}={before}, not {name}={show(given)}")

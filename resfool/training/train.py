@@ -1,6 +1,6 @@
 """Training one network (sections III to V)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from resfool import checkpoints, devices, identity
@@ -74,9 +74,9 @@ def train(
     network = asked.network
     data = data or load_data(asked)
     part: Judged = "validation" if asked.validation_share else "test"
-    judged = data.split(part)
+    images = data.split(part)
     asked.check_affordable(data.train.known)
-    settings = asked.settings()
+    settings = asked.settled()
     facts = (
         settings
         | {
@@ -85,7 +85,7 @@ def train(
             "widths": network.widths,
             "dataset_digest": data.digest,
             "train_images": len(data.train),
-            f"{part}_images": len(judged),
+            f"{part}_images": len(images),
         }
         | identity.facts("train", settings, data.digest)
     )
@@ -107,6 +107,7 @@ def train(
         monitor.warn(warning)
     from resfool.classifiers.scores import Score, evaluate
     from resfool.networks import architectures
+    from resfool.training.judged import JudgedModel
     from resfool.training.trainer import Trainer, train_to
 
     blueprint: dict[str, Any] = {
@@ -116,7 +117,11 @@ def train(
         "std": data.train.images.std(axis=(0, 1, 2), dtype="float64"),
         "seed": asked.seed,
     }
-    model = architectures.build(network, fused=True, precision=asked.precision, **blueprint)
+
+    def build(network: Network) -> "keras.Model":
+        return architectures.build(network, fused=True, precision=asked.precision, **blueprint)
+
+    model = build(network)
     plain = architectures.build(network, **blueprint)
     monitor.fact("parameter_count", plain.count_params())
     monitor.fact("flops_per_image", architectures.count_flops(plain))
@@ -124,6 +129,14 @@ def train(
     if checkpoint is not None and arrays:
         with checkpoints.reading(checkpoint):
             trainer.restore(arrays, stored)
+
+    judged = JudgedModel(
+        trainer,
+        asked.rules,
+        lambda: build(replace(network, dropout=0.0)),
+        data.train.images,
+        asked.seed,
+    )
 
     def save() -> None:
         if checkpoint is not None:
@@ -134,20 +147,20 @@ def train(
         trainer,
         asked.steps,
         eval_every=asked.eval_every,
-        evaluate=lambda: evaluate(model, judged.images, judged.labels),
+        evaluate=lambda: evaluate(judged.model(), images.images, images.labels),
         evaluated=part,
         report=monitor.point,
         progress=monitor.counter(asked.steps),
         save=save,
         save_seconds=asked.checkpoint_seconds,
     )
-    architectures.copy_weights(model, plain)
+    architectures.copy_weights(judged.model(), plain)
     last = next(row for row in reversed(history) if "train_loss" in row)
     return Training(
         model=plain,
         history=history,
         train=Score(last["train_accuracy"], last["train_loss"]),
-        test=evaluate(plain, judged.images, judged.labels),
+        test=evaluate(plain, images.images, images.labels),
         part=part,
         dataset=data,
         network=network,

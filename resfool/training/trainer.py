@@ -15,14 +15,15 @@ from resfool.arrayfiles import DamagedError, Wanted, check
 from resfool.classifiers.scores import Score
 from resfool.errors import NonFiniteLossError
 from resfool.monitor import Advance, quiet
-from resfool.training.recipe import Steps
+from resfool.networks import architectures
+from resfool.training.augmentation import GENERATOR, augmented
+from resfool.training.optimizers import optimizer
+from resfool.training.steps import Steps
 from resfool.values import Row
 from resfool.wording import told
 
 _CALL_SECONDS = 0.5  # steps are run in calls of about this length, so that Ctrl-C acts soon
-_GENERATOR = "philox"  # named, since the default depends on the device
 _FIGURE = re.compile("(train|train_adversarial|validation|test)_(loss|accuracy)")
-_CROP_MARGIN = 4  # pixels that a random crop may shift an image by, as in He et al. 2015
 
 
 class Trainer:
@@ -57,13 +58,14 @@ class Trainer:
         self._window: list[tuple[float, ...]] = []  # those of the steps since the last point
         self._images = tf.constant(images)
         self._labels = tf.constant(labels, tf.int32)
-        self._asked = asked
+        self._asked, self._rules = asked, asked.rules
         self._seed = seed
-        self._optimizer = _optimizer(asked)
+        self._optimizer = optimizer(asked)
         self._optimizer.exclude_from_weight_decay(
             var_list=[v for v in model.trainable_variables if not v.path.endswith("/kernel")]
         )
         self._optimizer.build(model.trainable_variables)
+        self._averages = [tf.Variable(v) for v in model.trainable_variables if self._rules.ema]
         # XLA fuses the elementwise passes on a GPU; on a CPU its convolutions are far slower.
         on_gpu = bool(tf.config.list_logical_devices("GPU"))
         self._learn = tf.function(self._update, jit_compile=on_gpu)
@@ -122,7 +124,17 @@ class Trainer:
 
     def _variables(self) -> list[Any]:
         # `variables`, unlike `weights`, has the seed states of dropout too.
-        return [*self.model.variables, *self._optimizer.variables]
+        return [*self.model.variables, *self._optimizer.variables, *self._averages]
+
+    def give_weights(self, other: keras.Model) -> None:
+        """Give the same network, built again, the weights: the averaged ones where there are any.
+
+        Statistics of batch normalisation are this network's own.
+        """
+        architectures.copy_weights(self.model, other)
+        variables = other.trainable_variables if self._averages else []
+        for average, variable in zip(self._averages, variables, strict=True):
+            variable.assign(average)
 
     def _steps(self, first: Any, count: Any) -> Any:
         """Steps `first` to `first + count`, as one graph: their figures, (count, figures)."""
@@ -157,8 +169,20 @@ class Trainer:
                 (1 - share) * clean + share * adversarial
                 for clean, adversarial in zip(gradients, more_gradients, strict=True)
             ]
+        done = tf.cast(self._optimizer.iterations, tf.float32)
         self._optimizer.apply(gradients, self.model.trainable_variables)
+        self._average(done)
         return tf.stack(figures)
+
+    def _average(self, done: Any) -> None:
+        """Take the weights into their averages, after so many steps before this one.
+
+        The first steps count less than the decay would have them, since they are far off.
+        """
+        decay = tf.minimum(self._rules.ema, (1 + done) / (10 + done))
+        variables = self.model.trainable_variables if self._averages else []
+        for average, variable in zip(self._averages, variables, strict=True):
+            average.assign_add((1 - decay) * (variable - average))
 
     def _gradients(self, images: Any, labels: Any) -> tuple[list[Any], list[Any], Any]:
         """Loss and accuracy on a batch, and the loss's gradients: of the weights, of the images."""
@@ -169,10 +193,19 @@ class Trainer:
             logits = self.model(images, training=True)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
             loss = tf.reduce_mean(losses)
-        *gradients, image_gradient = tape.gradient(loss, [*variables, images])
+            learnt = self._smoothed(loss, logits)
+        *gradients, image_gradient = tape.gradient(learnt, [*variables, images])
         hits = tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), labels)
         accuracy = tf.reduce_mean(tf.cast(hits, tf.float32))
         return [loss, accuracy], gradients, image_gradient
+
+    def _smoothed(self, loss: Any, logits: Any) -> Any:
+        """The loss by labels that spread a share of their weight evenly over all classes."""
+        share = self._rules.label_smoothing
+        if not share:
+            return loss
+        even = -tf.reduce_mean(tf.nn.log_softmax(logits))
+        return (1 - share) * loss + share * even
 
     def _batch(self, step: Any) -> tuple[Any, Any]:
         """Batch number `step`: a function of the seed and the step alone."""
@@ -182,12 +215,10 @@ class Trainer:
             0,
             len(self._labels),
             tf.int32,
-            alg=_GENERATOR,
+            alg=GENERATOR,
         )
         images, labels = tf.gather(self._images, rows), tf.gather(self._labels, rows)
-        if self._asked.augment == "crop_flip":
-            images = crop_flip(images, (self._seed, step))
-        return images, labels
+        return augmented(images, self._rules.augment, (self._seed, step)), labels
 
 
 def _check_progress(facts: Mapping[str, Any], steps: int, figures: int) -> None:
@@ -208,44 +239,6 @@ def _check_progress(facts: Mapping[str, Any], steps: int, figures: int) -> None:
 
 def _are_floats(values: Iterable[Any]) -> bool:
     return all(isinstance(value, float) for value in values)
-
-
-def crop_flip(images: Any, seed: Any) -> Any:
-    """Shift each image by up to 4 pixels each way, zeros coming in, and mirror half of them.
-
-    Args:
-        images: float32 (N, H, W, C).
-        seed: two integers, which settle the result.
-
-    Returns:
-        A tensor of the same shape.
-    """
-    count, height, width, _ = images.shape
-    # The batch was drawn with this very seed, so these numbers are drawn from a fold of it.
-    shift_seed, flip_seed = tf.unstack(tf.random.split(seed, alg=_GENERATOR))
-    padded = tf.pad(images, [[0, 0], [_CROP_MARGIN] * 2, [_CROP_MARGIN] * 2, [0, 0]])
-    shifts = tf.random.stateless_uniform(
-        (2, count, 1), shift_seed, 0, 2 * _CROP_MARGIN + 1, tf.int32, alg=_GENERATOR
-    )
-    rows = shifts[0] + tf.range(height)
-    columns = shifts[1] + tf.range(width)
-    flipped = tf.random.stateless_uniform((count, 1), flip_seed, alg=_GENERATOR) < 0.5
-    columns = tf.where(flipped, columns[:, ::-1], columns)
-    return tf.gather(tf.gather(padded, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
-
-
-def _optimizer(asked: Steps) -> keras.optimizers.Optimizer:
-    rate: Any = asked.learning_rate
-    if asked.lr_drop:
-        # Keras changes the rate after its boundary, and counts steps from 0.
-        boundaries = [step - 1 for step in sorted(asked.lr_drop)]
-        rates = [asked.learning_rate / 10**i for i in range(len(boundaries) + 1)]
-        rate = keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, rates)
-    decay = asked.weight_decay or None
-    if asked.optimizer == "adam":
-        return keras.optimizers.Adam(rate, weight_decay=decay)
-    momentum = 0.9 if asked.optimizer == "momentum" else 0.0
-    return keras.optimizers.SGD(rate, momentum=momentum, weight_decay=decay)
 
 
 def train_to(

@@ -119,7 +119,7 @@ def sweep(
 def _reused(archive: Archive, training: SweptTraining, data: Dataset) -> SweptTraining:
     """A training with the figures of an earlier run that did it, if there is one."""
     found = archive.find_finished(
-        identity.facts("train", training.asked.settings(), data.digest), "final_train_loss"
+        identity.facts("train", training.asked.settled(), data.digest), "final_train_loss"
     )
     if found is None:
         return training
