@@ -91,7 +91,8 @@ class TuneParameters(Shape, Seeded, Workers, Room, Recipe):
     search: Annotated[
         Names | None,
         "settings to search: learning_rate, weight_decay, dropout, gate_bias, width, depth, "
-        "optimizer, batch_size; none is all that the architecture has and that aren't given.",
+        "optimizer, batch_size, schedule, label_smoothing, ema, augment; none is all that the "
+        "architecture has and that aren't given.",
     ] = None
     sampler: Annotated[Sampler, "tpe, which learns from earlier trials, or random."] = "tpe"
     pruner: Annotated[Pruner, "median or halving stop early what does badly; none doesn't."] = (

@@ -40,6 +40,8 @@ def space_of(asked: TuneParameters) -> dict[str, Span]:
         InputError: a setting isn't known, was given, or none of its values goes.
     """
     known, given = _known(asked.arch), asked.given()
+    if "lr_drop" in given:
+        given.setdefault("schedule", "drop")
     for name in asked.search or ():
         if name not in known:
             raise unknown(f"setting to search of {asked.arch}", name, known)
@@ -61,8 +63,12 @@ def _known(arch: str) -> dict[str, Span]:
         "gate_bias": Between(-4.0, 0.0),
         "width": Choice(kind.tried_widths),
         "depth": Choice(kind.tried_depths),
-        "optimizer": Choice(("adam", "momentum", "sgd")),
+        "optimizer": Choice(("adam", "momentum", "nesterov", "sgd")),
         "batch_size": Choice((32, 64, 128, 256)),
+        "schedule": Choice(("constant", "cosine", "onecycle")),
+        "label_smoothing": Between(0.0, 0.2),
+        "ema": Choice((0.0, 0.99, 0.998)),
+        "augment": Choice(("none", "shift,mirror", "shift,mirror,cutout")),
     }
     return {name: span for name, span in known.items() if kind.gated or name != "gate_bias"}
 
