@@ -1,17 +1,20 @@
-"""A training step here and in PyTorch eager: the same network, batch and precision, in turn.
+"""A training step here and in PyTorch: the same network, batch and precision, in turn.
 
-    make benchmark                                    # all four rows, a few minutes
+    make benchmark                                    # all four rows, a quarter of an hour
     python -m benchmarks.training_step --archs resnet --precisions bfloat16
 
-A step is: draw a batch from the training set, forward, backward, Adam update. Each side lives in a
-process of its own and waits while the other is timed, so both get the same cores and the same
-noise; both start anew for each round, since a process's luck with its memory lasts as long as it
-does. The figures are medians over all steps; the ratio is the median over blocks, pair by pair.
+PyTorch is timed eager and compiled by `torch.compile`, which needs a C++ compiler; without one that
+column is left out. A step is: draw a batch from the training set, forward, backward, Adam update.
+Each side lives in a process of its own and waits while the others are timed, so all get the same
+cores and the same noise; all start anew for each round, since a process's luck with its memory
+lasts as long as it does. The figures are medians over all steps; the ratio is the median over
+blocks, pair by pair.
 """
 
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -23,7 +26,7 @@ from typing import Any, Literal
 from benchmarks import common
 from resfool import paper
 
-Side = Literal["resfool", "pytorch"]
+Side = Literal["resfool", "eager", "compiled"]
 Step = Callable[[], object]
 
 BATCH, WIDTH, DEPTH = paper.BATCH_SIZE, paper.WIDTH, 10
@@ -44,16 +47,23 @@ def main() -> None:
         return
     print(f"{common.processor()}, {len(os.sched_getaffinity(0))} cores")
     print(f"batch {BATCH}, width {WIDTH}, depth {DEPTH}; median milliseconds per step\n")
-    print("| arch | precision | resfool | PyTorch eager | ratio | of the convolution peak |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    others: list[Side] = ["eager", "compiled"] if compiles() else ["eager"]
+    heads = [f"PyTorch {side} | ratio" for side in others]
+    print(f"| arch | precision | resfool | {' | '.join(heads)} | of the convolution peak |")
+    print(f"| --- | --- | --- | {'--- | --- | ' * len(others)}--- |")
     for arch in options.archs:
         for precision in options.precisions:
-            print(row(arch, precision, options.rounds, options.blocks), flush=True)
+            print(row(arch, precision, others, options.rounds, options.blocks), flush=True)
 
 
-def row(arch: str, precision: str, rounds: int, blocks: int) -> str:
+def compiles() -> bool:
+    """Whether there is the compiler that `torch.compile` needs."""
+    return any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++")))
+
+
+def row(arch: str, precision: str, others: list[Side], rounds: int, blocks: int) -> str:
     """One line of the table."""
-    sides: tuple[Side, Side] = ("resfool", "pytorch")
+    sides: list[Side] = ["resfool", *others]
     times: dict[Side, list[list[float]]] = {side: [] for side in sides}
     peaks: list[float] = []
     for _ in range(rounds):
@@ -66,20 +76,20 @@ def row(arch: str, precision: str, rounds: int, blocks: int) -> str:
         for server in servers.values():
             server.close()
     peak = max(peaks)
-    ours, theirs = (statistics.median(chain.from_iterable(times[side])) for side in sides)
-    ratios = [
-        statistics.median(a) / statistics.median(b)
-        for a, b in zip(times["resfool"], times["pytorch"], strict=True)
-    ]
-    cells = [
-        arch,
-        precision,
-        f"{1e3 * ours:.0f} ms",
-        f"{1e3 * theirs:.0f} ms",
-        f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
-        f"{flops / ours / peak:.0%} of {peak / 1e9:.0f} GFLOP/s",
-    ]
-    return f"| {' | '.join(cells)} |"
+    ours = statistics.median(chain.from_iterable(times["resfool"]))
+    cells = [arch, precision, f"{1e3 * ours:.0f} ms"]
+    for side in others:
+        theirs = statistics.median(chain.from_iterable(times[side]))
+        ratios = [
+            statistics.median(a) / statistics.median(b)
+            for a, b in zip(times["resfool"], times[side], strict=True)
+        ]
+        typical = statistics.median(ratios)
+        cells += [
+            f"{1e3 * theirs:.0f} ms",
+            f"{typical:.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+        ]
+    return f"| {' | '.join(cells)} | {flops / ours / peak:.0%} of {peak / 1e9:.0f} GFLOP/s |"
 
 
 class Server:
@@ -108,7 +118,10 @@ class Server:
 
 def serve(side: Side, arch: str, precision: str) -> None:
     """Answer "steps", "peak" and "flops" on standard input, a line each."""
-    step, convolution, flops = (_resfool if side == "resfool" else _pytorch)(arch, precision)
+    if side == "resfool":
+        step, convolution, flops = _resfool(arch, precision)
+    else:
+        step, convolution, flops = _pytorch(arch, precision, side == "compiled")
     for _ in range(5):
         step()
     for line in sys.stdin:
@@ -146,8 +159,8 @@ def _resfool(arch: Any, precision: Any) -> tuple[Step, Step, int]:
     return lambda: trainer.advance(1), convolution, count_flops(trainer.model)
 
 
-def _pytorch(arch: str, precision: str) -> tuple[Step, Step, int]:
-    """The same in PyTorch eager, channels last, with autocast for bfloat16."""
+def _pytorch(arch: str, precision: str, compiled: bool) -> tuple[Step, Step, int]:
+    """The same in PyTorch, channels last, with autocast for bfloat16."""
     import torch
     from torch.nn import functional
 
@@ -156,6 +169,7 @@ def _pytorch(arch: str, precision: str) -> tuple[Step, Step, int]:
     torch.manual_seed(0)
     last: Any = torch.channels_last
     model = NETWORKS[arch](DEPTH, WIDTH).to(memory_format=last)
+    forward = torch.compile(model) if compiled else model
     adam = torch.optim.Adam(model.parameters(), lr=1e-3, eps=1e-7)
     pixels, classes = common.random_data()
     images = torch.tensor(pixels.transpose(0, 3, 1, 2)).contiguous(memory_format=last)
@@ -166,7 +180,7 @@ def _pytorch(arch: str, precision: str) -> tuple[Step, Step, int]:
         rows = torch.randint(0, common.IMAGES, (BATCH,))
         adam.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=lower):
-            logits = model((images[rows] - 0.5) / 0.3)
+            logits = forward((images[rows] - 0.5) / 0.3)
         functional.cross_entropy(logits.float(), labels[rows]).backward()
         adam.step()
 

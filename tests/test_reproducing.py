@@ -46,15 +46,15 @@ def test_a_table_is_its_rows_with_the_papers_settings() -> None:
 def test_each_run_is_made_once_and_models_come_before_what_is_done_with_them() -> None:
     jobs = jobs_of("all")
     keys = [(j.label, identity.key(j.asked.settled(), "")) for j in jobs]
-    assert len(set(keys)) == len(jobs) == 26
-    # 8 + 4 of the tables, 3 with 10 layers, 6 readings, the 5-layer network; 3 attacks, and 1
+    assert len(set(keys)) == len(jobs) == 31
+    # 8 + 4 of the tables, 3 with 10 layers, 11 readings, the 5-layer network; 3 attacks, and 1
     # universal perturbation.
-    assert sum(j.experiment == "train" for j in jobs) == 22
+    assert sum(j.experiment == "train" for j in jobs) == 27
     for place, job in enumerate(jobs):
         assert job.of is None or job.of in jobs[:place]
     singly = {j.label for name in TARGETS for j in jobs_of(name)}
     assert singly == {j.label for j in jobs_of(*TARGETS)} == {j.label for j in jobs}
-    assert len({(j.label, j.seed) for j in jobs_of("all", seeds=3)}) == 78
+    assert len({(j.label, j.seed) for j in jobs_of("all", seeds=3)}) == 93
 
 
 @pytest.mark.parametrize(

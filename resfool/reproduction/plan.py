@@ -47,11 +47,16 @@ EXPERIMENTS = {
 # ours. The paper's 50-layer ConvNet hardly learns, as one without normalisation might.
 TRIED_READINGS: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("resnet", 10, {}),
+    ("resnet", 10, {"downsample": "pool"}),
     ("resnet", 10, {"augment": "crop_flip"}),
     ("resnet", 10, {"convs_per_unit": 2}),
     ("resnet", 10, {"optimizer": "momentum"}),
     ("resnet", 10, {"optimizer": "sgd"}),
+    ("resnet", 25, {"downsample": "pool"}),
+    ("highway", 10, {}),
+    ("highway", 10, {"downsample": "pool"}),
     ("convnet", 10, {}),
+    ("convnet", 10, {"downsample": "pool"}),
     ("convnet", 10, {"batch_norm": False}),
     ("convnet", 50, {}),
     ("convnet", 50, {"batch_norm": False}),
