@@ -192,6 +192,13 @@ def remove(path: Path) -> None:
         path.parent.rmdir()
 
 
+def remove_unused(path: Path) -> None:
+    """Delete what is left of a checkpoint that was never saved, unless somebody works on it."""
+    if not path.parent.is_symlink() and path.parent.is_dir() and not path.exists():
+        with contextlib.suppress(InputError), hold(path):
+            remove(path)
+
+
 def _delete(path: Path) -> None:
     """Delete a plain file, if there is one and it can be; a symbolic link is none of ours."""
     with contextlib.suppress(OSError):

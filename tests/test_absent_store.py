@@ -296,6 +296,21 @@ def test_the_next_run_ends_those_of_killed_processes_of_this_machine(store: Mlfl
     assert store.get_logged_model(half).status == LoggedModelStatus.FAILED
 
 
+def test_of_killed_trainings_only_checkpoints_stay(store: MlflowClient, tmp_path: Path) -> None:
+    dead = {"resfool.process": json.dumps(owner.this_process() | {"pid": 2**22 + 1})}
+    paths = [
+        checkpoints.place(tmp_path, store.create_run("0", tags=dead).info.run_id) for _ in range(3)
+    ]
+    empty, saved, in_use = paths
+    for path in paths:
+        checkpoints.hold(path).close()
+    checkpoints.save(saved, {}, {})
+    kept = Resumable(checkpoint_dir=str(tmp_path))
+    with checkpoints.hold(in_use), TrainingRun(lambda *told: None, kept) as run:
+        run.begin("the next", {"network": "mlp-5"}, [])
+        assert not empty.parent.exists() and saved.exists() and in_use.parent.exists()
+
+
 def test_a_model_that_was_logged_whole_is_taken_and_half_of_one_is_not(store: MlflowClient) -> None:
     run_id = store.create_run("0").info.run_id
     half = store.create_logged_model("0", "model", run_id).model_id

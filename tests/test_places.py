@@ -15,6 +15,7 @@ import mlflow
 import numpy as np
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import LoggedModelOutput
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.rest_store import RestStore
 
@@ -146,6 +147,10 @@ def test_a_model_is_found_by_what_is_nearly_its_address(
     store: MlflowClient, train_once: TrainOnce, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_id, archive = train_once(steps=150), MLflowArchive()
+    # What a training that was killed while it logged its model, and resumed, leaves in its run.
+    half = store.create_logged_model("0", "model", run_id).model_id
+    store.log_outputs(run_id, [LoggedModelOutput(half, 0)])
+    store.delete_logged_model(half)
     exact = archive.find_model(f"runs:/{run_id}/model")
     for address in (run_id, f"runs:/{run_id}", f"{run_id}/", exact.model_id or ""):
         found = archive.find_model(address)

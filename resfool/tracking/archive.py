@@ -4,7 +4,7 @@ import functools
 import importlib
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -233,7 +233,7 @@ def _find_logged_model(client: MlflowClient, uri: str) -> ModelSource:
         run_id, _, folder = rest.partition("/")
         outputs = client.get_run(run_id).outputs
         ids = [output.model_id for output in outputs.model_outputs] if outputs else []
-        by_name = {client.get_logged_model(one).name: one for one in ids}
+        by_name = dict(_names_of_models(client, ids))
         if not folder and len(by_name) == 1:
             (folder,) = by_name
             uri = f"runs:/{run_id}/{folder}"
@@ -260,6 +260,16 @@ def _find_logged_model(client: MlflowClient, uri: str) -> ModelSource:
     if network is not None and training.keys() >= _TRAINING_FACTS:
         return replace(source, name=_network_label(training, network), training=training)
     return source if name else replace(source, name=str(run.info.run_name))
+
+
+def _names_of_models(client: MlflowClient, ids: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Names and ids of those models that are there: a run still names one that was deleted."""
+    for model_id in ids:
+        try:
+            yield client.get_logged_model(model_id).name, model_id
+        except MlflowException as error:
+            if not patience.is_lost(error):
+                raise
 
 
 def _registered(client: MlflowClient, rest: str) -> tuple[str, str, Any]:

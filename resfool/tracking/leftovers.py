@@ -1,7 +1,7 @@
 """What processes that were killed have left in a store: runs that nobody will end."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -20,15 +20,19 @@ def tags() -> dict[str, str]:
     return {_TAG: json.dumps(owner.this_process())}
 
 
-def end_dead_runs(client: MlflowClient, experiment_id: str) -> None:
+def end_dead_runs(client: MlflowClient, experiment_id: str) -> Iterator[str]:
     """Mark the runs of an experiment that killed processes of this machine left RUNNING.
 
     Those of other machines can't be told from runs that go on.
+
+    Yields:
+        The id of each, once it is marked.
     """
     with suppress(MlflowException):  # there is a next time
         for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'"):
             if _is_dead(run.data.tags):
                 end(client, run)
+                yield run.info.run_id
 
 
 def _is_dead(tags: Mapping[str, str]) -> bool:

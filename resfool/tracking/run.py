@@ -302,7 +302,11 @@ class Run(Monitor):
         experiment = run.info.experiment_id
         self._experiment = self._client.get_experiment(experiment).name
         if not self._nested:
-            leftovers.end_dead_runs(self._client, experiment)
+            for run_id in leftovers.end_dead_runs(self._client, experiment):
+                self._tidy_after(run_id)
+
+    def _tidy_after(self, run_id: str) -> None:
+        """Remove what else is left of a run whose process was killed."""
 
     def _start(self, name: str) -> Any:
         if self._resumes:

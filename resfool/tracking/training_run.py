@@ -1,5 +1,6 @@
 """The run of a training: it has a checkpoint, and can be resumed."""
 
+import contextlib
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -83,6 +84,10 @@ class TrainingRun(Run):
             earlier.replace(self.checkpoint)
             checkpoints.remove(earlier)
         return run
+
+    def _tidy_after(self, run_id: str) -> None:
+        with contextlib.suppress(InputError):  # somebody's own id
+            checkpoints.remove_unused(checkpoints.place(self._folder, run_id))
 
     def _keep_unsent(self) -> str:
         if self.checkpoint is None or not present(self.checkpoint):
