@@ -13,6 +13,7 @@ from resfool.errors import InputError
 from resfool.networks.layers import BatchNormReLU
 from resfool.training.augmentation import augmented
 from resfool.training.judged import PreciseStatistics
+from resfool.training.muon import Muon
 from resfool.training.recipe import TrainParameters
 from resfool.training.steps import RECIPES, Steps
 from resfool.training.train import train
@@ -113,6 +114,47 @@ def test_gradient_descent_agrees_with_numpy(
         judged.get_layer("logits").get_weights(), reference.averages, strict=True
     ):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def newton_schulz(matrix: np.ndarray) -> np.ndarray:
+    """As it is published, on the matrix itself."""
+    x = matrix / np.linalg.norm(matrix)
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return np.asarray(x)
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 5, 4), (3, 3, 2, 40), (20, 7), (6, 30)])
+def test_muon_makes_updates_orthogonal(shape: tuple[int, ...], eagerly: None) -> None:
+    rng = np.random.default_rng(0)
+    start, gradients = rng.normal(size=shape), rng.normal(size=(2, *shape))
+    with keras.name_scope("hidden"):
+        variable = keras.Variable(start, name="kernel", dtype="float32")
+    made = Muon(0.1, last="another")
+    made.build([variable])
+    expected, momentum = start.reshape(-1, shape[-1]), np.zeros(shape).reshape(-1, shape[-1])
+    for gradient in gradients:
+        made.apply([tf.constant(gradient, tf.float32)])
+        flat = gradient.reshape(expected.shape)
+        momentum = 0.95 * momentum + flat
+        size = 0.2 * max(expected.shape) ** 0.5
+        expected = expected - 0.1 * size * newton_schulz(flat + 0.95 * momentum)
+    np.testing.assert_allclose(np.asarray(variable).reshape(expected.shape), expected, atol=2e-4)
+    step = newton_schulz(flat)
+    u, _, v = np.linalg.svd(flat, full_matrices=False)
+    values = np.diag(u.T @ step @ v.T)
+    np.testing.assert_allclose(step, u @ np.diag(values) @ v, atol=1e-9)
+    assert 0.6 < values.min() <= values.max() < 1.3
+
+
+def test_muon_takes_the_last_kernel_and_the_biases_as_adam_does(eagerly: None) -> None:
+    networks = linear(), linear()
+    networks[1].set_weights(networks[0].get_weights())
+    for network, optimizer in zip(networks, ("adam", "muon"), strict=True):
+        trainer(network, optimizer=optimizer).advance(5)
+    for one, other in zip(*(network.trainable_variables for network in networks), strict=True):
+        np.testing.assert_allclose(one, other, atol=5e-4)  # tiny gradients: epsilon
 
 
 def test_a_recipe_fills_in_what_is_not_given() -> None:

@@ -6,15 +6,23 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from resfool.training.muon import Muon
 from resfool.training.steps import Steps
 
 _MOMENTUM = 0.9
 
 
-def optimizer(asked: Steps) -> keras.optimizers.Optimizer:
-    """What takes the gradients of a training."""
+def optimizer(asked: Steps, last: str) -> keras.optimizers.Optimizer:
+    """What takes the gradients of a training.
+
+    Args:
+        asked: how to train.
+        last: the path of the network's last kernel.
+    """
     rules, rate = asked.rules, rate_of(asked)
     decay = rules.weight_decay or None
+    if rules.optimizer == "muon":
+        return Muon(rate, last=last, weight_decay=decay)
     if rules.optimizer == "adam":
         return keras.optimizers.Adam(rate, weight_decay=decay)
     return keras.optimizers.SGD(

@@ -23,7 +23,7 @@ from resfool.values import (
     split_commas,
 )
 
-Optimizer = Literal["adam", "momentum", "nesterov", "sgd"]
+Optimizer = Literal["adam", "momentum", "muon", "nesterov", "sgd"]
 Schedule = Literal["constant", "drop", "cosine", "onecycle"]
 Adversarial = Literal["none", "fgsm"]
 Statistics = Literal["moving", "precise"]
@@ -96,7 +96,7 @@ class Steps(Parameters):
     ] = paper.BATCH_SIZE
     optimizer: Annotated[
         Optimizer | None,
-        f"adam, momentum (0.9), nesterov (0.9) or sgd; {_of_recipes('optimizer')}",
+        f"adam, momentum (0.9), nesterov (0.9), muon or sgd; {_of_recipes('optimizer')}",
     ] = None
     learning_rate: Annotated[
         PositiveFloat | None,

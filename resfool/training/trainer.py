@@ -60,7 +60,8 @@ class Trainer:
         self._labels = tf.constant(labels, tf.int32)
         self._asked, self._rules = asked, asked.rules
         self._seed = seed
-        self._optimizer = optimizer(asked)
+        *_, last = (v.path for v in model.trainable_variables if v.path.endswith("/kernel"))
+        self._optimizer = optimizer(asked, last)
         self._optimizer.exclude_from_weight_decay(
             var_list=[v for v in model.trainable_variables if not v.path.endswith("/kernel")]
         )

@@ -63,7 +63,7 @@ def _known(arch: str) -> dict[str, Span]:
         "gate_bias": Between(-4.0, 0.0),
         "width": Choice(kind.tried_widths),
         "depth": Choice(kind.tried_depths),
-        "optimizer": Choice(("adam", "momentum", "nesterov", "sgd")),
+        "optimizer": Choice(("adam", "momentum", "muon", "nesterov", "sgd")),
         "batch_size": Choice((32, 64, 128, 256)),
         "schedule": Choice(("constant", "cosine", "onecycle")),
         "label_smoothing": Between(0.0, 0.2),
