@@ -66,7 +66,8 @@ class Trainer:
             var_list=[v for v in model.trainable_variables if not v.path.endswith("/kernel")]
         )
         self._optimizer.build(model.trainable_variables)
-        self._averages = [tf.Variable(v) for v in model.trainable_variables if self._rules.ema]
+        averaged = model.trainable_variables if self._rules.ema else []
+        self._averages = [keras.Variable(v, name="average", trainable=False) for v in averaged]
         # XLA fuses the elementwise passes on a GPU; on a CPU its convolutions are far slower.
         on_gpu = bool(tf.config.list_logical_devices("GPU"))
         self._learn = tf.function(self._update, jit_compile=on_gpu)
