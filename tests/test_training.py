@@ -116,8 +116,8 @@ def test_cut_into_pieces_and_restored_the_weights_are_the_same(
     assert second.step == 12
     assert_same_bits(whole, rest)
     judged = model(arch), model(arch)
-    for made, network in zip((first, second), judged, strict=True):
-        made.give_weights(network)
+    for made, one in zip((first, second), judged, strict=True):
+        made.give_weights(one)
     assert_same_bits(*judged)
 
 

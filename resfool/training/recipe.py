@@ -10,7 +10,7 @@ from resfool.arrayfiles import DamagedError
 from resfool.costs import Cost, Data
 from resfool.datasets.sets import TrainingData
 from resfool.errors import InputError
-from resfool.networks.shape import Layers, Shape, size
+from resfool.networks.shape import ARCHITECTURES, Layers, Shape, size
 from resfool.parameters import Limits, Parameters, Precise, Seeded
 from resfool.training.steps import Steps
 from resfool.values import (
@@ -42,6 +42,13 @@ class TrainParameters(Shape, Recipe, Seeded, Saving):
         """Refuse a shape that no network can have, too."""
         super().check()
         _ = self.network
+
+    def settled(self) -> dict[str, Any]:
+        """All values by their names; without batch normalisation its statistics say nothing."""
+        settled = super().settled()
+        if not (ARCHITECTURES[self.arch].stages and self.batch_norm):
+            settled["batch_norm_statistics"] = "moving"
+        return settled
 
     def cost(self, data: Data) -> Cost:
         """Two models and a gradient, what the layers leave for it, and the steps."""
@@ -93,12 +100,13 @@ def check_same_training(facts: Mapping[str, Any], asked: TrainParameters, digest
 
 
 def _stored_settings(facts: Mapping[str, Any]) -> TrainParameters:
-    """The parameters in a checkpoint; one from before there was a parameter is at its default.
+    """The parameters in a checkpoint; one from before there was a parameter is as without it.
 
     Raises:
         DamagedError: they are none.
     """
     stored = {n: v for n, v in facts["settings"].items() if n in TrainParameters.declared()}
+    stored.setdefault("batch_norm_statistics", "moving")
     try:
         return TrainParameters.recalled(stored)
     except InputError as error:

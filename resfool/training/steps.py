@@ -56,7 +56,7 @@ class Rules:
     label_smoothing: float = 0.0
     ema: float = 0.0
     augment: tuple[str, ...] = ("none",)
-    batch_norm_statistics: Statistics = "moving"
+    batch_norm_statistics: Statistics = "precise"
 
 
 # One rise and fall of the rate after Smith & Topin (arXiv:1708.07120), averaged weights after
@@ -71,7 +71,6 @@ RECIPES: dict[str, Rules] = {
         label_smoothing=0.1,
         ema=0.99,
         augment=("shift", "mirror"),
-        batch_norm_statistics="precise",
     ),
 }
 
@@ -143,7 +142,7 @@ class Steps(Parameters):
         Needs(batch_norm=(True,)),
         "by which batch normalisation acts where the network is judged, and in the saved model: "
         "moving averages over the steps, or precise ones of 2,500 training images with the "
-        f"weights as they are; {_of_recipes('batch_norm_statistics')}",
+        "weights as they are; none is precise.",
     ] = None
     adversarial: Annotated[
         Adversarial,
