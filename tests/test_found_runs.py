@@ -5,12 +5,14 @@ package was laid out in wings.
 """
 
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
 from resfool import commands
+from resfool.reproduction import plan
 from tests.conftest import ROOT
 
 NETWORK = ["--arch=mlp", "--dataset=digits", "--width=8", "--depth=2", "--backend=serial"]
@@ -64,9 +66,16 @@ def test_a_tuning_goes_on_where_it_was(
 
 
 def test_a_reproduction_finds_trainings_and_what_was_done_with_their_models(
-    before: MlflowClient, capsys: pytest.CaptureFixture[str]
+    before: MlflowClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = count(before)
-    commands.run("reproduce", [*REPRODUCTION, "--dry_run=yes"])
+    dry = [*REPRODUCTION, "--dry_run=yes"]
+    commands.run("reproduce", dry)
+    assert "2 runs to make, 2 are there" in capsys.readouterr().out
+    # Convolutional networks were judged by moving averages then.
+    quick = plan.SCALES["quick"]
+    as_then = replace(quick, networks={**quick.networks, "batch_norm_statistics": "moving"})
+    monkeypatch.setitem(plan.SCALES, "quick", as_then)
+    commands.run("reproduce", dry)
     assert "nothing to make; 4 of 4 runs are there" in capsys.readouterr().out
     assert count(before) == runs
