@@ -166,6 +166,7 @@ def test_a_recipe_fills_in_what_is_not_given() -> None:
     )
     assert own.settled() == Steps(**own.settled()).settled()
     assert Steps(recipe="modern", lr_drop=(5,)).rules.schedule == "drop"
+    assert Steps(adversarial="fgsm").rules.batch_norm_statistics == "moving"
 
 
 @pytest.mark.parametrize(

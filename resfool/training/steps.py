@@ -142,7 +142,7 @@ class Steps(Parameters):
         Needs(batch_norm=(True,)),
         "by which batch normalisation acts where the network is judged, and in the saved model: "
         "moving averages over the steps, or precise ones of 2,500 training images with the "
-        "weights as they are; none is precise.",
+        "weights as they are; none is precise, but moving with adversarial.",
     ] = None
     adversarial: Annotated[
         Adversarial,
@@ -195,6 +195,8 @@ class Steps(Parameters):
         given = {n: value for n in names if (value := getattr(self, n)) is not None}
         if self.lr_drop and self.schedule is None:
             given["schedule"] = "drop"
+        if self.adversarial != "none":  # moving averages meet the images of both kinds
+            given.setdefault("batch_norm_statistics", "moving")
         return dataclasses.replace(of_recipe, **given)
 
     @property
