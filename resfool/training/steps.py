@@ -129,7 +129,7 @@ class Steps(Parameters):
     ema: Annotated[
         Fraction | None,
         "decay of a moving average of the weights, which is what is judged and saved, such as "
-        f"0.99; 0 keeps none; {_of_recipes('ema')}",
+        f"0.99; 0 is without; {_of_recipes('ema')}",
     ] = None
     augment: Annotated[
         Augment | None,
