@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -9,15 +10,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from resfool import checkpoints
 from resfool.errors import InputError
+from resfool.monitor import Monitor
 from resfool.networks.layers import BatchNormReLU
 from resfool.training.augmentation import augmented
 from resfool.training.judged import PreciseStatistics
 from resfool.training.muon import Muon
-from resfool.training.recipe import TrainParameters
+from resfool.training.recipe import TrainParameters, resumed
 from resfool.training.steps import RECIPES, Steps
 from resfool.training.train import train
-from tests.test_training import IMAGES, eagerly, model, trainer
+from resfool.values import Row
+from tests.test_training import IMAGES, assert_same_bits, eagerly, model, trainer
 
 __all__ = ["eagerly"]  # a fixture
 
@@ -257,6 +261,38 @@ def test_a_network_is_saved_as_it_was_judged(eagerly: None) -> None:
     last = result.history[-1]
     assert last["test_accuracy"] == pytest.approx(result.test.accuracy)
     assert last["test_loss"] == pytest.approx(result.test.loss, rel=1e-4)
+
+
+def test_an_interrupted_training_is_judged_as_if_it_had_not_been(
+    tmp_path: Path, eagerly: None
+) -> None:
+    path = tmp_path / "checkpoint.npz"
+
+    class Keeper(Monitor):
+        def begin(self, name: str, facts: Any, uses: Any) -> Path:
+            return path
+
+        def point(self, row: Row) -> None:
+            if "test_accuracy" in row and not resuming:
+                raise KeyboardInterrupt
+
+    small: dict[str, Any] = {"depth": 5, "width": (2,), "batch_size": 16, "dataset": "digits"}
+    small |= {"recipe": "modern", "steps": 4, "eval_every": 2}
+    asked = TrainParameters(arch="resnet", **small)
+    resuming = False
+    with pytest.raises(KeyboardInterrupt):
+        train(asked, Keeper())
+    arrays, facts = checkpoints.load(path)
+    assert facts["step"] == 2
+    resuming = True
+    again, whole = train(resumed(TrainParameters(arch="resnet"), path), Keeper()), train(asked)
+    assert again.history == whole.history
+    assert_same_bits(again.model, whole.model)
+    # Before there was a choice, statistics were moving averages.
+    del facts["settings"]["batch_norm_statistics"]
+    checkpoints.save(path, arrays, facts)
+    before = resumed(TrainParameters(arch="resnet"), path)
+    assert before.rules.batch_norm_statistics == "moving"
 
 
 # What is refused
