@@ -100,11 +100,12 @@ def tuned(*words: str, pool: Any = FakePool, keep: Any = None) -> Tuning:
 
 
 def test_the_planted_optimum_is_found_and_what_matters_is_known(store: MlflowClient) -> None:
-    found = tuned("--trials=40", "--pruner=none")
+    names = "learning_rate,weight_decay,dropout,width,depth,optimizer,batch_size,augment"
+    found = tuned("--trials=40", "--pruner=none", f"--search={names}")
     assert len(found.tried) == 40
     assert 10**-3 < found.best["learning_rate"] < 10**-2
     assert next(iter(found.importances)) == "learning_rate"
-    assert found.importances["learning_rate"] > 0.7
+    assert found.importances["learning_rate"] > 0.5  # more than all others together
     # The line trains what was found: read back, it gives these very settings.
     words = [
         f"--{word}"
