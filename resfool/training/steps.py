@@ -64,10 +64,10 @@ class Rules:
 RECIPES: dict[str, Rules] = {
     "paper": Rules(),
     "modern": Rules(
-        optimizer="nesterov",
-        learning_rate=0.1,
+        optimizer="muon",
+        learning_rate=0.008,
         schedule="onecycle",
-        weight_decay=0.005,
+        weight_decay=0.1,
         label_smoothing=0.1,
         ema=0.99,
         augment=("shift", "mirror"),
