@@ -55,7 +55,11 @@ _LATER: dict[str, tuple[Any, ...]] = {
 }
 
 # What a value that leaves a choice to the program counts as: it decides how, not what is computed.
-_CHOICES = {("batch_size", "auto"): 250}
+# And what earlier runs called a value.
+_COUNTS_AS: dict[tuple[str, Any], Any] = {
+    ("batch_size", "auto"): 250,
+    ("augment", ("off",)): "none",
+}
 
 
 def key(settings: Mapping[str, Any], dataset_digest: str) -> str:
@@ -69,7 +73,7 @@ def key(settings: Mapping[str, Any], dataset_digest: str) -> str:
         A digest, 16 hex digits.
     """
     telling = {
-        name: show(_CHOICES.get((name, value), value))
+        name: show(_COUNTS_AS.get((name, value), value))
         for name, value in settings.items()
         if name not in _PLACES and value not in _LATER.get(name, ())
     }

@@ -164,10 +164,11 @@ def test_muon_takes_the_last_kernel_and_the_biases_as_adam_does(eagerly: None) -
 def test_a_recipe_fills_in_what_is_not_given() -> None:
     modern = Steps(recipe="modern")
     assert modern.rules == RECIPES["modern"] != RECIPES["paper"] == Steps().rules
-    own = Steps(recipe="modern", augment=("none",), ema=0, optimizer="adam", learning_rate=0.01)
+    own = Steps(recipe="modern", augment=("off",), ema=0, optimizer="adam", learning_rate=0.01)
     assert own.rules == replace(
-        RECIPES["modern"], augment=("none",), ema=0.0, optimizer="adam", learning_rate=0.01
+        RECIPES["modern"], augment=("off",), ema=0.0, optimizer="adam", learning_rate=0.01
     )
+    assert Steps.of({"recipe": "modern", "augment": "off"}).rules.augment == ("off",)
     assert own.settled() == Steps(**own.settled()).settled()
     assert Steps(recipe="modern", lr_drop=(5,)).rules.schedule == "drop"
     assert Steps(adversarial="fgsm").rules.batch_norm_statistics == "moving"
@@ -303,8 +304,8 @@ def test_an_interrupted_training_is_judged_as_if_it_had_not_been(
     [
         ({"schedule": "drop"}, "schedule=drop needs lr_drop"),
         ({"schedule": "onecycle", "warmup": 0.0}, "schedule=onecycle needs a rise"),
-        ({"augment": "none,shift"}, "augment=none,shift says none and more"),
-        ({"augment": "blur"}, "unknown augment 'blur'; known: none, shift"),
+        ({"augment": "off,shift"}, "augment=off,shift says off and more"),
+        ({"augment": "blur"}, "unknown augment 'blur'; known: off, shift"),
         ({"label_smoothing": 1.0}, "label_smoothing=1.0 isn't allowed"),
         ({"label_smoothing": -0.1}, "label_smoothing=-0.1 isn't allowed"),
         ({"ema": 1}, "ema=1 isn't allowed"),

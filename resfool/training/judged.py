@@ -31,13 +31,12 @@ class JudgedModel:
     def __init__(
         self, trainer: Trainer, rules: Rules, build: Build, images: np.ndarray, seed: int
     ) -> None:
+        normalises = any(isinstance(one, BatchNormReLU) for one in trainer.model.layers)
+        precise = rules.batch_norm_statistics == "precise" and normalises
         self._trainer = trainer
+        self._own = build() if rules.ema or precise else None
         self._precise = None
-        self._own = None
-        layers = [one for one in trainer.model.layers if isinstance(one, BatchNormReLU)]
-        if rules.ema or (rules.batch_norm_statistics == "precise" and layers):
-            self._own = build()
-        if rules.batch_norm_statistics == "precise" and layers:
+        if precise:
             drawn = np.random.default_rng([seed, _IMAGES]).permutation(len(images))[:_IMAGES]
             self._precise = PreciseStatistics(self._own, images[np.sort(drawn)])
 

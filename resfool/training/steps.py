@@ -28,7 +28,7 @@ Schedule = Literal["constant", "drop", "cosine", "onecycle"]
 Adversarial = Literal["none", "fgsm"]
 Statistics = Literal["moving", "precise"]
 
-AUGMENTATIONS = ("none", "shift", "mirror", "cutout", "crop_flip")
+AUGMENTATIONS = ("off", "shift", "mirror", "cutout", "crop_flip")
 Augment = Annotated[tuple[str, ...], BeforeValidator(split_commas), Known(AUGMENTATIONS)]
 
 _WARMUP = {"onecycle": 0.25}  # share of the steps, where nothing else is asked for
@@ -55,7 +55,7 @@ class Rules:
     weight_decay: float = 0.0
     label_smoothing: float = 0.0
     ema: float = 0.0
-    augment: tuple[str, ...] = ("none",)
+    augment: tuple[str, ...] = ("off",)
     batch_norm_statistics: Statistics = "precise"
 
 
@@ -134,8 +134,8 @@ class Steps(Parameters):
     augment: Annotated[
         Augment | None,
         "what happens to training images at random: shift by up to 4 pixels, mirror, cutout of a "
-        "square, crop_flip for shift,mirror, or none; several, comma separated; by default the "
-        "recipe's, none (paper), shift,mirror (modern).",
+        "square, crop_flip for shift,mirror, or off; several, comma separated; "
+        f"{_of_recipes('augment')}",
     ] = None
     batch_norm_statistics: Annotated[
         Statistics | None,
@@ -173,8 +173,8 @@ class Steps(Parameters):
                 "schedule=onecycle needs a rise: warmup=0.0 has none, and such as 0.25 is allowed; "
                 "schedule=cosine goes without"
             )
-        if len(self.rules.augment) > 1 and "none" in self.rules.augment:
-            raise InputError(f"augment={show(self.augment)} says none and more; leave one out")
+        if len(self.rules.augment) > 1 and "off" in self.rules.augment:
+            raise InputError(f"augment={show(self.augment)} says off and more; leave one out")
 
     def check_effects(self) -> None:
         """Say too which drops of the rate come too late, as where a command is tried briefly."""

@@ -68,7 +68,7 @@ def _known(arch: str) -> dict[str, Span]:
         "schedule": Choice(("constant", "cosine", "onecycle")),
         "label_smoothing": Between(0.0, 0.2),
         "ema": Choice((0.0, 0.99, 0.998)),
-        "augment": Choice(("none", "shift,mirror", "shift,mirror,cutout")),
+        "augment": Choice(("off", "shift,mirror", "shift,mirror,cutout")),
     }
     return {name: span for name, span in known.items() if kind.gated or name != "gate_bias"}
 
