@@ -181,12 +181,12 @@ def test_a_recipe_fills_in_what_is_not_given() -> None:
 def test_images_are_shifted_by_up_to_four_pixels_and_half_of_them_mirrored(
     kinds: list[str], shifts: bool, mirrors: bool
 ) -> None:
-    count, size = 200, 6
+    count, size = 200, 12
     images = np.random.default_rng(0).random((count, size, size, 2), dtype=np.float32)
     result = np.asarray(augmented(images, kinds, (1, 2)))
     seen = set()
     for before, after in zip(images, result, strict=True):
-        padded = np.pad(before, [(4, 4), (4, 4), (0, 0)])
+        padded = np.pad(before, [(4, 4), (4, 4), (0, 0)], mode="reflect")
         candidates = {
             (down, right, mirrored): padded[down : down + size, right : right + size][
                 :, :: -1 if mirrored else 1
@@ -207,6 +207,13 @@ def test_images_are_shifted_by_up_to_four_pixels_and_half_of_them_mirrored(
     if kinds == ["shift", "mirror"]:
         both = augmented(images, ["crop_flip"], (1, 2))  # as earlier runs call it
         np.testing.assert_array_equal(both, result)
+
+
+def test_an_image_of_a_few_pixels_is_shifted_within_itself() -> None:
+    images = np.random.default_rng(0).random((50, 2, 3, 1), dtype=np.float32)
+    shifted = np.asarray(augmented(images, ["shift"], (1, 2)))
+    assert all(np.isin(after, before).all() for before, after in zip(images, shifted, strict=True))
+    assert not np.array_equal(shifted, images)
 
 
 def test_cutout_hides_one_square_of_each_image() -> None:

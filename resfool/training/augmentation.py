@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 GENERATOR = "philox"  # named, since the default depends on the device
-_MARGIN = 4  # pixels that a shift may move an image by, as in He et al. 2015
+_MARGIN = 4  # pixels that a shift may move an image by
 _CUT = 4  # a cut square has a side of the image's over this: 8 pixels of 32
 
 
@@ -33,17 +33,19 @@ def augmented(images: Any, kinds: Collection[str], seed: Any) -> Any:
 
 
 def _moved(images: Any, shift_seed: Any, mirror_seed: Any, wanted: Collection[str]) -> Any:
-    """Shifted by up to 4 pixels each way, zeros coming in; half of them mirrored.
+    """Shifted by up to 4 pixels each way, reflected at the edges; half of them mirrored.
 
-    Source: He et al. 2015, arXiv:1512.03385, section 4.2.
+    Source: He et al. 2015, arXiv:1512.03385, section 4.2, where zeros come in. Their dark edges are
+    in no image that the network is judged on, which costs a short training some hundredths.
     """
     count, height, width, _ = images.shape
+    most = min(_MARGIN, height - 1, width - 1)
     rows, columns = tf.range(height)[tf.newaxis], tf.range(width)[tf.newaxis]
     rows, columns = tf.tile(rows, [count, 1]), tf.tile(columns, [count, 1])
     if "shift" in wanted:
-        images = tf.pad(images, [[0, 0], [_MARGIN] * 2, [_MARGIN] * 2, [0, 0]])
+        images = tf.pad(images, [[0, 0], [most] * 2, [most] * 2, [0, 0]], "REFLECT")
         shifts = tf.random.stateless_uniform(
-            (2, count, 1), shift_seed, 0, 2 * _MARGIN + 1, tf.int32, alg=GENERATOR
+            (2, count, 1), shift_seed, 0, 2 * most + 1, tf.int32, alg=GENERATOR
         )
         rows, columns = rows + shifts[0], columns + shifts[1]
     if "mirror" in wanted:

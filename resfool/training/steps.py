@@ -65,7 +65,7 @@ RECIPES: dict[str, Rules] = {
     "paper": Rules(),
     "modern": Rules(
         optimizer="muon",
-        learning_rate=0.008,
+        learning_rate=0.005,
         schedule="onecycle",
         weight_decay=0.1,
         label_smoothing=0.1,
