@@ -22,7 +22,7 @@ from resfool.reproduction.plan import (
     ReproduceParameters,
     plan,
 )
-from resfool.training.recipe import Recipe, TrainParameters
+from resfool.training.recipe import TrainParameters
 from resfool.trials.options import SweepParameters
 from resfool.values import show
 
@@ -46,15 +46,15 @@ def test_a_table_is_its_rows_with_the_papers_settings() -> None:
 def test_each_run_is_made_once_and_models_come_before_what_is_done_with_them() -> None:
     jobs = jobs_of("all")
     keys = [(j.label, identity.key(j.asked.settled(), "")) for j in jobs]
-    assert len(set(keys)) == len(jobs) == 31
-    # 8 + 4 of the tables, 3 with 10 layers, 11 readings, the 5-layer network; 3 attacks, and 1
+    assert len(set(keys)) == len(jobs) == 33
+    # 8 + 4 of the tables, 4 with 10 layers, 12 readings, the 5-layer network; 3 attacks, and 1
     # universal perturbation.
-    assert sum(j.experiment == "train" for j in jobs) == 27
+    assert sum(j.experiment == "train" for j in jobs) == 29
     for place, job in enumerate(jobs):
         assert job.of is None or job.of in jobs[:place]
     singly = {j.label for name in TARGETS for j in jobs_of(name)}
     assert singly == {j.label for j in jobs_of(*TARGETS)} == {j.label for j in jobs}
-    assert len({(j.label, j.seed) for j in jobs_of("all", seeds=3)}) == 93
+    assert len({(j.label, j.seed) for j in jobs_of("all", seeds=3)}) == 99
 
 
 @pytest.mark.parametrize(
@@ -97,11 +97,13 @@ def test_a_training_is_estimated_from_its_steps_and_evaluations() -> None:
 
 
 def test_a_sweeps_trainings_are_those_of_the_table() -> None:
-    swept = SweepParameters.of({"arch": "resnet", "depth": "25,50", "seeds": "2"})
-    row = ("short", "resnet", 25)
-    (job,) = [j for j in jobs_of("table1", seeds=2) if j.label == row and j.seed == 1]
-    own = TrainParameters(**swept.shared(Recipe), arch="resnet", depth=25, seed=1).settled()
-    assert identity.key(own, "digest") == identity.key(job.asked.settled(), "digest")
+    archs = "convnet,resnet,highway,multiresnet"
+    swept = SweepParameters.of({"arch": archs, "depth": "25,50", "downsample": "pool"})
+    rows = {(j.training.arch, j.training.depth): j for j in jobs_of("table1")}
+    for (arch, depth), job in rows.items():
+        own = swept.training(arch, depth, job.seed).settled()
+        assert identity.key(own, "digest") == identity.key(job.asked.settled(), "digest")
+    assert len(rows) == 8
 
 
 class FakeMaker(Archive):

@@ -370,8 +370,8 @@ def _readings(found: Reproduction, name: str, left_out: LeftOut) -> Section:
         "The paper doesn't say how its maps shrink, how it augmented, how many convolutions a "
         "shortcut spans, whether its ConvNet normalises, or which optimizer its learning rate "
         "belongs to. Each is tried on 10 layers, a ConvNet without normalisation on 50 as well, "
-        "pooling between stages on 25. The distance is that of "
-        "training accuracy and of test accuracy in the paper's way, added up, from what the paper "
+        "strides in place of pooling between the stages on 25. The distance is that of training "
+        "accuracy and of test accuracy in the paper's way, added up, from what the paper "
         "prints for the same architecture with 50 layers, or for 10 layers with 25."
     ]
     for network, of_network in distances.items():

@@ -44,11 +44,12 @@ class TrainParameters(Shape, Recipe, Seeded, Saving):
         _ = self.network
 
     def settled(self) -> dict[str, Any]:
-        """All values by their names; without batch normalisation its statistics say nothing."""
-        settled = super().settled()
-        if not (ARCHITECTURES[self.arch].stages and self.batch_norm):
+        """All values by their names, those that say nothing of this architecture at defaults."""
+        settled, kind = super().settled(), ARCHITECTURES[self.arch]
+        if not (kind.stages and self.batch_norm):
             settled["batch_norm_statistics"] = "moving"
-        return settled
+        unread = {"downsample", "gate_bias"}.difference(kind.takes)
+        return settled | {name: getattr(Layers, name) for name in unread}
 
     def cost(self, data: Data) -> Cost:
         """Two models and a gradient, what the layers leave for it, and the steps."""
