@@ -18,6 +18,7 @@ import mlflow
 
 from benchmarks.jax_networks import load_into
 from resfool import commands, devices, paper
+from resfool.datasets.sets import load_data
 from resfool.parameters import Resumable
 from resfool.progress import ProgressReport
 from resfool.tracking.training_run import TrainingRun
@@ -37,36 +38,60 @@ def main() -> None:
     options = parser.parse_args()
     mlflow.set_experiment(options.experiment)
     for line in map(json.loads, (options.folder / "results.jsonl").read_text().splitlines()):
+        whole = str(line["training"]["steps"])
         weights = options.folder / f"{line['name']}.npz"
-        if weights.exists():
-            record(line, weights, options.data_dir)
+        for steps in line["judged"]:
+            with (
+                ProgressReport(line["name"]) as progress,
+                TrainingRun(progress, Resumable()) as run,
+            ):
+                asked = parameters(line["training"], int(steps), options.data_dir)
+                if steps == whole and weights.exists():
+                    record(run, asked, line["curve"], weights)
+                else:
+                    record_figures(run, asked, line["curve"], line["judged"][steps])
+                run.tag("steps_by", f"JAX on {line['training']['device']}")
+                print(f"{line['name']}, {steps} steps: {run.run_id}", flush=True)
 
 
-def record(line: dict[str, Any], weights: Path, data_dir: str) -> None:
-    """Make a run of one training."""
-    asked = parameters(line["training"], data_dir)
-    with (
-        steps_taken(line["curve"], weights),
-        ProgressReport(line["name"]) as progress,
-        TrainingRun(progress, Resumable()) as run,
-    ):
+def record(run: TrainingRun, asked: TrainParameters, curve: Sequence[Row], weights: Path) -> None:
+    """Judge and log a training's network."""
+    with steps_taken(curve, weights):
         result = training.train(asked, run)
-        run.tag("steps_by", f"JAX on {line['training']['device']}")
-        commands.keep_training(run, result)
-    print(f"{line['name']} {run.run_id}: test accuracy {result.test.accuracy:.4f}", flush=True)
+    commands.keep_training(run, result)
 
 
-def parameters(training: dict[str, Any], data_dir: str) -> TrainParameters:
-    """Those of `-e train` for a training in JAX."""
+def record_figures(
+    run: TrainingRun, asked: TrainParameters, curve: Sequence[Row], judged: Row
+) -> None:
+    """Log a training's figures."""
+    data = load_data(asked)
+    run.begin(
+        training.title(asked), training.facts(asked, data, "test"), [(data, "test", "testing")]
+    )
+    for point in curve[: asked.steps // paper.AVERAGED_STEPS]:
+        run.point(point)
+    run.point(judged)
+    last = ("train_accuracy", "train_loss", "test_accuracy")
+    run.point({"step": asked.steps} | {f"final_{name}": judged[name] for name in last})
+
+
+def parameters(training: dict[str, Any], steps: int, data_dir: str) -> TrainParameters:
+    """Those of `-e train` for a training in JAX, or its first steps."""
     shape, rules = dict(training["shape"]), dict(training["rules"])
     shape["width"] = (shape["width"],)
     if not shape["arch"].startswith("highway"):
         del shape["gate_bias"]
-    rules["lr_drop"] = (rules["lr_drop"],) if rules["lr_drop"] else None
+    if steps <= rules.pop("lr_drop"):
+        rules["schedule"] = "constant"
+    elif rules["schedule"] == "drop":
+        rules["lr_drop"] = (training["rules"]["lr_drop"],)
     rules["warmup"] = rules["warmup"] or None
     rules["augment"] = tuple(rules["augment"])
-    same = {name: training[name] for name in ("seed", "steps", "batch_size", "precision")}
-    return TrainParameters(**{**shape, **rules, **same}, eval_every=EVAL_EVERY, data_dir=data_dir)
+    same = {name: training[name] for name in ("seed", "batch_size", "precision")}
+    return TrainParameters(
+        **{**shape, **rules, **same}, steps=steps, eval_every=EVAL_EVERY, data_dir=data_dir
+    )
 
 
 @contextlib.contextmanager

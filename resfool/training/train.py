@@ -76,22 +76,9 @@ def train(
     part: Judged = "validation" if asked.validation_share else "test"
     images = data.split(part)
     asked.check_affordable(data.train.known)
-    settings = asked.settled()
-    facts = (
-        settings
-        | {
-            "network": network.name,
-            "layers": network.depth,
-            "widths": network.widths,
-            "dataset_digest": data.digest,
-            "train_images": len(data.train),
-            f"{part}_images": len(images),
-        }
-        | identity.facts("train", settings, data.digest)
-    )
     uses: list[Use] = [(data, "train", "training"), (data, part, "testing")]
-    checkpoint = monitor.begin(_title(asked), facts, uses)
-    same = {"settings": settings, "dataset_digest": data.digest}
+    checkpoint = monitor.begin(title(asked), facts(asked, data, part), uses)
+    same = {"settings": asked.settled(), "dataset_digest": data.digest}
     arrays: dict[str, Any] = {}
     stored: dict[str, Any] = {}
     if checkpoint is not None and checkpoint.exists():
@@ -167,7 +154,28 @@ def train(
     )
 
 
-def _title(asked: TrainParameters) -> str:
+def facts(asked: TrainParameters, data: Dataset, part: Judged) -> dict[str, Any]:
+    """What a run says of a training from its beginning.
+
+    Args:
+        asked: its parameters.
+        data: that it has.
+        part: of the data, which it is judged on.
+    """
+    settings, network = asked.settled(), asked.network
+    more = {
+        "network": network.name,
+        "layers": network.depth,
+        "widths": network.widths,
+        "dataset_digest": data.digest,
+        "train_images": len(data.train),
+        f"{part}_images": len(data.split(part)),
+    }
+    return settings | more | identity.facts("train", settings, data.digest)
+
+
+def title(asked: TrainParameters) -> str:
+    """What a training's run is called."""
     against = ""
     if asked.adversarial != "none":
         against = f" {asked.adversarial} {show(asked.adversarial_epsilon)}"
