@@ -79,7 +79,7 @@ def record_figures(
 def parameters(training: dict[str, Any], steps: int, data_dir: str) -> TrainParameters:
     """Those of `-e train` for a training in JAX, or its first steps."""
     shape, rules = dict(training["shape"]), dict(training["rules"])
-    shape["width"] = (shape["width"],)
+    shape["width"] = None if shape["width"] == paper.WIDTH else (shape["width"],)
     if not shape["arch"].startswith("highway"):
         del shape["gate_bias"]
     if steps <= rules.pop("lr_drop"):
