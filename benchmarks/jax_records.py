@@ -18,7 +18,7 @@ import mlflow
 
 from benchmarks.jax_networks import load_into
 from resfool import commands, devices, paper
-from resfool.datasets.sets import load_data
+from resfool.datasets.sets import Dataset, load_data
 from resfool.parameters import Resumable
 from resfool.progress import ProgressReport
 from resfool.tracking.training_run import TrainingRun
@@ -69,11 +69,21 @@ def record_figures(
     run.begin(
         training.title(asked), training.facts(asked, data, "test"), [(data, "test", "testing")]
     )
+    run.fact("parameter_count", _parameters_of(asked, data))
     for point in curve[: asked.steps // paper.AVERAGED_STEPS]:
         run.point(point)
     run.point(judged)
     last = ("train_accuracy", "train_loss", "test_accuracy")
     run.point({"step": asked.steps} | {f"final_{name}": judged[name] for name in last})
+
+
+def _parameters_of(asked: TrainParameters, data: Dataset) -> int:
+    devices.start_keras()
+    from resfool.networks import architectures
+
+    shape: dict[str, Any] = {"image_shape": data.image_shape, "classes": data.classes}
+    plain = architectures.build(asked.network, mean=[0.5], std=[0.25], **shape)
+    return int(plain.count_params())
 
 
 def parameters(training: dict[str, Any], steps: int, data_dir: str) -> TrainParameters:
