@@ -87,7 +87,7 @@ def over_epsilons(
     signs = gradient.random_signs(images.shape, seed)
     told = start.passes(len(epsilons))
     noise = gradient.along(model, images, signs, epsilons, progress=told, **start.options)
-    clean = _clean(first.logits)
+    clean = Outcome.unmoved(first.logits)
     # Without a perturbation nothing is moved, so nothing need be computed.
     zeros = len(asked.epsilons) - len(epsilons)
     attacked, benchmark = (Outcome.joined([clean] * zeros + [o]) for o in (moved.outcome, noise))
@@ -149,14 +149,6 @@ def rates(outcome: Outcome, clean_classes: np.ndarray, labels: np.ndarray) -> li
         row["l2_norm"] = float(norms.mean(dtype=np.float64))
         rows.append(row)
     return rows
-
-
-def _clean(logits: np.ndarray) -> Outcome:
-    z = logits.astype(np.float64)
-    z -= z.max(axis=1, keepdims=True)
-    confidences = 1.0 / np.exp(z).sum(axis=1)
-    classes = logits.argmax(axis=1)[np.newaxis]
-    return Outcome(classes, confidences[np.newaxis].astype(np.float32), np.zeros(classes.shape))
 
 
 def shown_epsilons(epsilons: Sequence[float]) -> np.ndarray:

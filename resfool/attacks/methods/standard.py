@@ -1,0 +1,196 @@
+"""The attacks that follow one another in AutoAttack, together as a standard and each by itself."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BeforeValidator
+
+from resfool.attacks.methods.moving import Moved, Start
+from resfool.declarations import Known
+from resfool.parameters import Parameters
+from resfool.values import PositiveCount, UpToMillion, listed, split_commas
+
+if TYPE_CHECKING:
+    from resfool.attacks.methods.task import Answer, Task
+
+Effort = Literal["quick", "standard", "plus"]
+
+
+@dataclass(frozen=True)
+class Component:
+    """An attack of the standard.
+
+    Attributes:
+        attack: from a task, and options by their names, to an answer.
+        passes: of an image that it doesn't fool, from the options.
+        options: their names, which are parameters of the method of its name.
+        shortens: see `pursuit.Pursuer`.
+    """
+
+    attack: "Callable[..., Answer]"
+    passes: Callable[[Mapping[str, Any]], int]
+    options: tuple[str, ...]
+    shortens: bool = False
+
+
+def _apgd(task: "Task", attack_steps: int, restarts: int) -> "Answer":
+    from resfool.attacks.methods.apgd import apgd
+
+    return apgd(task, steps=attack_steps, restarts=restarts)
+
+
+def _apgd_margin(task: "Task", attack_steps: int, restarts: int) -> "Answer":
+    from resfool.attacks.methods.apgd import apgd
+
+    return apgd(task, loss="margin", steps=attack_steps, restarts=restarts)
+
+
+def _apgd_targeted(task: "Task", attack_steps: int, targets: int, restarts: int) -> "Answer":
+    from resfool.attacks.methods.apgd import apgd
+    from resfool.attacks.methods.targets import nearest_targets
+
+    nearest = nearest_targets(task, targets)
+    return apgd(task, loss="targeted", targets=nearest, steps=attack_steps, restarts=restarts)
+
+
+def _fab(task: "Task", attack_steps: int, targets: int, restarts: int) -> "Answer":
+    from resfool.attacks.methods.fab import fab
+    from resfool.attacks.methods.targets import nearest_targets
+
+    return fab(task, targets=nearest_targets(task, targets), steps=attack_steps, restarts=restarts)
+
+
+def _square(task: "Task", queries: int, restarts: int) -> "Answer":
+    from resfool.attacks.methods.square import square
+
+    return square(task, queries=queries, restarts=restarts)
+
+
+def _ascents(options: Mapping[str, Any]) -> int:
+    return 2 * options["attack_steps"] * options.get("targets", 1) * options["restarts"]
+
+
+COMPONENTS: dict[str, Component] = {
+    "apgd": Component(_apgd, _ascents, ("attack_steps", "restarts")),
+    "apgd_margin": Component(_apgd_margin, _ascents, ("attack_steps", "restarts")),
+    "apgd_targeted": Component(_apgd_targeted, _ascents, ("attack_steps", "targets", "restarts")),
+    "fab": Component(
+        _fab,
+        lambda options: 3 * options["attack_steps"] * options["targets"] * options["restarts"],
+        ("attack_steps", "targets", "restarts"),
+        shortens=True,
+    ),
+    "square": Component(
+        _square,
+        lambda options: options["queries"] * options["restarts"],
+        ("queries", "restarts"),
+    ),
+}
+
+# What each component is asked for, in the order in which they follow one another.
+_QUICK: dict[str, dict[str, int]] = {
+    "apgd": {"attack_steps": 20},
+    "apgd_margin": {"attack_steps": 20},
+    "apgd_targeted": {"attack_steps": 20, "targets": 3},
+}
+_STANDARD: dict[str, dict[str, int]] = {
+    "apgd": {},
+    "apgd_targeted": {},
+    "fab": {},
+    "square": {},
+}
+_PLUS: dict[str, dict[str, int]] = {
+    "apgd": {"restarts": 5},
+    "apgd_margin": {"restarts": 5},
+    "apgd_targeted": {"restarts": 3},
+    "fab": {"restarts": 3},
+    "square": {"restarts": 2},
+}
+EFFORTS: dict[str, dict[str, dict[str, int]]] = {
+    "quick": _QUICK,
+    "standard": _STANDARD,
+    "plus": _PLUS,
+}
+
+
+class StandardOptions(Parameters):
+    """How hard images are tried to fool by the attacks of the standard, or by one of them."""
+
+    effort: Annotated[
+        Effort,
+        "of standard: quick for a first look, standard as published, or plus with more restarts.",
+    ] = "standard"
+    components: Annotated[
+        Annotated[tuple[str, ...], BeforeValidator(split_commas), Known(COMPONENTS)] | None,
+        f"of standard, comma separated: {listed(COMPONENTS)}; none is those of the effort.",
+    ] = None
+    attack_steps: Annotated[
+        UpToMillion, "gradient steps of apgd and fab, for each target if any."
+    ] = 100
+    targets: Annotated[
+        PositiveCount, "classes that apgd_targeted and fab move towards, the nearest first."
+    ] = 9
+    queries: Annotated[UpToMillion, "looks of square at an image."] = 5000
+    restarts: Annotated[PositiveCount, "ascents, walks or searches, for each target if any."] = 1
+
+    @property
+    def asked_of(self) -> dict[str, dict[str, int]]:
+        """The options of each component of the standard, in their order."""
+        by_effort = EFFORTS[self.effort]
+        names = by_effort if self.components is None else dict.fromkeys(self.components)
+        return {name: _options(name, by_effort.get(name, {})) for name in names}
+
+
+def _options(name: str, own: Mapping[str, int]) -> dict[str, int]:
+    """A component's options, which are the defaults but for its own."""
+    declared = StandardOptions.declared()
+    return {n: own.get(n, declared[n].default) for n in COMPONENTS[name].options}
+
+
+def standard(start: Start, asked: Any) -> Moved:
+    """Let the components follow one another, each on the images that are not fooled yet.
+
+    Source: Croce, Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse
+    parameter-free attacks", arXiv:2003.01690.
+    """
+    return _pursued(start, asked, asked.asked_of)
+
+
+def standard_passes(epsilons: int, asked: Any) -> int:
+    """Of an image that nothing fools."""
+    return _passes(asked.asked_of)
+
+
+def alone(name: str) -> tuple[Callable[[int, Any], int], Callable[[Start, Any], Moved]]:
+    """A component as a method of its own: its passes, and what it does."""
+
+    def asked_of(asked: Any) -> dict[str, dict[str, int]]:
+        return {name: {n: getattr(asked, n) for n in COMPONENTS[name].options}}
+
+    return (
+        lambda epsilons, asked: _passes(asked_of(asked)),
+        lambda start, asked: _pursued(start, asked, asked_of(asked)),
+    )
+
+
+def _passes(asked_of: Mapping[str, Mapping[str, int]]) -> int:
+    """And one to judge in the end."""
+    return 1 + sum(COMPONENTS[name].passes(options) for name, options in asked_of.items())
+
+
+def _pursued(start: Start, asked: Any, asked_of: Mapping[str, Mapping[str, int]]) -> Moved:
+    from functools import partial
+
+    from resfool.attacks.methods.pursuit import Pursuer, pursue
+
+    pursuers = [
+        Pursuer(
+            name,
+            partial(COMPONENTS[name].attack, **options),
+            COMPONENTS[name].passes(options),
+            COMPONENTS[name].shortens,
+        )
+        for name, options in asked_of.items()
+    ]
+    return pursue(start, pursuers, asked.ball)
