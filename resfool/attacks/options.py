@@ -78,7 +78,7 @@ METHODS: dict[str, Attack] = {
     ),
     "standard": Attack(
         "the attacks of AutoAttack, one after the other",
-        "as strong as AutoAttack",
+        "the attacks of AutoAttack",
         standard.standard_passes,
         standard.standard,
         ("effort", "components"),

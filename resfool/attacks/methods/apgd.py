@@ -90,22 +90,25 @@ def _turns(steps: int) -> Iterator[tuple[int, list[Any]]]:
 
 
 def _ascent(task: Task, starts: np.ndarray, towards: np.ndarray, loss: Loss, steps: int) -> Answer:
-    count = len(starts)
+    state = _beginning(task, starts)
+    in_turns(task, _climb, [towards], state, _turns(steps), task.norm, task.bounds, loss)
+    *_, found, fooled = state
+    return Answer(found, fooled)
+
+
+def _beginning(task: Task, starts: np.ndarray) -> list[np.ndarray]:
+    """What `_climb` goes on with, from starts (N, H, W, C)."""
 
     def numbers(value: float) -> np.ndarray:
-        return np.full(count, value, np.float32)
+        return np.full(len(starts), value, np.float32)
 
-    answer = Answer.none(task)
-    none = np.zeros_like(starts)
-    state = [
+    return [
         *(starts.copy(), starts.copy(), numbers(-np.inf)),  # the point, that before, the loss
-        *(starts.copy(), none, numbers(-np.inf)),  # the best point, its gradient and loss
+        *(starts.copy(), np.zeros_like(starts), numbers(-np.inf)),  # the best, its slope and loss
         *(2 * task.radii, numbers(0)),  # the step size, and how often the loss has risen with it
-        *(numbers(-np.inf), np.zeros(count, bool)),  # best loss, and if halved, at the checkpoint
-        *(answer.moved, answer.fooled),
+        *(numbers(-np.inf), np.zeros(len(starts), bool)),  # best loss at the checkpoint; if halved
+        *(task.images.copy(), np.zeros(len(starts), bool)),  # what fooled, and if so
     ]
-    in_turns(task, _climb, [towards], state, _turns(steps), task.norm, task.bounds, loss)
-    return answer
 
 
 def _climb(

@@ -77,7 +77,7 @@ def _turns(
         taken = np.zeros((count, height, width, 1), np.float32)
         for row in range(count):
             size = side(at + row, queries, height, width)
-            signs = random.choice(np.float32([-1, 1]), channels)
+            signs = _signs(random, channels)
             heap = np.ones((size, size)) if norm == "linf" else heaps(size, random)
             rows, columns = _window(random, size, height, width)
             written[row, rows, columns] = heap[..., np.newaxis] * signs
@@ -90,16 +90,20 @@ def _window(random: np.random.Generator, size: int, height: int, width: int) -> 
     return slice(top, top + size), slice(left, left + size)
 
 
+def _signs(random: np.random.Generator, *shape: int) -> np.ndarray:
+    return random.choice(np.array([-1, 1], np.float32), shape)
+
+
 def _first(random: np.random.Generator, shape: tuple[int, ...], norm: BallNorm) -> np.ndarray:
     """A perturbation of norm 1 to start with: vertical stripes, or in l2 tiles of heaps."""
     height, width, channels = shape
     if norm == "linf":
-        return random.choice(np.float32([-1, 1]), (1, width, channels))
+        return _signs(random, 1, width, channels)
     result, size = np.zeros(shape, np.float32), max(min(height, width) // 5, 1)
     for top in range(0, height - size + 1, size):
         for left in range(0, width - size + 1, size):
             heap = heaps(size, random)[..., np.newaxis]
-            signs = random.choice([-1, 1], channels)
+            signs = _signs(random, channels)
             result[top : top + size, left : left + size] = heap * signs
     return result / np.linalg.norm(result)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator
@@ -34,37 +35,33 @@ class Component:
     shortens: bool = False
 
 
-def _apgd(task: "Task", attack_steps: int, restarts: int) -> "Answer":
+def _apgd(task: "Task", **options: Any) -> "Answer":
     from resfool.attacks.methods.apgd import apgd
 
-    return apgd(task, steps=attack_steps, restarts=restarts)
+    return apgd(task, steps=options.pop("attack_steps"), **options)
 
 
-def _apgd_margin(task: "Task", attack_steps: int, restarts: int) -> "Answer":
-    from resfool.attacks.methods.apgd import apgd
-
-    return apgd(task, loss="margin", steps=attack_steps, restarts=restarts)
-
-
-def _apgd_targeted(task: "Task", attack_steps: int, targets: int, restarts: int) -> "Answer":
-    from resfool.attacks.methods.apgd import apgd
-    from resfool.attacks.methods.targets import nearest_targets
-
-    nearest = nearest_targets(task, targets)
-    return apgd(task, loss="targeted", targets=nearest, steps=attack_steps, restarts=restarts)
-
-
-def _fab(task: "Task", attack_steps: int, targets: int, restarts: int) -> "Answer":
+def _fab(task: "Task", **options: Any) -> "Answer":
     from resfool.attacks.methods.fab import fab
-    from resfool.attacks.methods.targets import nearest_targets
 
-    return fab(task, targets=nearest_targets(task, targets), steps=attack_steps, restarts=restarts)
+    return fab(task, steps=options.pop("attack_steps"), **options)
 
 
-def _square(task: "Task", queries: int, restarts: int) -> "Answer":
+def _square(task: "Task", **options: Any) -> "Answer":
     from resfool.attacks.methods.square import square
 
-    return square(task, queries=queries, restarts=restarts)
+    return square(task, **options)
+
+
+def _towards_nearest(attack: "Callable[..., Answer]") -> "Callable[..., Answer]":
+    """An attack that takes classes to move towards as one that takes their number."""
+
+    def attack_nearest(task: "Task", targets: int, **options: Any) -> "Answer":
+        from resfool.attacks.methods.targets import nearest_targets
+
+        return attack(task, targets=nearest_targets(task, targets), **options)
+
+    return attack_nearest
 
 
 def _ascents(options: Mapping[str, Any]) -> int:
@@ -73,10 +70,14 @@ def _ascents(options: Mapping[str, Any]) -> int:
 
 COMPONENTS: dict[str, Component] = {
     "apgd": Component(_apgd, _ascents, ("attack_steps", "restarts")),
-    "apgd_margin": Component(_apgd_margin, _ascents, ("attack_steps", "restarts")),
-    "apgd_targeted": Component(_apgd_targeted, _ascents, ("attack_steps", "targets", "restarts")),
+    "apgd_margin": Component(partial(_apgd, loss="margin"), _ascents, ("attack_steps", "restarts")),
+    "apgd_targeted": Component(
+        _towards_nearest(partial(_apgd, loss="targeted")),
+        _ascents,
+        ("attack_steps", "targets", "restarts"),
+    ),
     "fab": Component(
-        _fab,
+        _towards_nearest(_fab),
         lambda options: 3 * options["attack_steps"] * options["targets"] * options["restarts"],
         ("attack_steps", "targets", "restarts"),
         shortens=True,
@@ -180,8 +181,6 @@ def _passes(asked_of: Mapping[str, Mapping[str, int]]) -> int:
 
 
 def _pursued(start: Start, asked: Any, asked_of: Mapping[str, Mapping[str, int]]) -> Moved:
-    from functools import partial
-
     from resfool.attacks.methods.pursuit import Pursuer, pursue
 
     pursuers = [

@@ -175,5 +175,6 @@ def _traced(
     ]
     traced, key = _kept.setdefault(model, {}), (function, *specs, *fixed)
     if key not in traced:
-        traced[key] = inference.compiled(model, function).get_concrete_function(*specs, *fixed)
+        compiled: Any = inference.compiled(model, function)
+        traced[key] = compiled.get_concrete_function(*specs, *fixed)
     return traced[key]
