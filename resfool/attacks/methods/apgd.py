@@ -116,6 +116,7 @@ def _climb(
     images: Any,
     labels: Any,
     radii: Any,
+    leads: Any,
     targets: Any,
     at: Any,
     before: Any,
@@ -142,7 +143,7 @@ def _climb(
             logits = model(at, training=False)
             now = losses(logits, labels, targets, loss)
         slope = tape.gradient(now, at)
-        wins = lead(logits, labels)[1] & ~fooled
+        wins = (lead(logits, labels) > leads) & ~fooled
         found, fooled = tf.where(spread(wins), at, found), fooled | wins
         rises += tf.where(now > value, 1.0, 0.0)
         if first and look == 0:

@@ -74,6 +74,7 @@ def _walk(
     images: Any,
     labels: Any,
     radii: Any,
+    leads: Any,
     targets: Any,
     at: Any,
     found: Any,
@@ -99,7 +100,7 @@ def _walk(
         at = (1 - share) * (at + _BEYOND * here) + share * (images + _BEYOND * there)
         at = tf.clip_by_value(at, *bounds)
 
-        fools = lead(model(at, training=False), labels)[1] & ~done
+        fools = (lead(model(at, training=False), labels) > leads) & ~done
         size = balls.lengths(at - images, norm)
         shorter = fools & (size < sizes)
         found, sizes = tf.where(spread(shorter), at, found), tf.where(shorter, size, sizes)
@@ -111,13 +112,13 @@ def _walk(
 
 
 def _shorten(
-    model: keras.Model, images: Any, labels: Any, radii: Any, found: Any, done: Any
+    model: keras.Model, images: Any, labels: Any, radii: Any, leads: Any, found: Any, done: Any
 ) -> tuple[Any, Any]:
     low, high = tf.zeros_like(radii), tf.ones_like(radii)
     for _ in tf.range(_HALVINGS):
         middle = (low + high) / 2
         nearer = images + spread(middle) * (found - images)
-        fools = lead(model(nearer, training=False), labels)[1]
+        fools = lead(model(nearer, training=False), labels) > leads
         low, high = tf.where(fools, low, middle), tf.where(fools, middle, high)
     shortened = images + spread(high) * (found - images)
     # At full length it is what was seen, to the last bit.

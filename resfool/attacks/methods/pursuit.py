@@ -8,7 +8,7 @@ import numpy as np
 from resfool.attacks import gradient, lowrank
 from resfool.attacks.gradient import Outcome
 from resfool.attacks.methods.moving import Moved, Start
-from resfool.attacks.methods.task import Answer, Task
+from resfool.attacks.methods.task import Answer, Task, clear_leads
 from resfool.monitor import Advance
 from resfool.values import BallNorm
 
@@ -97,6 +97,7 @@ def pursue(start: Start, pursuers: Sequence[Pursuer], norm: BallNorm) -> Moved:
     model, images, labels = start.model, start.images, start.first.labels
     found = _Found(images, np.asarray(start.epsilons, np.float64), norm)
     right = start.first.logits.argmax(axis=1) == labels
+    leads = clear_leads(start.first.logits)
     exact = all(pursuer.shortens for pursuer in pursuers)  # whether all norms shall be smallest
     for number, pursuer in enumerate(pursuers):
         told = _Told(start.progress, pursuer.passes * len(images))
@@ -109,6 +110,7 @@ def pursue(start: Start, pursuers: Sequence[Pursuer], norm: BallNorm) -> Moved:
                 images[left],
                 labels[left].astype(np.int32),
                 radii.astype(np.float32),
+                leads[left],
                 norm,
                 start.clip,
                 start.seed,

@@ -16,6 +16,7 @@ from resfool.values import BallNorm
 _AREA = 0.8  # share of the image that the first square covers
 # Of 10,000 queries, those after which the area is halved; see section 3 there.
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+_LEAST = {"linf": 1, "l2": 3}  # side of a window
 _QUERIES_OF_TURN = 50
 
 
@@ -59,11 +60,11 @@ def _search(task: Task, random: np.random.Generator, queries: int) -> Answer:
     return answer
 
 
-def side(query: int, queries: int, height: int, width: int) -> int:
+def side(query: int, queries: int, height: int, width: int, least: int = 1) -> int:
     """How long a side of the window is at a query, counted from 0, of so many."""
     halvings = sum(10_000 * query / queries > after for after in _HALVED_AFTER)
     length = round(math.sqrt(_AREA * 0.5**halvings * height * width))
-    return min(max(length, 1), height, width)
+    return min(max(length, least), height, width)
 
 
 def _turns(
@@ -76,7 +77,7 @@ def _turns(
         written = np.zeros((count, *shape), np.float32)
         taken = np.zeros((count, height, width, 1), np.float32)
         for row in range(count):
-            size = side(at + row, queries, height, width)
+            size = side(at + row, queries, height, width, least=_LEAST[norm])
             signs = _signs(random, channels)
             heap = np.ones((size, size)) if norm == "linf" else heaps(size, random)
             rows, columns = _window(random, size, height, width)
@@ -131,6 +132,7 @@ def _try(
     images: Any,
     labels: Any,
     radii: Any,
+    leads: Any,
     moved: Any,
     ahead: Any,
     fooled: Any,
@@ -146,10 +148,10 @@ def _try(
         else:
             other = images + _heaped(moved - images, radii, written[query], taken[query])
         other = balls.inside(images, other, radii, norm, bounds)
-        now, clear = lead(model(other, training=False), labels)
+        now = lead(model(other, training=False), labels)
         better = (now > ahead) & ~fooled
         moved = tf.where(spread(better), other, moved)
-        ahead, fooled = tf.where(better, now, ahead), fooled | (better & clear)
+        ahead, fooled = tf.where(better, now, ahead), fooled | (better & (now > leads))
         if tf.reduce_all(fooled):
             break
     return moved, ahead, fooled
@@ -166,5 +168,6 @@ def _heaped(moves: Any, radii: Any, heap: Any, taken: Any) -> Any:
     spare = tf.square(spread(radii)) - spread(tf.square(balls.lengths(moves, "l2")))
     channels = tf.cast(tf.shape(heap)[-1], tf.float32)
     size = tf.sqrt(tf.square(lengths(moves * either)) + tf.maximum(spare, 0.0) / channels)
-    shape = heap + tf.math.divide_no_nan(moves * here, lengths(moves * here))
+    # Not quite all of what was there, or the two might cancel out.
+    shape = heap + 0.99 * tf.math.divide_no_nan(moves * here, lengths(moves * here))
     return moves * (1 - either) + size * tf.math.divide_no_nan(shape, lengths(shape))

@@ -14,9 +14,10 @@ from resfool.classifiers import inference
 from resfool.monitor import Advance, quiet
 from resfool.values import BallNorm
 
-# The lead of another class by which an image counts as fooled, in parts of its largest logit: some
-# 80 times the rounding error of float32, so that no other order of summation undoes it.
-CLEAR = 1e-5
+# By how much another class must be ahead for an image to count as fooled, in parts of the size of
+# the logits: some 150 times the rounding error of float32, so that no other order of summation
+# undoes it.
+CLEAR = 2e-5
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Task:
         images: float32 (N, H, W, C) in [0, 1].
         labels: int32 (N,), the classes that shall no longer be predicted.
         radii: float32 (N,), of the balls, in pixel units.
+        leads: float32 (N,), of the logits: by how much another class must be ahead; see
+            `clear_leads`.
         norm: of the balls.
         clip: keep moved images in [0, 1].
         seed: of whatever is drawn at random.
@@ -41,6 +44,7 @@ class Task:
     images: np.ndarray
     labels: np.ndarray
     radii: np.ndarray
+    leads: np.ndarray
     norm: BallNorm = "linf"
     clip: bool = True
     seed: int = 0
@@ -60,7 +64,7 @@ class Task:
 
     def of(self, chosen: np.ndarray) -> "Task":
         """The same with some of the images, by their numbers here."""
-        own = {name: getattr(self, name)[chosen] for name in ("images", "labels", "radii")}
+        own = {name: getattr(self, name)[chosen] for name in _BY_IMAGE}
         return replace(self, places=self.numbers[chosen], **own)
 
     def starts(self, number: int) -> np.ndarray:
@@ -81,13 +85,32 @@ class Task:
         return np.clip(result, *self.bounds, out=result)
 
 
+_BY_IMAGE = "images", "labels", "radii", "leads"
+
+
+def clear_leads(logits: np.ndarray) -> np.ndarray:
+    """By how much another class must be ahead of the label so that rounding can't undo it.
+
+    Where an image's own logits are small, they may be differences of large numbers, as those of
+    other images are.
+
+    Args:
+        logits: float32 (N, classes), of the images as they are.
+
+    Returns:
+        float32 (N,).
+    """
+    sizes = np.abs(logits).max(axis=1)
+    return CLEAR * np.maximum(sizes, sizes.mean())
+
+
 @dataclass(frozen=True)
 class Answer:
     """What became of N images.
 
     Attributes:
         moved: float32 (N, H, W, C); those that were not fooled are as they were.
-        fooled: bool (N,), whether another class is clearly ahead, see `CLEAR`.
+        fooled: bool (N,), whether another class is clearly ahead.
     """
 
     moved: np.ndarray
@@ -109,12 +132,11 @@ class Answer:
         self.moved[won], self.fooled[won] = other.moved[other.fooled], True
 
 
-def lead(logits: Any, labels: Any) -> tuple[Any, Any]:
-    """By how much the best other class is ahead of the label (B,), and whether that is clear."""
+def lead(logits: Any, labels: Any) -> Any:
+    """By how much the best other class is ahead of the label, (B,)."""
     is_label = tf.one_hot(labels, logits.shape[1], on_value=True, off_value=False)
     other = tf.reduce_max(tf.where(is_label, -np.inf, logits), axis=1)
-    ahead = other - tf.gather(logits, labels, batch_dims=1)
-    return ahead, ahead > CLEAR * tf.reduce_max(tf.abs(logits), axis=1)
+    return other - tf.gather(logits, labels, batch_dims=1)
 
 
 def in_turns(
@@ -132,14 +154,14 @@ def in_turns(
 
     Args:
         task: what is to be done.
-        function: of the model, the task's images, labels and radii, `given`, `state`, a turn's
-            settings and `fixed`; it answers the state anew.
+        function: of the model, the task's images, labels, radii and leads, `given`, `state`, a
+            turn's settings and `fixed`; it answers the state anew.
         given: more of the images that stays as it is, (N, ...) each.
         state: what changes, (N, ...) each, in place; the last is whether an image is done, bool.
         turns: passes that an image takes in a turn, and its settings as arrays.
         *fixed: what is settled when the function is traced.
     """
-    whole = (task.images, task.labels, task.radii, *given, *state)
+    whole = (*(getattr(task, name) for name in _BY_IMAGE), *given, *state)
     left = np.flatnonzero(~state[-1])
     for passes, settings in turns:
         if not len(left):
