@@ -56,7 +56,7 @@ _LATER: dict[str, tuple[Any, ...]] = {
     "schedule": ("constant", "drop"),  # which of them it is, lr_drop says
     "single_output": ("seen",),
     "std": (None,),
-    "targets": (9,),
+    "target_classes": (9,),
     "value_range": (None,),
     "warmup": (0.0,),
 }

@@ -15,7 +15,7 @@ from resfool.classifiers.finding import Models
 from resfool.classifiers.interface import Interface
 from resfool.costs import Cost, Data
 from resfool.declarations import GIVEN, Known, Needs
-from resfool.errors import InputError
+from resfool.errors import InputError, UsageError
 from resfool.parameters import Drawn, Parameters
 from resfool.values import (
     BallNorm,
@@ -135,12 +135,12 @@ class HowToAttack(Labelled, SmallestEpsilonOptions, PgdOptions, StandardOptions)
     clip: Annotated[bool, _BY_METHOD, "keep perturbed images within the range of pixels."] = True
 
     def check(self) -> None:
-        """Refuse epsilons beyond the range of a pixel."""
+        """Refuse epsilons beyond the range of a pixel, where they are changes of one."""
         super().check()
         if self.ball == "linf" and self.epsilons[-1] > 1:
-            raise InputError(
-                f"epsilons={shown(self.epsilons)} go beyond 1, the range of a pixel; with norm=l2 "
-                "they may, and levels of 255 are given as 8/255"
+            raise UsageError(
+                f"epsilons={shown(self.epsilons)} isn't allowed: epsilons must be from 0 to 1, the "
+                "range of a pixel, such as 0.03 or 8/255; only with norm=l2 they may be larger"
             )
 
     def check_effects(self) -> None:

@@ -26,6 +26,11 @@ from tests.attacks.test_gradient import SHAPE, linear_model, mid_grey_images, we
 NORMS: list[BallNorm] = ["linf", "l2"]
 
 
+def how(**given: Any) -> HowToAttack:
+    """As the command line gives it: a norm is a word."""
+    return HowToAttack(**given)
+
+
 def logits_of(model: keras.Model, images: np.ndarray) -> np.ndarray:
     """Of a linear model, in float64."""
     bias = model.get_layer("linear").get_weights()[1].astype(np.float64)
@@ -63,7 +68,7 @@ def curved_model() -> keras.Model:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("classes", [2, 3, 6])
+@pytest.mark.parametrize("classes", [2, 3, 5])
 def test_targeted_apgd_fools_what_a_linear_model_lets_be_fooled(
     classes: int, norm: BallNorm
 ) -> None:
@@ -126,7 +131,7 @@ def test_one_sigmoid_unit_is_attacked_as_two_classes() -> None:
     z = (images.reshape(30, -1).astype(np.float64) - 0.5) @ kernel[:, 0]
     exact = np.abs(z) / np.abs(kernel).sum()
     epsilons = tuple(np.quantile(exact, [0.2, 0.7]))
-    asked = HowToAttack(method="standard", effort="quick", epsilons=epsilons)
+    asked = how(method="standard", effort="quick", epsilons=epsilons)
     curve = over_epsilons(model, images, (z > 0).astype(int), asked)
     assert [row["robust_accuracy"] for row in curve.rows] == [
         pytest.approx((exact > epsilon).mean()) for epsilon in epsilons
@@ -159,35 +164,27 @@ def plain_ascent(
         low, high = np.maximum(image - epsilon, 0), np.minimum(image + epsilon, 1)
         return np.clip(x, low, high).astype(np.float32)
 
-    points, losses, slopes, sizes, maxima = [start], [], [], [2 * epsilon], []
     loss, slope = look(start)
-    losses.append(loss), slopes.append(slope)
+    point, before, size = start, start, 2 * epsilon
     best, best_loss, best_slope = start, loss, slope
-    checks, kept = [0, *apgd.checkpoints(steps)], {0: (2 * epsilon, -np.inf)}
-    rises = 0
-    for k in range(steps):
-        size = sizes[-1]
-        z = project(points[-1] + size * np.sign(slopes[-1]))
-        if k > 0:
-            z = project(points[-1] + 0.75 * (z - points[-1]) + 0.25 * (points[-1] - points[-2]))
-        points.append(z)
-        loss, slope = look(z)
-        rises += loss > losses[-1]
-        losses.append(loss), slopes.append(slope)
+    last, size_then, best_then, rises = 0, size, -np.inf, 0
+    for k in range(1, steps + 1):
+        there = project(point + size * np.sign(slope))
+        if k > 1:
+            there = project(point + 0.75 * (there - point) + 0.25 * (point - before))
+        point, before, loss_before = there, point, loss
+        loss, slope = look(point)
+        rises += loss > loss_before
         if loss > best_loss:
-            best, best_loss, best_slope = z, loss, slope
-        if k + 1 in checks:
-            last = checks[checks.index(k + 1) - 1]
-            few = rises < 0.75 * (k + 1 - last)
-            size_then, best_then = kept[last]
-            if few or (size == size_then and best_loss == best_then):
+            best, best_loss, best_slope = point, loss, slope
+        if k in apgd.checkpoints(steps):
+            stuck = size == size_then and best_loss == best_then
+            size_then, best_then = size, best_loss
+            if rises < 0.75 * (k - last) or stuck:
                 size /= 2
-                points[-1], losses[-1], slopes[-1] = best, best_loss, best_slope
-            kept[k + 1] = (size, best_loss)
-            rises = 0
-        sizes.append(size)
-        maxima.append(best_loss)
-    return best, best_loss, sizes[-1]
+                point, loss, slope = best, best_loss, best_slope
+            last, rises = k, 0
+    return best, best_loss, size
 
 
 def test_apgd_is_what_a_plain_loop_does() -> None:
@@ -285,13 +282,13 @@ def test_windows_shrink_as_published() -> None:
 
 def test_a_lead_that_rounding_could_undo_does_not_count() -> None:
     # At an epsilon of 0.05 the two pixels are even: a hair beyond is not enough.
-    images = np.float32([[0.6, 0.5]] * 3).reshape(3, 1, 2, 1)
-    radii = np.float32([0.05, 0.050002, 0.0501])
+    images = np.tile(np.array([0.6, 0.5], np.float32), 3).reshape(3, 1, 2, 1)
+    radii = np.array([0.05, 0.050002, 0.0501])
     found = apgd.apgd(task_of(pixels_are_logits(), images, radii), steps=10)
     assert found.fooled.tolist() == [False, False, True]
     # Logits that are small by chance are as doubtful as the others.
-    leads = task.clear_leads(np.float32([[1e-6, 0], [4, 2]]))
-    np.testing.assert_allclose(leads, np.float32([2, 4]) * task.CLEAR, rtol=1e-5)
+    leads = task.clear_leads(np.array([[1e-6, 0], [4, 2]]))
+    np.testing.assert_allclose(leads, [2 * task.CLEAR, 4 * task.CLEAR], rtol=1e-5)
 
 
 # One after the other
@@ -306,10 +303,11 @@ class Planted:
     """An attack that fools what is less than some radius from being fooled, and keeps count."""
 
     def __init__(self, reach: float) -> None:
-        self.reach, self.asked = reach, list[tuple[int, float]]()
+        self.reach, self.asked = reach, list[tuple[int, int]]()
 
     def __call__(self, asked: Task) -> Answer:
-        self.asked += zip(asked.numbers.tolist(), asked.radii.round(3).tolist(), strict=True)
+        radii = (10 * asked.radii).round().astype(int)
+        self.asked += zip(asked.numbers.tolist(), radii.tolist(), strict=True)
         answer = Answer.none(asked)
         leads = asked.images[:, 0, 0, 0] - asked.images[:, 0, 1, 0]
         answer.fooled[:] = (asked.radii <= self.reach) & (leads / 2 < asked.radii)
@@ -331,12 +329,9 @@ def test_an_image_is_pursued_as_long_as_an_attack_succeeds() -> None:
     moved = pursue(start, attacks, "linf")
     assert moved.attacks == ("weak", "strong") and moved.first is not None
     # The weak one fails at 0.3, so it isn't tried below. The strong one goes down with each image.
-    assert weak.asked == [(i, pytest.approx(0.3)) for i in range(4)]
+    assert weak.asked == [(0, 3), (1, 3), (2, 3), (3, 3)]
     assert sorted(strong.asked) == [
-        *((0, pytest.approx(radius)) for radius in (0.1, 0.2, 0.3)),
-        *((1, pytest.approx(radius)) for radius in (0.1, 0.2, 0.3)),
-        *((2, pytest.approx(radius)) for radius in (0.2, 0.3)),
-        (3, pytest.approx(0.3)),
+        *((0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (1, 3), (2, 2), (2, 3), (3, 3)),
     ]
     np.testing.assert_array_equal(
         moved.first, [[1, -1, -1, -1, -1], [1, 1, -1, -1, -1], [1, 1, 1, -1, -1]]
@@ -369,8 +364,8 @@ def swept(request: pytest.FixtureRequest) -> tuple[keras.Model, Curve]:
     model, images = curved_model(), mid_grey_images(25)
     labels = inference.logits(model, images).argmax(axis=1)
     labels[:3] = (labels[:3] + 1) % 4
-    epsilons = (0.0, 0.01, 0.03) if request.param == "linf" else (0.0, 0.05, 0.15)
-    asked = HowToAttack(method="standard", effort="quick", norm=request.param, epsilons=epsilons)
+    epsilons = (0.0, 0.004, 0.01) if request.param == "linf" else (0.0, 0.03, 0.07)
+    asked = how(method="standard", effort="quick", norm=request.param, epsilons=epsilons)
     return model, over_epsilons(model, images, labels, asked, batch_size=10)
 
 
@@ -401,7 +396,7 @@ def test_every_image_is_accounted_for(swept: tuple[keras.Model, Curve]) -> None:
 
 def test_the_same_seed_gives_the_same_bits(swept: tuple[keras.Model, Curve]) -> None:
     model, curve = swept
-    asked = HowToAttack(method="standard", effort="quick", norm=curve.norm, epsilons=curve.epsilons)
+    asked = how(method="standard", effort="quick", norm=curve.norm, epsilons=curve.epsilons)
     again = over_epsilons(model, curve.images, curve.labels, asked, batch_size=10)
     np.testing.assert_array_equal(
         again.move(np.arange(25), curve.epsilons[-1]), curve.move(np.arange(25), curve.epsilons[-1])
@@ -427,7 +422,7 @@ def test_tables_and_words_say_what_was_found(swept: tuple[keras.Model, Curve]) -
 def test_the_batch_size_changes_nothing_of_a_linear_model(batch_size: int) -> None:
     model, images = linear_model(4), mid_grey_images(12)
     labels = logits_of(model, images).argmax(axis=1)
-    asked = HowToAttack(method="square", queries=60, epsilons=(0.02, 0.1))
+    asked = how(method="square", queries=60, epsilons=(0.02, 0.1))
     one, other = (
         over_epsilons(model, images, labels, asked, batch_size=size).attacked.classes
         for size in (12, batch_size)
@@ -446,8 +441,11 @@ def test_the_batch_size_changes_nothing_of_a_linear_model(batch_size: int) -> No
         ({"method": "standard", "components": "apgd,sqare"}, "did you mean 'square'"),
         ({"method": "apgd", "effort": "quick"}, "it needs method=standard"),
         ({"method": "fgsm", "norm": "l2"}, "norm=l2 has no effect with method=fgsm"),
-        ({"method": "square", "targets": 3}, "it needs method=apgd_targeted or fab"),
-        ({"method": "apgd", "epsilons": "0,2"}, "go beyond 1, the range of a pixel"),
+        ({"method": "square", "target_classes": 3}, "it needs method=apgd_targeted or fab"),
+        (
+            {"method": "apgd", "epsilons": "0,2"},
+            "epsilons must be from 0 to 1, the range of a pixel",
+        ),
         ({"method": "apgd", "norm": "l2", "epsilons": "0,nan"}, "must be from 0 to 1"),
     ],
 )
@@ -458,9 +456,9 @@ def test_bad_input_is_refused_before_any_work(given: dict[str, Any], sentence: s
 
 
 def test_epsilons_are_judged_by_the_images() -> None:
-    large = HowToAttack(method="apgd", norm="l2", epsilons=(1.0, 60.0))
+    large = how(method="apgd", norm="l2", epsilons=(1.0, 60.0))
     with pytest.raises(InputError, match=r"never farther apart than 55\.43"):
         large.check_images((32, 32, 3))
     large.check_images((224, 224, 3))
     with pytest.raises(InputError, match=r"give norm=l2 and epsilons=3"):
-        HowToAttack(method="apgd", norm="l2:3").check_images((8, 8, 1))
+        how(method="apgd", norm="l2:3").check_images((8, 8, 1))

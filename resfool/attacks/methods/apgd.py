@@ -62,11 +62,6 @@ def apgd(
     return answer
 
 
-def passes(steps: int, ascents: int = 1) -> int:
-    """Of an image that isn't fooled: a gradient at every point."""
-    return 2 * (steps + 1) * ascents
-
-
 def checkpoints(steps: int) -> list[int]:
     """The steps after which the step size is reconsidered, rising; see section 3.1 there."""
     before, share, found = 0.0, 0.22, list[int]()

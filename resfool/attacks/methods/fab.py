@@ -54,11 +54,6 @@ def fab(task: Task, *, targets: np.ndarray, steps: int = 100, restarts: int = 1)
     return answer
 
 
-def passes(steps: int, walks: int) -> int:
-    """Of an image: a gradient and a look for each step, and the way back."""
-    return 3 * steps * walks + _HALVINGS
-
-
 def _around(task: Task, sizes: np.ndarray, number: int) -> np.ndarray:
     """Random points in balls of half of the sizes; the images where nothing was found."""
     found = np.isfinite(sizes)

@@ -12,6 +12,7 @@ from resfool.attacks.methods.task import Answer, Task, clear_leads
 from resfool.monitor import Advance
 from resfool.values import BallNorm
 
+_AT_ONCE = 2**27  # bytes of the images that are attacked together; attacks keep several such
 _SLACK = 1e-6  # of a perturbation's norm, in pixel units: what float32 makes of it
 
 
@@ -94,57 +95,65 @@ def pursue(start: Start, pursuers: Sequence[Pursuer], norm: BallNorm) -> Moved:
         pursuers: the attacks, the quick ones first.
         norm: whose balls the epsilons are radii of.
     """
-    model, images, labels = start.model, start.images, start.first.labels
-    found = _Found(images, np.asarray(start.epsilons, np.float64), norm)
-    right = start.first.logits.argmax(axis=1) == labels
-    leads = clear_leads(start.first.logits)
-    exact = all(pursuer.shortens for pursuer in pursuers)  # whether all norms shall be smallest
+    found = _Found(start.images, np.asarray(start.epsilons, np.float64), norm)
     for number, pursuer in enumerate(pursuers):
-        told = _Told(start.progress, pursuer.passes * len(images))
-        left = np.flatnonzero(right & (found.level > 0))
-        while len(left):
-            levels = np.zeros_like(left) if pursuer.shortens else found.level[left] - 1
-            radii = 0 * left if exact else found.epsilons[levels]
-            task = Task(
-                model,
-                images[left],
-                labels[left].astype(np.int32),
-                radii.astype(np.float32),
-                leads[left],
-                norm,
-                start.clip,
-                start.seed,
-                left,
-                start.batch_size,
-                told.more,
+        # Alone, it shortens everything as far as it can.
+        goal = 0.0 if len(pursuers) == 1 else start.epsilons[0]
+        _follow(start, found, number, pursuer, goal if pursuer.shortens else None)
+    return _moved(start, found, pursuers)
+
+
+def _follow(start: Start, found: _Found, number: int, pursuer: Pursuer, goal: float | None) -> None:
+    """Let one attack have a go; where it has a goal, once, with that radius for all images."""
+    told = _Told(start.progress, pursuer.passes * len(start.images))
+    labels, logits = start.first.labels, start.first.logits
+    leads = clear_leads(logits)
+    at_once = max(start.batch_size, _AT_ONCE // start.images[0].nbytes)
+    left = np.flatnonzero((logits.argmax(axis=1) == labels) & (found.level > 0))
+    while len(left):
+        sooner = []
+        for part in (left[at : at + at_once] for at in range(0, len(left), at_once)):
+            radii = (
+                found.epsilons[found.level[part] - 1] if goal is None else np.full(len(part), goal)
             )
-            left = found.take(left, pursuer.attack(task), number)
-            left = left[:0] if pursuer.shortens else left[found.level[left] > 0]
-        told.rest()
-    # Seen once more in the batches in which images are judged elsewhere.
-    at_last = gradient.judged(model, images, found.moved, batch_size=start.batch_size)
-    found.forget(
-        np.flatnonzero((found.level < len(start.epsilons)) & (at_last.classes[0] == labels))
-    )
+            task = Task(
+                model=start.model,
+                images=start.images[part],
+                labels=labels[part].astype(np.int32),
+                radii=radii.astype(np.float32),
+                leads=leads[part],
+                norm=found.norm,
+                clip=start.clip,
+                seed=start.seed,
+                places=part,
+                batch_size=start.batch_size,
+                progress=told.more,
+            )
+            sooner.append(found.take(part, pursuer.attack(task), number))
+        left = np.concatenate(sooner)
+        left = left[found.level[left] > 0] if goal is None else left[:0]
+    told.rest()
+
+
+def _moved(start: Start, found: _Found, pursuers: Sequence[Pursuer]) -> Moved:
+    """What was found, seen once more in the batches in which images are judged elsewhere."""
+    images, count = start.images, len(start.epsilons)
+    seen = gradient.judged(start.model, images, found.moved, batch_size=start.batch_size)
     start.progress(len(images))
-    fooled = found.level <= np.arange(len(start.epsilons))[:, np.newaxis]
+    found.forget(np.flatnonzero((found.level < count) & (seen.classes[0] == start.first.labels)))
 
     def move(chosen: np.ndarray, epsilon: float) -> np.ndarray:
         number = np.searchsorted(found.epsilons, epsilon, side="right") - 1
-        there = (found.level[chosen] <= number).reshape(-1, 1, 1, 1)
-        return np.where(there, found.moved[chosen], images[chosen])
+        there = found.level[chosen] <= number
+        return np.where(there.reshape(-1, 1, 1, 1), found.moved[chosen], images[chosen])
 
-    clean = Outcome.unmoved(start.first.logits)
-    outcome = Outcome(
-        *(
-            np.where(fooled, one, other)
-            for one, other in zip(vars(at_last).values(), vars(clean).values(), strict=True)
-        )
-    )
+    fooled = found.level <= np.arange(count)[:, np.newaxis]
+    both = zip(vars(seen).values(), vars(Outcome.unmoved(start.first.logits)).values(), strict=True)
+    outcome = Outcome(*(np.where(fooled, there, here) for there, here in both))
     smallest = None
-    if exact:
-        sizes = lowrank.sizes(found.moved - images, norm)
-        smallest = np.where(found.level < len(start.epsilons), sizes, np.inf).astype(np.float32)
+    if all(pursuer.shortens for pursuer in pursuers):
+        sizes = lowrank.sizes(found.moved - images, found.norm)
+        smallest = np.where(found.level < count, sizes, np.inf).astype(np.float32)
     return Moved(outcome, move, smallest, tuple(p.name for p in pursuers), found.first)
 
 

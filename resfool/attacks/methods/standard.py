@@ -56,62 +56,55 @@ def _square(task: "Task", **options: Any) -> "Answer":
 def _towards_nearest(attack: "Callable[..., Answer]") -> "Callable[..., Answer]":
     """An attack that takes classes to move towards as one that takes their number."""
 
-    def attack_nearest(task: "Task", targets: int, **options: Any) -> "Answer":
+    def attack_nearest(task: "Task", target_classes: int, **options: Any) -> "Answer":
         from resfool.attacks.methods.targets import nearest_targets
 
-        return attack(task, targets=nearest_targets(task, targets), **options)
+        return attack(task, targets=nearest_targets(task, target_classes), **options)
 
     return attack_nearest
 
 
-def _ascents(options: Mapping[str, Any]) -> int:
-    return 2 * options["attack_steps"] * options.get("targets", 1) * options["restarts"]
+def _ascents(options: Mapping[str, int]) -> int:
+    return 2 * options["attack_steps"] * options.get("target_classes", 1) * options["restarts"]
 
+
+def _walks(options: Mapping[str, int]) -> int:
+    return 3 * options["attack_steps"] * options["target_classes"] * options["restarts"]
+
+
+def _searches(options: Mapping[str, int]) -> int:
+    return options["queries"] * options["restarts"]
+
+
+_UNTARGETED = "attack_steps", "restarts"
+_TARGETED = "attack_steps", "target_classes", "restarts"
 
 COMPONENTS: dict[str, Component] = {
-    "apgd": Component(_apgd, _ascents, ("attack_steps", "restarts")),
-    "apgd_margin": Component(partial(_apgd, loss="margin"), _ascents, ("attack_steps", "restarts")),
+    "apgd": Component(_apgd, _ascents, _UNTARGETED),
+    "apgd_margin": Component(partial(_apgd, loss="margin"), _ascents, _UNTARGETED),
     "apgd_targeted": Component(
-        _towards_nearest(partial(_apgd, loss="targeted")),
-        _ascents,
-        ("attack_steps", "targets", "restarts"),
+        _towards_nearest(partial(_apgd, loss="targeted")), _ascents, _TARGETED
     ),
-    "fab": Component(
-        _towards_nearest(_fab),
-        lambda options: 3 * options["attack_steps"] * options["targets"] * options["restarts"],
-        ("attack_steps", "targets", "restarts"),
-        shortens=True,
-    ),
-    "square": Component(
-        _square,
-        lambda options: options["queries"] * options["restarts"],
-        ("queries", "restarts"),
-    ),
+    "fab": Component(_towards_nearest(_fab), _walks, _TARGETED, shortens=True),
+    "square": Component(_square, _searches, ("queries", "restarts")),
 }
 
-# What each component is asked for, in the order in which they follow one another.
-_QUICK: dict[str, dict[str, int]] = {
-    "apgd": {"attack_steps": 20},
-    "apgd_margin": {"attack_steps": 20},
-    "apgd_targeted": {"attack_steps": 20, "targets": 3},
-}
-_STANDARD: dict[str, dict[str, int]] = {
-    "apgd": {},
-    "apgd_targeted": {},
-    "fab": {},
-    "square": {},
-}
-_PLUS: dict[str, dict[str, int]] = {
-    "apgd": {"restarts": 5},
-    "apgd_margin": {"restarts": 5},
-    "apgd_targeted": {"restarts": 3},
-    "fab": {"restarts": 3},
-    "square": {"restarts": 2},
-}
+# The components of each effort, in the order in which they follow one another, and what they are
+# asked for beside the defaults.
 EFFORTS: dict[str, dict[str, dict[str, int]]] = {
-    "quick": _QUICK,
-    "standard": _STANDARD,
-    "plus": _PLUS,
+    "quick": {
+        "apgd": {"attack_steps": 20},
+        "apgd_margin": {"attack_steps": 20},
+        "apgd_targeted": {"attack_steps": 20, "target_classes": 3},
+    },
+    "standard": {"apgd": {}, "apgd_targeted": {}, "fab": {}, "square": {}},
+    "plus": {
+        "apgd": {"restarts": 5},
+        "apgd_margin": {"restarts": 5},
+        "apgd_targeted": {"restarts": 3},
+        "fab": {"restarts": 3},
+        "square": {"restarts": 2},
+    },
 }
 
 
@@ -129,8 +122,8 @@ class StandardOptions(Parameters):
     attack_steps: Annotated[
         UpToMillion, "gradient steps of apgd and fab, for each target if any."
     ] = 100
-    targets: Annotated[
-        PositiveCount, "classes that apgd_targeted and fab move towards, the nearest first."
+    target_classes: Annotated[
+        PositiveCount, "that apgd_targeted and fab move towards one by one, the nearest first."
     ] = 9
     queries: Annotated[UpToMillion, "looks of square at an image."] = 5000
     restarts: Annotated[PositiveCount, "ascents, walks or searches, for each target if any."] = 1
