@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from resfool.attacks import lowrank, robustness
+from resfool.attacks import lowrank
+from resfool.attacks import robustness_presentation as robustness
 from resfool.attacks.options import METHODS, AttackParameters
 from resfool.monitor import Leaves
 from resfool.report import page
