@@ -264,11 +264,14 @@ def _leaves(attacked: "Attacked", rows: np.ndarray, asked: MeasureParameters) ->
     images.insert(0, "row", rows)
     settings = {name: show(value) for name, value in asked.settings().items()}
     own = {n: leaf for n, leaf in presentation.leaves_of(attacked).items() if n != "spectrum"}
-    return own | {
-        "images": images,
-        "fooling_rates.png": presentation.fooling_rates([attacked], asked.method),
-        "attack.json": json.dumps(settings, indent=2).encode(),
-    }
+    return (
+        own
+        | presentation.figures([attacked], asked)
+        | {
+            "images": images,
+            "attack.json": json.dumps(settings, indent=2).encode(),
+        }
+    )
 
 
 _KINDS: dict[str, Callable[[str], EvaluationArtifact]] = {

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from resfool.attacks import lowrank
 from resfool.attacks import robustness_presentation as robustness
-from resfool.attacks.options import METHODS, AttackParameters
+from resfool.attacks.options import METHODS, AttackParameters, HowToAttack
 from resfool.monitor import Leaves
 from resfool.report import page
 from resfool.report.drawing import (
@@ -44,10 +44,15 @@ def leaves_of(attacked: "Attacked") -> Leaves:
 def leaves(results: Sequence["Attacked"], asked: AttackParameters) -> Leaves:
     """What an attack leaves beside its models' own: what compares them, and the report."""
     compared = {"rates": _rates_table(results)} if len(results) > 1 else {}
-    figures = {"fooling_rates.png": fooling_rates(results, asked.method)}
+    return figures(results, asked) | compared | page.files(_report(results, asked))
+
+
+def figures(results: Sequence["Attacked"], asked: HowToAttack) -> Leaves:
+    """The figures of all models, by the names of their files."""
+    found: Leaves = {"fooling_rates.png": fooling_rates(results, asked.method)}
     if asked.pursues:
-        figures["robust_accuracy.png"] = robustness.figure(results, asked.method)
-    return figures | compared | page.files(_report(results, asked))
+        found["robust_accuracy.png"] = robustness.figure(results, asked.method)
+    return found
 
 
 def _rates_table(results: Sequence["Attacked"]) -> pd.DataFrame:
