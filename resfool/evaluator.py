@@ -264,14 +264,12 @@ def _leaves(attacked: "Attacked", rows: np.ndarray, asked: MeasureParameters) ->
     images.insert(0, "row", rows)
     settings = {name: show(value) for name, value in asked.settings().items()}
     own = {n: leaf for n, leaf in presentation.leaves_of(attacked).items() if n != "spectrum"}
-    return (
-        own
-        | presentation.figures([attacked], asked)
-        | {
-            "images": images,
-            "attack.json": json.dumps(settings, indent=2).encode(),
-        }
-    )
+    return {
+        **own,
+        **presentation.figures([attacked], asked),
+        "images": images,
+        "attack.json": json.dumps(settings, indent=2).encode(),
+    }
 
 
 _KINDS: dict[str, Callable[[str], EvaluationArtifact]] = {

@@ -44,12 +44,12 @@ def leaves_of(attacked: "Attacked") -> Leaves:
 def leaves(results: Sequence["Attacked"], asked: AttackParameters) -> Leaves:
     """What an attack leaves beside its models' own: what compares them, and the report."""
     compared = {"rates": _rates_table(results)} if len(results) > 1 else {}
-    return figures(results, asked) | compared | page.files(_report(results, asked))
+    return {**figures(results, asked), **compared, **page.files(_report(results, asked))}
 
 
-def figures(results: Sequence["Attacked"], asked: HowToAttack) -> Leaves:
+def figures(results: Sequence["Attacked"], asked: HowToAttack) -> dict[str, Figure]:
     """The figures of all models, by the names of their files."""
-    found: Leaves = {"fooling_rates.png": fooling_rates(results, asked.method)}
+    found = {"fooling_rates.png": fooling_rates(results, asked.method)}
     if asked.pursues:
         found["robust_accuracy.png"] = robustness.figure(results, asked.method)
     return found
