@@ -160,6 +160,33 @@ def test_models_from_the_registry_by_version_alias_and_id(
     assert len({run.data.metrics["fooling_rate"] for run in runs}) == 1
 
 
+def test_attacks_that_follow_one_another_leave_robust_accuracies(
+    store: MlflowClient, trained: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: dict[str, Any] = {"method": "standard", "effort": "quick", "norm": "l2"}
+    attack.main(words(model=f"runs:/{trained}/model", **asked | {"epsilons": "0,0.3,1.5"}))
+    (run,) = attacks(store, trained)
+    robust = curve(store, run, "robust_accuracy")
+    assert robust[0] == run.data.metrics["clean_accuracy"]
+    assert list(robust.values()) == sorted(robust.values(), reverse=True)
+    assert curve(store, run, "robust_accuracy_low")[7650] < robust[7650]
+    firsts = {key: curve(store, run, key) for key in run.data.metrics if "fooled_first_by" in key}
+    assert set(firsts) == {
+        f"fooled_first_by_{name}" for name in ("apgd", "apgd_margin", "apgd_targeted")
+    }
+    for step, accuracy in robust.items():
+        lost = sum(counts[step] for counts in firsts.values())
+        assert lost == pytest.approx(60 * (robust[0] - accuracy))
+    folder = Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id))
+    assert (folder / "robust_accuracy.png").is_file()
+    assert set(pd.read_csv(folder / "images.csv", keep_default_na=False)["fooled_first_by"]) <= {
+        *("", "apgd", "apgd_margin", "apgd_targeted"),
+    }
+    report = (folder / "report.md").read_text()
+    assert "Within an l2 norm of 1.5 at most" in report and "upper bound" in report
+    assert "robust accuracy" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_ctrl_c_leaves_nothing_running_and_keeps_what_is_done(
     store: MlflowClient, trained: str
@@ -194,6 +221,8 @@ def refused(capsys: pytest.CaptureFixture[str], **options: Any) -> str:
         ({"epsilons": "-0.1"}, "from 0 to 1"),
         ({"epsilons": "0.1,8"}, "from 0 to 1"),
         ({"epsilons": "0.1,x"}, "must be a number"),
+        ({"method": "apgd", "norm": "l2", "epsilons": "8"}, "never farther apart than 8, where"),
+        ({"method": "apgd", "norm": "l2:3"}, "norm=l2:3 has no effect with perturbation=none"),
         ({"epsilons": "0.1,,0.2"}, "must be a number"),
         ({"epsilons": "8/0"}, "divides by zero"),
         ({"epsilons": "0.1,0.1"}, "each must be there once"),
