@@ -1,7 +1,7 @@
 """What solvers that work in batches ask of a model, while it is traced."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from resfool.attacks import gradient
 from resfool.attacks.solvers.problem import Attempt, Problem
+from resfool.classifiers import inference
 
 
 def in_batches(problem: Problem, function: Callable[..., Any], *settings: Any) -> Attempt:
@@ -40,6 +41,32 @@ def in_batches(problem: Problem, function: Callable[..., Any], *settings: Any) -
         seconds[rows] = (time.perf_counter() - began) / len(passes)
         began = time.perf_counter()
     return Attempt(perturbations, evaluations, seconds)
+
+
+def rowwise(
+    model: keras.Model,
+    function: Callable[..., Any],
+    arrays: Sequence[np.ndarray],
+    *settings: Any,
+    size: int,
+) -> list[np.ndarray]:
+    """What a function makes of rows, however few are left: it is compiled once for any number.
+
+    Args:
+        model: its first argument.
+        function: of the model, some rows of each array and the settings, which are settled when it
+            is traced; it gives several tensors, a row for each.
+        arrays: (N, ...) each, N at least 1.
+        *settings: of the function.
+        size: rows of a pass, at most.
+    """
+    specs = [tf.TensorSpec((None, *a.shape[1:]), a.dtype) for a in arrays]
+    call = inference.compiled(model, function).get_concrete_function(*specs, *settings)
+    found = [
+        [part.numpy() for part in call(*(tf.constant(a[rows]) for a in arrays))]
+        for rows in inference.batches(len(arrays[0]), size)
+    ]
+    return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
 
 HALVINGS = 8  # on the way back to the boundary

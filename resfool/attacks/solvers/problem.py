@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
+from resfool.classifiers import inference
 from resfool.monitor import Advance
 
 
@@ -48,6 +49,7 @@ class Problem:
         clip: keep perturbed images in [0, 1].
         batch_size: images per pass.
         progress: is told how many more images are solved.
+        levels: that a pixel has above 0, if moved images shall be rounded: 255 for 8 bits.
     """
 
     model: keras.Model
@@ -56,6 +58,12 @@ class Problem:
     clip: bool
     batch_size: int
     progress: Advance
+    levels: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Of a pass: the images in batches that are as even as can be."""
+        return inference.even(len(self.images), self.batch_size)
 
 
 @dataclass(frozen=True)
