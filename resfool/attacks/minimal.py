@@ -1,4 +1,4 @@
-"""The smallest l2 perturbation of each sample: min ||r||_2 such that k(x + r) != k(x).
+"""The smallest perturbation of each sample, in l2 or linf: min ||r|| such that k(x + r) != k(x).
 
 That is the inner problem of Algorithms 1 and 2 (section VI.A), for which the paper takes COBYLA.
 `smallest_perturbations` is the one name; `solvers` holds the ways to solve it. What a solver
@@ -14,13 +14,14 @@ import keras
 import numpy as np
 
 from resfool.attacks import lowrank
-from resfool.attacks.solvers import SOLVERS, Solver, Subspace
+from resfool.attacks.solvers import SOLVERS, Ball, Solver, Subspace
 from resfool.attacks.solvers.crossing import Rays
 from resfool.attacks.solvers.problem import Attempt, Map, Problem, one_by_one
 from resfool.classifiers import inference
 from resfool.classifiers.inference import BATCH_SIZE
 from resfool.errors import InputError, unknown
 from resfool.monitor import Advance, quiet
+from resfool.values import listed
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Minimal:
 
     Attributes:
         perturbations: float32 (N, H, W, C); zero where nothing flipped.
-        norms: float32 (N,), their l2 norms; inf where nothing flipped.
+        norms: float32 (N,), their norms, l2 or linf; inf where nothing flipped.
         flipped: bool (N,), whether the predicted class was seen to change, by a lead that rounding
             can't undo.
         rounded: bool (N,), whether it still changes once pixels are rounded to 8 bits.
@@ -60,6 +61,7 @@ def smallest_perturbations(
     images: np.ndarray,
     *,
     solver: Solver = "closest",
+    norm: Ball = "l2",
     subspace: Subspace = "gradients",
     candidates: int = 10,
     evaluations: int | None = None,
@@ -69,7 +71,7 @@ def smallest_perturbations(
     map: Map = one_by_one,
     progress: Advance = quiet,
 ) -> Minimal:
-    """The smallest l2 perturbation of each image that changes the model's prediction.
+    """The smallest perturbation, in l2 or linf, of each image that changes the model's prediction.
 
     No solver draws at random: the same images give the same answer. Each perturbation is no longer
     along its ray than need be.
@@ -78,6 +80,7 @@ def smallest_perturbations(
         model: from images to logits of two classes or more.
         images: float32 (N, H, W, C) in [0, 1], at least one.
         solver: a name in SOLVERS; what it doesn't take of the options below means nothing.
+        norm: which is smallest; not every solver has both.
         subspace: of cobyla: the differences of the logits' "gradients" at the image, the "rows" of
             the first dense layer's matrix, or all "pixels".
         candidates: classes to look at, the predicted one and those next to it, or all if there are
@@ -98,6 +101,9 @@ def smallest_perturbations(
     classes = model.output_shape[-1]
     if solver not in SOLVERS:
         raise unknown("solver", solver, SOLVERS)
+    if norm not in SOLVERS[solver].norms:
+        others = listed(name for name, way in SOLVERS.items() if norm in way.norms)
+        raise InputError(f"solver={solver} knows no norm={norm}; {others} do")
     if candidates < 2:
         raise InputError(f"candidates={candidates} must be 2 or more: the prediction and another")
     if quantise is not None and not (clip and 1 <= quantise <= 16):
@@ -113,24 +119,24 @@ def smallest_perturbations(
     logits = inference.logits(model, images, batch_size)
     own = inference.predicted(logits)
     levels = None if quantise is None else 2**quantise - 1
-    problem = Problem(model, images, own, clip, batch_size, progress, levels)
+    problem = Problem(model, images, logits, own, norm, clip, batch_size, progress, levels)
     way = SOLVERS[solver]
     attempt = way.solve(problem, **{name: offered[name] for name in way.options})
-    return _verified(problem, logits, attempt)
+    return _verified(problem, attempt)
 
 
-def _verified(problem: Problem, logits: np.ndarray, attempt: Attempt) -> Minimal:
+def _verified(problem: Problem, attempt: Attempt) -> Minimal:
     """See each flip on the model itself, and shorten the perturbation to where it happens."""
     began = time.perf_counter()
     count = len(problem.images)
-    rays = Rays(problem, attempt.perturbations, logits)
+    rays = Rays(problem, attempt.perturbations)
     lengths, looks = rays.crossings()
     flipped = np.isfinite(lengths)
     lengths = np.where(flipped, lengths, 0.0)
     perturbations, norms = np.empty(problem.images.shape, np.float32), np.full(count, np.inf)
     for rows in inference.batches(count, problem.batch_size):
         perturbations[rows] = rays.moves(rows, lengths[rows])
-        norms[rows] = lowrank.sizes(perturbations[rows], "l2")
+        norms[rows] = lowrank.sizes(perturbations[rows], problem.norm)
     perturbations[~flipped] = 0.0
     rounded = flipped.copy()
     if flipped.any() and not problem.levels:

@@ -74,7 +74,7 @@ def digits(count: int = COUNT) -> np.ndarray:
 
 @functools.cache
 def solved(name: str, solver: str, quantise: int | None = None) -> Minimal:
-    options = {"evaluations": 60} if solver == "cobyla" else {}
+    options: dict[str, Any] = {"evaluations": 60} if solver == "cobyla" else {}
     return smallest_perturbations(
         classifier(name), digits(), solver=solver, clip=True, quantise=quantise, **options
     )
@@ -167,8 +167,8 @@ def test_crossings_are_found_in_few_looks_where_the_lead_is_no_line() -> None:
     images = np.zeros((5, 1, 1, 1), np.float32)
     ways = np.array([0.4, 0.5, 0.9, 0.0, 0.3], np.float32).reshape(images.shape)
     logits = inference.logits(model, images)
-    problem = Problem(model, images, logits.argmax(axis=1), True, 250, quiet)
-    lengths, looks = Rays(problem, ways, logits).crossings()
+    problem = Problem(model, images, logits, logits.argmax(axis=1), "l2", True, 250, quiet)
+    lengths, looks = Rays(problem, ways).crossings()
     assert np.isinf(lengths[3]) and looks[3] == 0
     reached = (lengths * ways.ravel())[[0, 1, 2, 4]]
     np.testing.assert_allclose(reached, np.cbrt(0.05), rtol=2 * WIDTH)

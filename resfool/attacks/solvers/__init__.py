@@ -12,6 +12,7 @@ from resfool.values import listed
 if TYPE_CHECKING:
     from resfool.attacks.solvers.problem import Attempt
 
+Ball = Literal["linf", "l2"]  # the norm in which perturbations are small
 Subspace = Literal["gradients", "rows", "pixels"]  # that cobyla searches
 
 
@@ -32,10 +33,12 @@ class Way:
         solve: from a Problem, and options by their names, to an Attempt.
         options: those that it takes, of candidates, subspace, evaluations and map; see
             `smallest_perturbations`.
+        norms: in which it finds short ones.
     """
 
     solve: "Callable[..., Attempt]"
     options: tuple[str, ...] = ("candidates",)
+    norms: tuple[Ball, ...] = ("l2",)
 
     @property
     def takes(self) -> tuple[str, ...]:
@@ -49,8 +52,8 @@ class Way:
 
 
 SOLVERS: dict[str, Way] = {
-    "closest": Way(late("resfool.attacks.solvers.closest", "closest")),
-    "deepfool": Way(late("resfool.attacks.solvers.deepfool", "deepfool")),
+    "closest": Way(late("resfool.attacks.solvers.closest", "closest"), norms=("linf", "l2")),
+    "deepfool": Way(late("resfool.attacks.solvers.deepfool", "deepfool"), norms=("linf", "l2")),
     "ddn": Way(late("resfool.attacks.solvers.ddn", "ddn"), options=()),
     "cobyla": Way(
         late("resfool.attacks.solvers.cobyla", "cobyla"),

@@ -41,13 +41,13 @@ def leads(logits: np.ndarray, classes: np.ndarray) -> np.ndarray:
     return np.asarray(others.max(axis=1) - own)
 
 
-def safe_leads(problem: Problem, logits: np.ndarray) -> np.ndarray:
-    """The lead that another class must have to count, float64 (N,), by the logits at the images.
+def safe_leads(problem: Problem) -> np.ndarray:
+    """The lead that another class must have to count, float64 (N,).
 
     Passes of other sizes, other kernels and more threads round otherwise. By how much is seen
     where the pixels are moved by a few of their own roundings, always the same way.
     """
-    shape = problem.images.shape[1:]
+    logits, shape = problem.logits, problem.images.shape[1:]
     shift = np.float32(JITTER) * (2 * np.random.default_rng(0).random(shape, np.float32) - 1)
     moved = inference.LazyRows(
         len(logits), lambda rows: np.clip(problem.images[rows] + shift, 0.0, 1.0)
@@ -68,12 +68,10 @@ class Rays:
     Attributes:
         problem: whose images they are, and how those may be moved.
         ways: float32 (N, H, W, C), where lengths are 1.
-        logits: float32 (N, classes), at the images.
     """
 
     problem: Problem
     ways: np.ndarray
-    logits: np.ndarray
 
     def crossings(self) -> tuple[np.ndarray, np.ndarray]:
         """How long the perturbations must be for their images to flip.
@@ -87,8 +85,8 @@ class Rays:
             The lengths, float64 (N,), inf where none was found; the looks at each image, int (N,).
         """
         count, levels = len(self.ways), self.problem.levels
-        clean = leads(self.logits, self.problem.classes)
-        safe = safe_leads(self.problem, self.logits)
+        clean = leads(self.problem.logits, self.problem.classes)
+        safe = safe_leads(self.problem)
         low, high = np.zeros(count), np.full(count, np.inf)
         below, above = clean - safe, np.zeros(count)
         last = np.zeros(count)  # the end that moved last: 1 is high
