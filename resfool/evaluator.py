@@ -110,6 +110,7 @@ def measure(model: Any, dataset: Any, asked: MeasureParameters) -> tuple["Attack
     pixels = _pixels(dataset.features_data, shape, interface)
     rows = draw(len(pixels), asked.samples, asked.seed, "images")
     asked.check_affordable(Data(len(rows), math.prod(shape[:2])))
+    asked.check_images(shape)
 
     from resfool.attacks import examples
     from resfool.attacks.epsilons import over_epsilons
@@ -136,7 +137,9 @@ def measure(model: Any, dataset: Any, asked: MeasureParameters) -> tuple["Attack
     images = np.empty((len(rows), *shape), np.float32)
     for part in inference.batches(len(rows), inference.BATCH_SIZE):
         images[part] = interface.pixels(pixels[rows[part]].reshape(-1, *shape))
-    size = images_per_pass(asked.batch_size, classifier, len(images), Monitor())
+    size = images_per_pass(
+        asked.batch_size, classifier, len(images), Monitor(), solving=asked.pursues
+    )
     with enough_for(inference.even(len(images), size)):
         curve = over_epsilons(classifier, images, labels, asked, seed=asked.seed, batch_size=size)
         name, where = label(original.name), label(dataset.name)

@@ -35,21 +35,28 @@ _PLACES = {
 # Parameters that came after the first runs, with the values at which they say nothing: a run from
 # before one of them is the same as one at that value.
 _LATER: dict[str, tuple[Any, ...]] = {
+    "attack_steps": (100,),
     "batch_norm_statistics": ("moving",),
     "channel_order": ("rgb",),
+    "components": (None,),
     "crop": ("center",),
     "downsample": ("stride",),
+    "effort": ("standard",),
     "ema": (0.0,),
     "image_size": (None,),
     "input": (None,),
     "inputs": (None,),
     "label_smoothing": (0.0,),
     "mean": (None,),
+    "norm": (None,),  # of an attack; that of a universal perturbation is one of its own
     "output": (None,),
     "preprocessing": ("none",),
+    "queries": (5000,),
+    "restarts": (1,),
     "schedule": ("constant", "drop"),  # which of them it is, lr_drop says
     "single_output": ("seen",),
     "std": (None,),
+    "target_classes": (9,),
     "value_range": (None,),
     "warmup": (0.0,),
 }

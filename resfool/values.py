@@ -17,6 +17,7 @@ LabelSource = Literal["true", "prediction"]
 Backend = Literal["serial", "joblib", "ray"]  # of parallel work
 Part = Literal["train", "validation", "test"]  # of a data set
 NormKind = Literal["none", "l2", "linf"]
+BallNorm = Literal["linf", "l2"]  # of what an attack may change
 Crop = Literal["center", "none"]  # of pictures that are not as wide or as high as they should be
 
 # What was measured at one point: of a curve ("step" is among the names), or of a table.
@@ -124,11 +125,31 @@ def _whole(value: Any) -> int:
 
 
 def parse_epsilon(text: str) -> float:
-    """The size of a perturbation, from 0 to 1 as pixels go: a number or a quotient, as in 8/255.
+    """The change of a pixel, from 0 to 1 as pixels go: a number or a quotient, as in 8/255.
 
     Raises:
         ValueError: it is none, or out of range; the message lacks its subject, as pydantic's do.
     """
+    size = _parse_size(text)
+    if not 0 <= size <= 1:
+        raise ValueError("must be from 0 to 1, the range of a pixel, such as 0.03 or 8/255")
+    return size
+
+
+_LARGEST = 1e4  # l2 norm of a perturbation: that of 10^8 pixels
+
+
+def _parse_radius(text: str) -> float:
+    size = _parse_size(text)
+    if not 0 <= size <= _LARGEST:
+        raise ValueError(
+            "must be from 0 to 1, the range of a pixel, such as 0.03 or 8/255, and with norm=l2 up "
+            f"to {_LARGEST:g}"
+        )
+    return size
+
+
+def _parse_size(text: str) -> float:
     above, slash, below = text.partition("/")
     try:
         numerator, denominator = number(above), number(below) if slash else 1.0
@@ -136,9 +157,7 @@ def parse_epsilon(text: str) -> float:
         raise ValueError("must be a number such as 0.03 or 8/255") from None
     if denominator == 0:
         raise ValueError("divides by zero")
-    if not 0 <= numerator <= denominator < math.inf:
-        raise ValueError("must be from 0 to 1, the range of a pixel, such as 0.03 or 8/255")
-    return numerator / denominator
+    return numerator / denominator if 0 <= denominator < math.inf else math.nan
 
 
 def parse_epsilons(value: Any) -> tuple[float, ...]:
@@ -154,7 +173,7 @@ def parse_epsilons(value: Any) -> tuple[float, ...]:
     _check_length(parts, _MOST_WORTHY)
     if not any(parts):
         raise ValueError("must not be empty; give numbers such as 0,4/255,8/255")
-    epsilons = sorted(map(parse_epsilon, parts))
+    epsilons = sorted(map(_parse_radius, parts))
     if not epsilons[-1]:
         raise ValueError("must have one above 0, such as 8/255")
     for one, next_one in itertools.pairwise(epsilons):
@@ -172,14 +191,14 @@ class Norm:
 
     Attributes:
         kind: which norm; "none" leaves a perturbation at the size that it has.
-        size: above 0, in pixel units; 0 for "none".
+        size: above 0, in pixel units; 0 for "none", and for a norm alone.
     """
 
     kind: NormKind
     size: float = 0.0
 
     def __str__(self) -> str:
-        return self.kind if self.kind == "none" else f"{self.kind}:{_show_size(self.size)}"
+        return f"{self.kind}:{_show_size(self.size)}" if self.size else self.kind
 
 
 _NORM_EXAMPLES = "such as none, l2:3 or linf:10/255"
@@ -211,6 +230,22 @@ def parse_norm(value: Any) -> Norm:
     if kind == "linf":
         return Norm("linf", size)
     raise ValueError(f"must be a norm and its size, {_NORM_EXAMPLES}")
+
+
+def parse_norm_or_size(value: Any) -> Norm:
+    """A norm alone, "l2" or "linf", or with a size, as `parse_norm` takes it.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    text = str(value).strip()
+    if text == "l2":
+        return Norm("l2")
+    if text == "linf":
+        return Norm("linf")
+    if not isinstance(value, Norm) and ":" not in text and text != "none":
+        raise ValueError("must be linf or l2; of a perturbation a norm and its size, such as l2:3")
+    return parse_norm(value)
 
 
 def _show_size(size: float) -> str:
@@ -306,6 +341,7 @@ Share = Annotated[Real, Field(ge=0, le=1)]
 Epsilon = Annotated[float, BeforeValidator(lambda value: parse_epsilon(str(value)))]
 Epsilons = Annotated[tuple[float, ...], BeforeValidator(parse_epsilons)]
 SizedNorm = Annotated[Norm, BeforeValidator(parse_norm)]
+NormOrSize = Annotated[Norm, BeforeValidator(parse_norm_or_size)]
 PixelRange = Annotated[tuple[float, float], BeforeValidator(_parse_range)]
 Word = Annotated[str, Field(coerce_numbers_to_str=True)]  # that may look like a number
 Names = Annotated[tuple[Word, ...], BeforeValidator(split_commas)]

@@ -51,6 +51,10 @@ def test_weights_that_change_change_the_result() -> None:
         np.testing.assert_allclose(inference.logits(model, batch), 3 * value)
 
 
+# So that no method takes long.
+QUICKLY: dict[str, Any] = {"pgd_steps": 15, "effort": "quick", "queries": 500, "attack_steps": 20}
+
+
 def pixels_in_a_row(values: list[list[float]]) -> np.ndarray:
     return np.array(values, np.float32).reshape(-1, 1, 3, 1)
 
@@ -83,7 +87,7 @@ def test_a_model_whose_logits_are_pixels_is_fooled_where_its_lead_is_gone(method
     images = pixels_in_a_row([[0.6, 0.5, 0.4], [0.5, 0.7, 0.4], [0.4, 0.5, 0.8]])
     labels = np.array([0, 1, 0])  # the last one is wrong to begin with
     epsilons = (0.12, 0.0, 0.04, 0.07, 0.2)
-    asked = HowToAttack(method=method, epsilons=epsilons, label_source="prediction", pgd_steps=15)
+    asked = HowToAttack(method=method, epsilons=epsilons, label_source="prediction", **QUICKLY)
     curve = over_epsilons(pixels_are_logits(), images, labels, asked)
     assert curve.epsilons == tuple(sorted(epsilons))
     rates = [row["fooling_rate"] for row in curve.rows]
@@ -101,7 +105,7 @@ def test_a_model_whose_logits_are_pixels_is_fooled_where_its_lead_is_gone(method
 def test_a_method_shows_what_it_counted(method: str) -> None:
     images = np.random.default_rng(0).random((9, 1, 3, 1), np.float32)
     before = images.copy()
-    asked = HowToAttack(method=method, epsilons=(0.05, 0.2), pgd_steps=3)
+    asked = HowToAttack(method=method, epsilons=(0.05, 0.2), **QUICKLY)
     curve = over_epsilons(pixels_are_logits(), images, np.arange(9) % 3, asked, batch_size=4)
     places = np.array([7, 0, 3])
     for epsilon, classes in zip(curve.epsilons, curve.attacked.classes, strict=True):
@@ -137,7 +141,7 @@ def test_with_true_labels_a_wrong_prediction_is_pushed_further() -> None:
 def test_progress_ends_at_its_total(method: str) -> None:
     images = np.full((5, 1, 3, 1), 0.5, np.float32)
     images[:2, 0, 0] = 0.9  # which nothing here moves
-    asked = HowToAttack(method=method, epsilons=(0.0, 0.1, 0.2), pgd_steps=3)
+    asked = HowToAttack(method=method, epsilons=(0.0, 0.1, 0.2), **QUICKLY)
     told: list[int] = []
     curve = over_epsilons(
         pixels_are_logits(),

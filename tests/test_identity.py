@@ -28,7 +28,7 @@ CODE = {
     ),
 }
 # Parameters count by their values, and how results are shown doesn't change them.
-NOT_RESULTS = {"options", "recipe", "presentation"}
+NOT_RESULTS = {"options", "recipe", "presentation", "robustness"}
 
 # The digest of that code, for the version of its results.
 PINNED = {

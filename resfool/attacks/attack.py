@@ -49,6 +49,7 @@ def attack(
     data = load_data(sources, asked)
     chosen = sets.choose(data, asked.split, asked.samples, asked.seed)
     asked.check_affordable(chosen.known)
+    asked.check_images(data.image_shape)
 
     devices.import_keras()
     from resfool.attacks.epsilons import over_epsilons
@@ -69,7 +70,9 @@ def attack(
     for number, (source, name, classifier) in enumerate(zip(sources, names, loaded, strict=True)):
         own = identity.facts("attack", settings | {"model": (source.uri,)}, data.digest)
         with monitor.part_of(names, number, facts | own | {"model": source.uri}) as part:
-            size = images_per_pass(asked.batch_size, classifier, len(chosen), part)
+            size = images_per_pass(
+                asked.batch_size, classifier, len(chosen), part, solving=asked.pursues
+            )
             with enough_for(inference.even(len(chosen), size)):
                 curve = over_epsilons(
                     classifier,

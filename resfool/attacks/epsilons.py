@@ -1,5 +1,6 @@
 """A classifier under attack at rising epsilons."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from resfool.classifiers import inference
 from resfool.classifiers.inference import BATCH_SIZE
 from resfool.classifiers.scores import rate
 from resfool.monitor import Advance, quiet
-from resfool.values import Row
+from resfool.values import BallNorm, Row
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,12 @@ class Curve:
         directions: int8 (N, H, W, C), the signs of the loss gradients.
         move: from the numbers of some images and an epsilon to those images under attack.
         smallest: float32 (N,), the smallest epsilon that changes the class, if it was looked for.
-        corrections: where true labels were attacked, some misclassified images moved away from
-            their predictions instead: only that way can a small perturbation correct them. Other
-            images are among them, behind those.
+        corrections: where true labels were attacked, in linf, some misclassified images moved away
+            from their predictions instead: only that way can a small perturbation correct them.
+            Other images are among them, behind those.
+        norm: of which the epsilons are sizes.
+        attacks: the names of several attacks that followed one another, if the method is of such.
+        first: int (E, N), the number of the one that fooled an image first; -1 where none did.
     """
 
     epsilons: tuple[float, ...]
@@ -46,6 +50,9 @@ class Curve:
     move: Callable[[np.ndarray, float], np.ndarray]
     smallest: np.ndarray | None = None
     corrections: "Curve | None" = None
+    norm: BallNorm = "linf"
+    attacks: tuple[str, ...] = ()
+    first: np.ndarray | None = None
 
     @property
     def zero_gradient_share(self) -> float:
@@ -86,8 +93,11 @@ def over_epsilons(
     moved = METHODS[asked.method].move(start, asked)
     signs = gradient.random_signs(images.shape, seed)
     told = start.passes(len(epsilons))
-    noise = gradient.along(model, images, signs, epsilons, progress=told, **start.options)
-    clean = _clean(first.logits)
+    lengths = epsilons
+    if asked.ball == "l2":  # of which all signs together have the square root of the pixels
+        lengths = [epsilon / math.sqrt(images[0].size) for epsilon in epsilons]
+    noise = gradient.along(model, images, signs, lengths, progress=told, **start.options)
+    clean = Outcome.unmoved(first.logits)
     # Without a perturbation nothing is moved, so nothing need be computed.
     zeros = len(asked.epsilons) - len(epsilons)
     attacked, benchmark = (Outcome.joined([clean] * zeros + [o]) for o in (moved.outcome, noise))
@@ -103,9 +113,14 @@ def over_epsilons(
     if moved.smallest is not None:
         for row in rows:
             row["cumulative_fooling_rate"] = float((moved.smallest <= row["epsilon"]).mean())
+    by = None
+    if moved.first is not None:
+        by = np.concatenate([np.full((zeros, len(labels)), -1), moved.first])
+        for row, classes, numbers in zip(rows, attacked.classes, by, strict=True):
+            row |= rate("robust_accuracy", classes == labels) | counts(moved.attacks, numbers)
     corrections = None
     wrong = clean.classes[0] != labels
-    if asked.label_source == "true" and wrong.any():
+    if asked.label_source == "true" and asked.ball == "linf" and wrong.any():
         shown = tuple(asked.epsilons[e] for e in shown_epsilons(asked.epsilons))
         away = HowToAttack(epsilons=shown, label_source="prediction", clip=asked.clip)
         # Whole batches of the size for which the model is compiled already.
@@ -123,6 +138,9 @@ def over_epsilons(
         move=moved.move,
         smallest=moved.smallest,
         corrections=corrections,
+        norm=asked.ball,
+        attacks=moved.attacks,
+        first=by,
     )
 
 
@@ -151,12 +169,9 @@ def rates(outcome: Outcome, clean_classes: np.ndarray, labels: np.ndarray) -> li
     return rows
 
 
-def _clean(logits: np.ndarray) -> Outcome:
-    z = logits.astype(np.float64)
-    z -= z.max(axis=1, keepdims=True)
-    confidences = 1.0 / np.exp(z).sum(axis=1)
-    classes = logits.argmax(axis=1)[np.newaxis]
-    return Outcome(classes, confidences[np.newaxis].astype(np.float32), np.zeros(classes.shape))
+def counts(attacks: Sequence[str], first: np.ndarray) -> Row:
+    """How many images each of several attacks fooled first, by int (N,): its number, or -1."""
+    return {f"fooled_first_by_{name}": float((first == n).sum()) for n, name in enumerate(attacks)}
 
 
 def shown_epsilons(epsilons: Sequence[float]) -> np.ndarray:

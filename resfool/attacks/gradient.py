@@ -55,6 +55,15 @@ class Outcome:
         columns = zip(*(vars(outcome).values() for outcome in outcomes), strict=True)
         return cls(*map(np.concatenate, columns))
 
+    @classmethod
+    def unmoved(cls, logits: np.ndarray) -> "Outcome":
+        """That of images as they are, E = 1, by their logits (N, classes)."""
+        z = logits.astype(np.float64)
+        z -= z.max(axis=1, keepdims=True)
+        confidences = 1.0 / np.exp(z).sum(axis=1)
+        classes = logits.argmax(axis=1)[np.newaxis]
+        return cls(classes, confidences[np.newaxis].astype(np.float32), np.zeros(classes.shape))
+
 
 Batches = Iterator[tuple[slice, list[np.ndarray]]]  # some of N rows, and arrays for them
 

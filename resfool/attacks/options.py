@@ -1,20 +1,34 @@
 """The parameters of attacks, and the methods of which one is chosen."""
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from resfool import costs
-from resfool.attacks.methods import fgsm, pgd, smallest_epsilon
+from resfool.attacks.methods import fgsm, pgd, smallest_epsilon, standard
 from resfool.attacks.methods.moving import Moved
 from resfool.attacks.methods.pgd import PgdOptions
 from resfool.attacks.methods.smallest_epsilon import SmallestEpsilonOptions
+from resfool.attacks.methods.standard import COMPONENTS, StandardOptions
 from resfool.classifiers.finding import Models
 from resfool.classifiers.interface import Interface
 from resfool.costs import Cost, Data
-from resfool.declarations import Known, Needs
+from resfool.declarations import GIVEN, Known, Needs
+from resfool.errors import InputError, UsageError
 from resfool.parameters import Drawn, Parameters
-from resfool.values import Epsilons, ImageShape, LabelSource, Names, Part, listed
+from resfool.values import (
+    BallNorm,
+    Epsilons,
+    ImageShape,
+    LabelSource,
+    Names,
+    NormOrSize,
+    Part,
+    listed,
+    show,
+    shown,
+)
 
 # In pixel units: from what nobody sees to what is mostly noise.
 EPSILONS = (0, *(n / 255 for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)))
@@ -31,6 +45,7 @@ class Attack:
             asked of the attack; a gradient counts as two, that at the image itself not at all.
         move: from a Start and what is asked of the attack to what became of the images.
         takes: the parameters that it reads and others don't.
+        pursues: whether it goes on with an image until that is fooled, within balls of any norm.
     """
 
     words: str
@@ -38,6 +53,11 @@ class Attack:
     passes: Callable[[int, Any], int]
     move: Callable[..., Moved]
     takes: Collection[str] = ()
+    pursues: bool = False
+
+
+def _component(name: str, words: str, hint: str) -> Attack:
+    return Attack(words, hint, *standard.alone(name), COMPONENTS[name].options, pursues=True)
 
 
 METHODS: dict[str, Attack] = {
@@ -56,6 +76,23 @@ METHODS: dict[str, Attack] = {
         pgd.pgd,
         tuple(PgdOptions.declared()),
     ),
+    "standard": Attack(
+        "the attacks of AutoAttack, one after the other",
+        "the attacks of AutoAttack",
+        standard.standard_passes,
+        standard.standard,
+        ("effort", "components"),
+        pursues=True,
+    ),
+    "apgd": _component("apgd", "auto-PGD on the cross-entropy", "steps that adapt themselves"),
+    "apgd_margin": _component("apgd_margin", "auto-PGD on the margin", "the same on the margin"),
+    "apgd_targeted": _component(
+        "apgd_targeted", "targeted auto-PGD on the ratio of logits", "the same towards targets"
+    ),
+    "fab": _component(
+        "fab", "the fast adaptive boundary attack", "also finds each image's smallest perturbation"
+    ),
+    "square": _component("square", "the Square attack", "random search without gradients"),
 }
 
 Method = Annotated[str, Known(METHODS)]
@@ -74,7 +111,7 @@ class Labelled(Parameters):
 _BY_METHOD = Needs(perturbation=(None,))
 
 
-class HowToAttack(Labelled, SmallestEpsilonOptions, PgdOptions):
+class HowToAttack(Labelled, SmallestEpsilonOptions, PgdOptions, StandardOptions):
     """How images are attacked; among the bases are the methods' own options."""
 
     method: Annotated[
@@ -85,9 +122,60 @@ class HowToAttack(Labelled, SmallestEpsilonOptions, PgdOptions):
     epsilons: Annotated[
         Epsilons,
         _BY_METHOD,
-        "largest changes of a pixel, where pixels go from 0 to 1, such as 0,8/255,0.1.",
+        "largest changes of a pixel, where pixels go from 0 to 1, such as 0,8/255,0.1; with "
+        "norm=l2 largest l2 norms of the change.",
     ] = EPSILONS
+    norm: Annotated[
+        NormOrSize | None,
+        Needs(perturbation=GIVEN),
+        Needs(method=tuple(name for name, attack in METHODS.items() if attack.pursues)),
+        "of the changes whose size epsilons are: linf or l2; none is linf. Of a perturbation, its "
+        "size, such as l2:3 or linf:10/255; none leaves it as it is.",
+    ] = None
     clip: Annotated[bool, _BY_METHOD, "keep perturbed images within the range of pixels."] = True
+
+    def check(self) -> None:
+        """Refuse epsilons beyond the range of a pixel, where they are changes of one."""
+        super().check()
+        if self.ball == "linf" and self.epsilons[-1] > 1:
+            raise UsageError(
+                f"epsilons={shown(self.epsilons)} isn't allowed: epsilons must be from 0 to 1, the "
+                "range of a pixel, such as 0.03 or 8/255; only with norm=l2 they may be larger"
+            )
+
+    def check_effects(self) -> None:
+        """Refuse what has no effect; a norm with a size is a perturbation's, and checked there."""
+        sized = self.norm is not None and self.norm.size > 0
+        super(HowToAttack, replace(self, norm=None) if sized else self).check_effects()
+
+    def check_images(self, shape: Sequence[int]) -> None:
+        """Refuse what makes no sense for images of a shape (H, W, C), before anything is computed.
+
+        Raises:
+            InputError: a norm has a size, or an epsilon holds every image there is.
+        """
+        if self.norm is not None and self.norm.size:
+            raise InputError(
+                f"norm={self.norm} has a size, and the sizes of an attack are its epsilons; give "
+                f"norm={self.norm.kind} and epsilons={show(self.norm.size)}"
+            )
+        diagonal = math.sqrt(math.prod(shape))
+        if self.ball == "l2" and self.epsilons[-1] >= diagonal:
+            raise InputError(
+                f"epsilons={shown(self.epsilons)} make no sense with norm=l2: images of the shape "
+                f"{show(tuple(shape))} are never farther apart than {diagonal:.4g}, where pixels "
+                "go from 0 to 1"
+            )
+
+    @property
+    def ball(self) -> BallNorm:
+        """The norm that bounds what is changed."""
+        return "l2" if self.norm is not None and self.norm.kind == "l2" else "linf"
+
+    @property
+    def pursues(self) -> bool:
+        """Whether images are followed until they are fooled."""
+        return METHODS[self.method].pursues
 
     @property
     def positive_epsilons(self) -> list[float]:

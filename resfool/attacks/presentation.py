@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from resfool.attacks import lowrank
+from resfool.attacks import lowrank, robustness
 from resfool.attacks.options import METHODS, AttackParameters
 from resfool.monitor import Leaves
 from resfool.report import page
@@ -18,10 +18,11 @@ from resfool.report.drawing import (
     caption,
     colour_of,
     draw_image,
+    draw_rate,
     draw_view,
     legible,
 )
-from resfool.values import epsilon_name, show
+from resfool.values import BallNorm, epsilon_name, show
 
 if TYPE_CHECKING:
     from resfool.attacks.examples import Attacked, Example
@@ -42,8 +43,10 @@ def leaves_of(attacked: "Attacked") -> Leaves:
 def leaves(results: Sequence["Attacked"], asked: AttackParameters) -> Leaves:
     """What an attack leaves beside its models' own: what compares them, and the report."""
     compared = {"rates": _rates_table(results)} if len(results) > 1 else {}
-    figure = {"fooling_rates.png": fooling_rates(results, asked.method)}
-    return figure | compared | page.files(_report(results, asked))
+    figures = {"fooling_rates.png": fooling_rates(results, asked.method)}
+    if asked.pursues:
+        figures["robust_accuracy.png"] = robustness.figure(results, asked.method)
+    return figures | compared | page.files(_report(results, asked))
 
 
 def _rates_table(results: Sequence["Attacked"]) -> pd.DataFrame:
@@ -66,6 +69,8 @@ def images_table(attacked: "Attacked") -> pd.DataFrame:
             table[f"at_{epsilon_name(epsilon)}"] = names[classes]
     if curve.smallest is not None:
         table["smallest_epsilon"] = curve.smallest
+    if curve.attacks:
+        table["fooled_first_by"] = robustness.fooled_by(curve)
     return table
 
 
@@ -73,7 +78,9 @@ def summary(results: Sequence["Attacked"]) -> str:
     """A table for the terminal: fooling rate of each model, and of random signs, at 8 epsilons."""
     count = len(results[0].curve.rows)
     picked = np.unique(np.linspace(0, count - 1, 8).round().astype(int))
-    width = max(len("epsilon"), *(len(f"{a.name}, random signs") for a in results))
+    labels = [f"{a.name}, random signs" for a in results]
+    labels += [label for a in results for label in robustness.labels(a.curve)]
+    width = max(len("epsilon"), *map(len, labels))
     head = [f"{show(results[0].curve.rows[i]['epsilon'] or 0):>8.7}" for i in picked]
     lines = [f"{'epsilon':<{width}}  accuracy {''.join(head)}   <- fooling rate"]
     for a in results:
@@ -83,6 +90,7 @@ def summary(results: Sequence["Attacked"]) -> str:
         ):
             values = "".join(f"{a.curve.rows[i][key]:>8.3f}" for i in picked)
             lines.append(f"{label:<{width}}  {accuracy} {values}")
+        lines += robustness.lines([a.curve.rows[i] for i in picked], a.curve, width)
     return "\n".join(lines)
 
 
@@ -100,13 +108,16 @@ def scalars(attacked: "Attacked") -> dict[str, float]:
     return found
 
 
+_NAMED = "fooling_rate", "error_rate", "accuracy", "random_fooling_rate"
+
+
 def model_metrics(attacked: "Attacked") -> dict[str, float]:
     """A model's figures under names of their own, such as fooling_rate_at_8_255."""
     return scalars(attacked) | {
         f"{name}_at_{epsilon_name(row['epsilon'])}": row[name]
         for row in attacked.curve.rows
-        for name in ("fooling_rate", "error_rate", "accuracy", "random_fooling_rate")
-        if row["epsilon"] > 0
+        for name in (*_NAMED, *robustness.NAMED)
+        if row["epsilon"] > 0 and name in row
     }
 
 
@@ -123,13 +134,19 @@ def _report(results: Sequence["Attacked"], asked: AttackParameters) -> page.Repo
     )
     words = [_in_words(a) for a in results]
     picture = page.Picture("fooling_rates", curves, caption)
-    sections = [page.Section("In short", words, pictures=[picture], notes=[note])]
+    pictures = [picture]
+    if asked.pursues:
+        drawn = page.png(robustness.figure(results, asked.method))
+        pictures.append(page.Picture("robust_accuracy", drawn, robustness.CAPTION))
+        note = f"{note} {robustness.NOTE}"
+    sections = [page.Section("In short", words, pictures=pictures, notes=[note])]
     for number, a in enumerate(results):
         pictures = []
         if a.examples:
             shown = page.png(examples(a))
             pictures = [page.Picture(f"examples_{number}", shown, "Some images under attack")]
-        sections.append(page.Section(a.name, tables=[_rates_for_people(a)], pictures=pictures))
+        tables = [_rates_for_people(a), *([robustness.table(a.curve)] if a.curve.attacks else [])]
+        sections.append(page.Section(a.name, tables=tables, pictures=pictures))
     rows = [[name, show(value)] for name, value in asked.settings().items()]
     sections.append(page.Section("Settings", tables=[page.Table(("parameter", "value"), rows)]))
     names = ", ".join(a.name for a in results)
@@ -141,6 +158,9 @@ def _report(results: Sequence["Attacked"], asked: AttackParameters) -> page.Repo
 
 def _in_words(a: "Attacked") -> str:
     words = [f"{a.name} classifies {a.clean_accuracy:.1%} of the images as they are correctly."]
+    words += robustness.words(a.curve)
+    if a.curve.norm == "l2":
+        return " ".join(words)
     told = 0.0
     for limit, what in (
         (4 / 255, "which hardly anybody sees"),
@@ -202,19 +222,25 @@ def fooling_rates(results: Sequence["Attacked"], method: str) -> Figure:
         for a in results
     ]
     count = len(results[0].curve.labels)
-    return draw_fooling_rates(curves, f"{method}, {count} images, {results[0].where}")
+    title = f"{method}, {count} images, {results[0].where}"
+    return draw_fooling_rates(curves, title, results[0].curve.norm)
 
 
-def draw_fooling_rates(curves: Sequence[FoolingCurve], title: str) -> Figure:
-    """Fooling rate against epsilon and the spectrum of the perturbations, as in Figure 11."""
+def draw_fooling_rates(
+    curves: Sequence[FoolingCurve], title: str, norm: BallNorm = "linf"
+) -> Figure:
+    """Fooling rate against epsilon, the size of the perturbations by a norm, and their spectrum.
+
+    It is drawn as in Figure 11.
+    """
     figure = Figure(figsize=(11.5, 4.6), layout="constrained")
     figure.suptitle(title)
     rates, spectrum = figure.subplots(1, 2)
     noise: Any = {"ls": ":", "marker": "", "alpha": 0.9}
     for number, curve in enumerate(curves):
         colour, name = colour_of(number, len(curves)), legible(curve.name)
-        _draw_rate(rates, curve.rows, "fooling_rate", color=colour, label=name)
-        _draw_rate(rates, curve.rows, "random_fooling_rate", color=colour, **noise)
+        draw_rate(rates, curve.rows, "fooling_rate", color=colour, label=name)
+        draw_rate(rates, curve.rows, "random_fooling_rate", color=colour, **noise)
         if len(curve.smallest):
             rates.ecdf(curve.smallest, color=colour, ls="-.", lw=1)
         own, other = curve.singular_values, curve.random_singular_values
@@ -224,9 +250,10 @@ def draw_fooling_rates(curves: Sequence[FoolingCurve], title: str) -> Figure:
     if any(len(curve.smallest) for curve in curves):
         rates.plot([], [], color="grey", ls="-.", label="at this epsilon or a smaller one")
     spectrum.plot([], [], color="grey", ls=":", label="random matrix, same row norms")
-    rates.set(xlabel="epsilon (pixels from 0 to 1)", ylim=(-0.02, 1.02))
+    rates.set(xlabel=robustness.axis(norm), ylim=(-0.02, 1.02))
     rates.set_ylabel("fooling rate (bands: 95% interval)")
-    _spread_small_epsilons(rates, max(row["epsilon"] for curve in curves for row in curve.rows))
+    largest = max(row["epsilon"] for curve in curves for row in curve.rows)
+    _spread_small_epsilons(rates, largest, in_levels=norm == "linf")
     spectrum.set(xlabel="index", ylabel="singular value", xscale="log")
     spectrum.set_title("gradient signs as rows of norm 1", fontsize="medium")
     spectrum.set_ylim(bottom=0)
@@ -236,12 +263,15 @@ def draw_fooling_rates(curves: Sequence[FoolingCurve], title: str) -> Figure:
     return figure
 
 
-def _spread_small_epsilons(axes: Axes, largest: float) -> None:
+def _spread_small_epsilons(axes: Axes, largest: float, *, in_levels: bool) -> None:
     """Axes that grow with the square root, since most happens at small epsilons."""
-    levels = axes.twiny()
-    levels.set_xlabel("epsilon in levels of 255")
-    marks = (0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1), (0, 1, 4, 8, 16, 32, 64, 128, 255)
-    for scaled, top, all_ticks in zip((axes, levels), (largest, largest * 255), marks, strict=True):
+    marks: tuple[float, ...] = (0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 20, 50, 100)
+    scales = [(axes, largest, marks)]
+    if in_levels:
+        levels = axes.twiny()
+        levels.set_xlabel("epsilon in levels of 255")
+        scales.append((levels, 255 * largest, (0, 1, 4, 8, 16, 32, 64, 128, 255)))
+    for scaled, top, all_ticks in scales:
         scaled.set_xscale("function", functions=(_root, np.square))
         scaled.set_xlim(0, top)
         ticks = [tick for tick in all_ticks if tick <= top]
@@ -250,15 +280,6 @@ def _spread_small_epsilons(axes: Axes, largest: float) -> None:
 
 def _root(epsilon: Any) -> Any:
     return np.sqrt(np.maximum(epsilon, 0))
-
-
-def _draw_rate(
-    axes: Axes, rows: Sequence[Mapping[str, float]], name: str, *, color: str, **style: Any
-) -> None:
-    epsilons = [row["epsilon"] for row in rows]
-    low, high = ([row[f"{name}_{end}"] for row in rows] for end in ("low", "high"))
-    axes.plot(epsilons, [row[name] for row in rows], **{"marker": ".", "color": color} | style)
-    axes.fill_between(epsilons, low, high, color=color, alpha=0.15, lw=0)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,3 +115,13 @@ def draw_image(axes: Axes, image: np.ndarray) -> None:
     shown = np.clip(image[..., :3] if image.shape[-1] >= 3 else image[..., 0], 0, 1)
     axes.imshow(shown, cmap="gray", vmin=0, vmax=1)
     axes.set(xticks=[], yticks=[])
+
+
+def draw_rate(
+    axes: Axes, rows: Sequence[Mapping[str, float]], name: str, *, color: str, **style: Any
+) -> None:
+    """A rate by its name against epsilon, with a band from _low to _high."""
+    epsilons = [row["epsilon"] for row in rows]
+    low, high = ([row[f"{name}_{end}"] for row in rows] for end in ("low", "high"))
+    axes.plot(epsilons, [row[name] for row in rows], **{"marker": ".", "color": color} | style)
+    axes.fill_between(epsilons, low, high, color=color, alpha=0.15, lw=0)

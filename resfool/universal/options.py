@@ -19,6 +19,7 @@ from resfool.values import (
     Counts,
     Epsilon,
     Norm,
+    NormOrSize,
     PositiveCount,
     Share,
     SizedNorm,
@@ -193,8 +194,14 @@ class UniversalParameters(OneModel, Solving, Labelled, Approximation, Drawn, Wor
         return solver and self.matrix is None
 
 
-class TransferParameters(Sized, Target):
+class TransferParameters(Target):
     """Measure how well universal perturbations fool models that they may not be fitted on."""
+
+    norm: Annotated[
+        NormOrSize,
+        Needs(perturbation=GIVEN),
+        "of the perturbation, such as l2:3 or linf:10/255; none leaves it as it is.",
+    ] = Norm("none")
 
     perturbation: Annotated[
         Addresses | None,
@@ -202,6 +209,21 @@ class TransferParameters(Sized, Target):
         "apply instead of the method, whose parameters have no effect then; none attacks by the "
         "method.",
     ] = None
+
+    def check(self) -> None:
+        """Refuse a norm without a size."""
+        super().check()
+        if self.perturbation is not None and self.norm.kind != "none" and not self.norm.size:
+            raise InputError(
+                f"norm={self.norm} lacks the size of the perturbation, such as norm={self.norm}:0.1"
+            )
+
+    def check_effects(self) -> None:
+        """Refuse what has no effect; a norm without a size is an attack's, and checked there."""
+        ours = self.perturbation is not None or self.norm.size > 0
+        super(
+            TransferParameters, self if ours else replace(self, norm=Norm("none"))
+        ).check_effects()
 
     def check_places(self) -> None:
         """Refuse files with perturbations that aren't there; models are checked by the attack."""

@@ -57,8 +57,12 @@ class Moved:
         move: from the numbers of some images and an epsilon to those images under attack.
         smallest: float32 (N,), the smallest epsilon that changes the class, if it was looked for;
             inf where none was found.
+        attacks: the names of several attacks that followed one another, if they did.
+        first: int (E, N), the number of the one that fooled an image first; -1 where none did.
     """
 
     outcome: "Outcome"
     move: Callable[[np.ndarray, float], np.ndarray]
     smallest: np.ndarray | None = None
+    attacks: tuple[str, ...] = ()
+    first: np.ndarray | None = None

@@ -1,0 +1,133 @@
+"""What attacks that follow one another leave of the accuracy, in words, tables and a figure."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from resfool.report import page
+from resfool.report.drawing import Figure, colour_of, draw_rate, legible
+from resfool.values import BallNorm, Row, show
+
+if TYPE_CHECKING:
+    from resfool.attacks.epsilons import Curve
+    from resfool.attacks.examples import Attacked
+
+NAMED = "robust_accuracy", "robust_accuracy_low", "robust_accuracy_high"
+CAPTION = "Robust accuracy, and which attack fooled how many images first"
+NOTE = (
+    "Robust accuracy: share of the images that are classified rightly and that no attack fooled. "
+    "What was not found may still be there, so it is an upper bound. An image that an attack "
+    "fooled is not given to the next ones, and counts as fooled at every larger epsilon."
+)
+_MOST_TOLD = 4  # epsilons in words
+
+
+def labels(curve: "Curve") -> list[str]:
+    """What stands before the lines of a model's attacks in a summary."""
+    return [f"  fooled first by {name}" for name in curve.attacks]
+
+
+def lines(rows: Sequence[Row], curve: "Curve", width: int) -> list[str]:
+    """Lines of a summary: the robust accuracy, and how many images which attack fooled first.
+
+    Args:
+        rows: of the epsilons that are shown.
+        curve: of the model; where its method is not of such attacks, there are no lines.
+        width: of what stands before the numbers.
+    """
+    if not curve.attacks:
+        return []
+    told = [("  robust accuracy", NAMED[0]), ("  its 95% interval", NAMED[1]), ("", NAMED[2])]
+    told_firsts = zip(labels(curve), _firsts(curve), strict=True)
+    return [
+        f"{label:<{width}}  {'':8} " + "".join(f"{row[key]:>8.{digits}f}" for row in rows)
+        for digits, part in ((3, told), (0, told_firsts))
+        for label, key in part
+    ]
+
+
+def words(curve: "Curve") -> list[str]:
+    """Sentences on the robust accuracy at some epsilons."""
+    if not curve.attacks:
+        return []
+    rows = [row for row in curve.rows if row["epsilon"] > 0]
+    picked = np.unique(np.linspace(0, len(rows) - 1, _MOST_TOLD).round().astype(int))
+    kind = "an l2 norm" if curve.norm == "l2" else "an epsilon"
+    return [
+        f"Within {kind} of {show(row['epsilon'])} at most {row['robust_accuracy']:.1%} stay right "
+        f"(95% interval {row['robust_accuracy_low']:.1%} to {row['robust_accuracy_high']:.1%})."
+        for row in (rows[i] for i in picked)
+    ]
+
+
+def table(curve: "Curve") -> page.Table:
+    """The robust accuracy, and how many images which attack fooled first."""
+    head = "epsilon", "robust accuracy", *(label.strip() for label in labels(curve))
+    cells = [
+        "{robust_accuracy:.3f} ({robust_accuracy_low:.3f} to {robust_accuracy_high:.3f})",
+        *(f"{{{key}:.0f}}" for key in _firsts(curve)),
+    ]
+    rows = [[show(r["epsilon"] or 0), *(c.format_map(r) for c in cells)] for r in curve.rows]
+    return page.Table(head, rows)
+
+
+def fooled_by(curve: "Curve") -> np.ndarray:
+    """The name of the attack that fooled each image at its smallest epsilon, or nothing, (N,)."""
+    assert curve.first is not None
+    names = np.array([*curve.attacks, ""])  # the last one is that of -1
+    smallest = (curve.first >= 0).argmax(axis=0)
+    return names[curve.first[smallest, np.arange(curve.first.shape[1])]]
+
+
+def _firsts(curve: "Curve") -> list[str]:
+    return [f"fooled_first_by_{name}" for name in curve.attacks]
+
+
+def figure(results: Sequence["Attacked"], method: str) -> Figure:
+    """Robust accuracy against epsilon, and for each model what fooled its images first."""
+    count = 1 + len(results)
+    drawn = Figure(figsize=(5.75 * min(count, 4), 4.6 * -(-count // 4)), layout="constrained")
+    drawn.suptitle(f"{method}, {len(results[0].curve.labels)} images, {results[0].where}")
+    curves, *shares = drawn.subplots(-(-count // 4), min(count, 4), squeeze=False).flat
+    for number, (a, axes) in enumerate(zip(results, shares, strict=False)):
+        colour = colour_of(number, len(results))
+        draw_rate(curves, a.curve.rows, "robust_accuracy", color=colour, label=legible(a.name))
+        _draw_shares(axes, a.curve)
+        axes.set_title(legible(a.name), fontsize="medium")
+    for axes in shares[len(results) :]:
+        axes.set_axis_off()
+    curves.set(ylim=(-0.02, 1.02), xlabel=axis(results[0].curve.norm))
+    curves.set_ylabel("robust accuracy (bands: 95% interval)")
+    curves.set_xlim(left=0)
+    curves.grid(alpha=0.3)
+    curves.legend()
+    return drawn
+
+
+def axis(norm: BallNorm) -> str:
+    """What epsilons are, at an axis."""
+    return f"{'epsilon, an l2 norm' if norm == 'l2' else 'epsilon'} (pixels from 0 to 1)"
+
+
+def _draw_shares(axes: Axes, curve: "Curve") -> None:
+    """For each epsilon a bar of all images: wrong as they are, fooled by which attack, or right."""
+    total = len(curve.labels)
+    wrong = float((curve.clean.classes[0] != curve.labels).sum())
+    parts = {"wrong as it is": [wrong for _ in curve.rows]}
+    parts |= {
+        name: [row[key] for row in curve.rows]
+        for name, key in zip(curve.attacks, _firsts(curve), strict=True)
+    }
+    parts["not fooled"] = [total * row["robust_accuracy"] for row in curve.rows]
+    bottom = np.zeros(len(curve.rows))
+    ticks = [show(row["epsilon"] or 0) for row in curve.rows]
+    ends = {"wrong as it is": "0.75", "not fooled": "0.92"}
+    for number, (name, heights) in enumerate(parts.items()):
+        colour = ends.get(name) or colour_of(number - 1, len(curve.attacks))
+        axes.bar(ticks, heights, bottom=bottom, label=name, color=colour, width=0.8)
+        bottom += heights
+    axes.tick_params(axis="x", rotation=45)
+    axes.set(ylabel="images", xlabel=axis(curve.norm), ylim=(0, total))
+    axes.legend(fontsize="small")
