@@ -51,6 +51,7 @@ _LATER: dict[str, tuple[Any, ...]] = {
     "norm": (None,),  # of an attack; that of a universal perturbation is one of its own
     "output": (None,),
     "preprocessing": ("none",),
+    "quantise": (None,),
     "queries": (5000,),
     "restarts": (1,),
     "schedule": ("constant", "drop"),  # which of them it is, lr_drop says

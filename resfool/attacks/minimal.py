@@ -14,14 +14,13 @@ import keras
 import numpy as np
 
 from resfool.attacks import lowrank
-from resfool.attacks.solvers import SOLVERS, Ball, Solver, Subspace
+from resfool.attacks.solvers import SOLVERS, Ball, Solver, Subspace, check_norm
 from resfool.attacks.solvers.crossing import Rays
 from resfool.attacks.solvers.problem import Attempt, Map, Problem, one_by_one
 from resfool.classifiers import inference
 from resfool.classifiers.inference import BATCH_SIZE
 from resfool.errors import InputError, unknown
 from resfool.monitor import Advance, quiet
-from resfool.values import listed
 
 
 @dataclass(frozen=True)
@@ -101,9 +100,7 @@ def smallest_perturbations(
     classes = model.output_shape[-1]
     if solver not in SOLVERS:
         raise unknown("solver", solver, SOLVERS)
-    if norm not in SOLVERS[solver].norms:
-        others = listed(name for name, way in SOLVERS.items() if norm in way.norms)
-        raise InputError(f"solver={solver} knows no norm={norm}; {others} do")
+    check_norm(solver, norm)
     if candidates < 2:
         raise InputError(f"candidates={candidates} must be 2 or more: the prediction and another")
     if quantise is not None and not (clip and 1 <= quantise <= 16):

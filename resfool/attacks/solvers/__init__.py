@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from resfool.declarations import Known, Needs
+from resfool.errors import InputError
 from resfool.parameters import Parameters
 from resfool.values import listed
 
@@ -60,6 +61,18 @@ SOLVERS: dict[str, Way] = {
         options=("candidates", "subspace", "evaluations", "map"),
     ),
 }
+
+
+def check_norm(solver: str, norm: Ball) -> None:
+    """Refuse a norm that a solver doesn't know.
+
+    Raises:
+        InputError: it doesn't.
+    """
+    if norm not in SOLVERS[solver].norms:
+        others = listed(name for name, way in SOLVERS.items() if norm in way.norms)
+        raise InputError(f"solver={solver} knows no norm={norm}; {others} do")
+
 
 Solver = Annotated[str, Known(SOLVERS)]
 
