@@ -12,7 +12,7 @@ from resfool.values import show
 VERSIONS = {
     "train": "e62de5f69643a9a5",
     "attack": "56aa5d1102c24214",
-    "universal": "a292f6ee4a0b757b",
+    "universal": "971b7dcdea6b4867",
 }
 
 # What a result doesn't depend on: where things lie, and who computes them in which processes.
@@ -51,6 +51,7 @@ _LATER: dict[str, tuple[Any, ...]] = {
     "norm": (None,),  # of an attack; that of a universal perturbation is one of its own
     "output": (None,),
     "preprocessing": ("none",),
+    "quantise": (None,),
     "queries": (5000,),
     "restarts": (1,),
     "schedule": ("constant", "drop"),  # which of them it is, lr_drop says

@@ -343,7 +343,11 @@ def test_a_matrix_that_no_run_can_have_left_is_refused(
 
 
 EACH = {"passes": np.arange(2), "seconds": np.ones(2), "perturbations": np.ones((2, 2, 2, 1))}
-CHUNK = {"norms": np.array([2.0, np.inf]), "flipped": np.array([True, False])}
+CHUNK = {
+    "norms": np.array([2.0, np.inf]),
+    "flipped": np.array([True, False]),
+    "rounded": np.array([True, False]),
+}
 CHUNK |= {"evaluations": EACH["passes"], "seconds": EACH["seconds"]}
 CHUNK |= {"perturbations": EACH["perturbations"]}
 

@@ -38,6 +38,7 @@ class Curve:
         norm: of which the epsilons are sizes.
         attacks: the names of several attacks that followed one another, if the method is of such.
         first: int (E, N), the number of the one that fooled an image first; -1 where none did.
+        rounded: bool (N,), whether the smallest perturbation fools in 8 bits too, if that was seen.
     """
 
     epsilons: tuple[float, ...]
@@ -53,6 +54,7 @@ class Curve:
     norm: BallNorm = "linf"
     attacks: tuple[str, ...] = ()
     first: np.ndarray | None = None
+    rounded: np.ndarray | None = None
 
     @property
     def zero_gradient_share(self) -> float:
@@ -141,6 +143,7 @@ def over_epsilons(
         norm=asked.ball,
         attacks=moved.attacks,
         first=by,
+        rounded=moved.rounded,
     )
 
 

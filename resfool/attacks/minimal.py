@@ -1,9 +1,10 @@
-"""The smallest l2 perturbation of each sample: min ||r||_2 such that k(x + r) != k(x).
+"""The smallest perturbation of each sample, in l2 or linf: min ||r|| such that k(x + r) != k(x).
 
 That is the inner problem of Algorithms 1 and 2 (section VI.A), for which the paper takes COBYLA.
 `smallest_perturbations` is the one name; `solvers` holds the ways to solve it. What a solver
-returns is never believed: the flip is seen on the model itself, in the batches in which the images
-are judged elsewhere, and the perturbation is shortened along its own ray until it only just flips.
+returns is never believed: the flip is seen on the model itself, and the perturbation is shortened
+along its own ray until it only just flips, by a lead that rounding can't undo: in passes of any
+number of images, on other kernels, and in float64.
 """
 
 import time
@@ -13,14 +14,13 @@ import keras
 import numpy as np
 
 from resfool.attacks import lowrank
-from resfool.attacks.solvers import SOLVERS, Solver, Subspace
+from resfool.attacks.solvers import SOLVERS, Ball, Solver, Subspace, check_norm
+from resfool.attacks.solvers.crossing import Rays
 from resfool.attacks.solvers.problem import Attempt, Map, Problem, one_by_one
 from resfool.classifiers import inference
-from resfool.classifiers.inference import BATCH_SIZE, LazyRows
+from resfool.classifiers.inference import BATCH_SIZE
 from resfool.errors import InputError, unknown
 from resfool.monitor import Advance, quiet
-
-PRECISION = 1e-4  # of a norm along its ray, relative
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,10 @@ class Minimal:
 
     Attributes:
         perturbations: float32 (N, H, W, C); zero where nothing flipped.
-        norms: float32 (N,), their l2 norms; inf where nothing flipped.
-        flipped: bool (N,), whether the predicted class was seen to change.
+        norms: float32 (N,), their norms, l2 or linf; inf where nothing flipped.
+        flipped: bool (N,), whether the predicted class was seen to change, by a lead that rounding
+            can't undo.
+        rounded: bool (N,), whether it still changes once pixels are rounded to 8 bits.
         evaluations: int64 (N,), passes through the model: a forward pass counts 1, the gradient
             of a logit with its forward pass 2.
         seconds: float64 (N,); images that were solved together share their time evenly.
@@ -39,6 +41,7 @@ class Minimal:
     perturbations: np.ndarray
     norms: np.ndarray
     flipped: np.ndarray
+    rounded: np.ndarray
     evaluations: np.ndarray
     seconds: np.ndarray
 
@@ -57,15 +60,17 @@ def smallest_perturbations(
     images: np.ndarray,
     *,
     solver: Solver = "closest",
+    norm: Ball = "l2",
     subspace: Subspace = "gradients",
     candidates: int = 10,
     evaluations: int | None = None,
     clip: bool = False,
+    quantise: int | None = None,
     batch_size: int = BATCH_SIZE,
     map: Map = one_by_one,
     progress: Advance = quiet,
 ) -> Minimal:
-    """The smallest l2 perturbation of each image that changes the model's prediction.
+    """The smallest perturbation, in l2 or linf, of each image that changes the model's prediction.
 
     No solver draws at random: the same images give the same answer. Each perturbation is no longer
     along its ray than need be.
@@ -74,6 +79,7 @@ def smallest_perturbations(
         model: from images to logits of two classes or more.
         images: float32 (N, H, W, C) in [0, 1], at least one.
         solver: a name in SOLVERS; what it doesn't take of the options below means nothing.
+        norm: which is smallest; not every solver has both.
         subspace: of cobyla: the differences of the logits' "gradients" at the image, the "rows" of
             the first dense layer's matrix, or all "pixels".
         candidates: classes to look at, the predicted one and those next to it, or all if there are
@@ -81,6 +87,8 @@ def smallest_perturbations(
         evaluations: of the model that cobyla may spend on an image; None is EVALUATIONS of the
             subspace, or twice its dimensions if that is more.
         clip: keep perturbed images in [0, 1].
+        quantise: the bits to which pixels are rounded; what is found flips after that. It needs
+            clip. None rounds nothing.
         batch_size: images per pass.
         map: runs the tasks of a solver that goes image by image.
         progress: is told how many more images are solved.
@@ -92,8 +100,11 @@ def smallest_perturbations(
     classes = model.output_shape[-1]
     if solver not in SOLVERS:
         raise unknown("solver", solver, SOLVERS)
+    check_norm(solver, norm)
     if candidates < 2:
         raise InputError(f"candidates={candidates} must be 2 or more: the prediction and another")
+    if quantise is not None and not (clip and 1 <= quantise <= 16):
+        raise InputError(f"quantise={quantise} must be 1 to 16 bits, and needs clip=yes")
     if classes < 2:
         raise InputError(f"a model of {classes} logit has no class to change to")
     offered = {
@@ -102,61 +113,37 @@ def smallest_perturbations(
         "evaluations": evaluations,
         "map": map,
     }
-    own = inference.predicted(inference.logits(model, images, batch_size))
-    problem = Problem(model, images, own, clip, batch_size, progress)
+    logits = inference.logits(model, images, batch_size)
+    own = inference.predicted(logits)
+    levels = None if quantise is None else 2**quantise - 1
+    problem = Problem(model, images, logits, own, norm, clip, batch_size, progress, levels)
     way = SOLVERS[solver]
-    return _verified(problem, way.solve(problem, **{name: offered[name] for name in way.options}))
+    attempt = way.solve(problem, **{name: offered[name] for name in way.options})
+    return _verified(problem, attempt)
 
 
 def _verified(problem: Problem, attempt: Attempt) -> Minimal:
     """See each flip on the model itself, and shorten the perturbation to where it happens."""
-    passes, count = 0, len(problem.images)
     began = time.perf_counter()
-
-    def scaled(lengths: np.ndarray, rows: slice) -> np.ndarray:
-        length = lengths[rows].astype(np.float32).reshape(-1, 1, 1, 1)
-        moves = attempt.perturbations[rows] * length
-        if problem.clip:
-            images = problem.images[rows]
-            moves = np.clip(images + moves, 0.0, 1.0) - images
-        return moves
-
-    # All images go through every pass, each in its own place, so that the model computes the very
-    # bits that it computes when these images are judged elsewhere.
-    def flips(lengths: np.ndarray) -> np.ndarray:
-        nonlocal passes
-        passes += 1
-        moved = LazyRows(count, lambda rows: problem.images[rows] + scaled(lengths, rows))
-        found = inference.logits(problem.model, moved, problem.batch_size)
-        return np.asarray(found.argmax(axis=1) != problem.classes)
-
-    # A solver may have stopped a rounding error short of the boundary.
-    high = np.ones(count)
-    flipped = flips(high)
-    for stretch in (1.001, 1.02):
-        if not flipped.all():
-            high[~flipped] = stretch
-            flipped = flips(high)
-    low = np.zeros(count)
-    for guess in (1 - 8 * PRECISION, 0.97, 0.8):
-        wide = flipped & (low == 0)
-        if wide.any():
-            nearer = flips(np.where(wide, guess * high, high))
-            low = np.where(wide & ~nearer, guess * high, low)
-            high = np.where(wide & nearer, guess * high, high)
-    while (flipped & (high - low > PRECISION * high)).any():
-        middle = np.where(flipped, (low + high) / 2, high)
-        nearer = flips(middle)
-        low, high = np.where(nearer, low, middle), np.where(nearer, middle, high)
-    high[~flipped] = 0.0
-    perturbations, norms = np.empty(problem.images.shape, np.float32), np.empty(count)
+    count = len(problem.images)
+    rays = Rays(problem, attempt.perturbations)
+    lengths, looks = rays.crossings()
+    flipped = np.isfinite(lengths)
+    lengths = np.where(flipped, lengths, 0.0)
+    perturbations, norms = np.empty(problem.images.shape, np.float32), np.full(count, np.inf)
     for rows in inference.batches(count, problem.batch_size):
-        perturbations[rows] = scaled(high, rows)
-        norms[rows] = lowrank.sizes(perturbations[rows], "l2")
+        perturbations[rows] = rays.moves(rows, lengths[rows])
+        norms[rows] = lowrank.sizes(perturbations[rows], problem.norm)
+    perturbations[~flipped] = 0.0
+    rounded = flipped.copy()
+    if flipped.any() and not problem.levels:
+        where = np.flatnonzero(flipped)
+        rounded[where] = rays.leads(where, lengths[where], 255) > 0
     return Minimal(
         perturbations=perturbations,
         norms=np.where(flipped, norms, np.inf).astype(np.float32),
         flipped=flipped,
-        evaluations=attempt.evaluations + passes + 1,
+        rounded=rounded,
+        evaluations=attempt.evaluations + looks + 3,
         seconds=attempt.seconds + (time.perf_counter() - began) / count,
     )

@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from resfool import costs
-from resfool.attacks.methods import fgsm, pgd, smallest_epsilon, standard
+from resfool.attacks.methods import fgsm, pgd, smallest, smallest_epsilon, standard
 from resfool.attacks.methods.moving import Moved
 from resfool.attacks.methods.pgd import PgdOptions
+from resfool.attacks.methods.smallest import SmallestOptions
 from resfool.attacks.methods.smallest_epsilon import SmallestEpsilonOptions
 from resfool.attacks.methods.standard import COMPONENTS, StandardOptions
+from resfool.attacks.solvers import check_norm
 from resfool.classifiers.finding import Models
 from resfool.classifiers.interface import Interface
 from resfool.costs import Cost, Data
@@ -76,6 +78,14 @@ METHODS: dict[str, Attack] = {
         pgd.pgd,
         tuple(PgdOptions.declared()),
     ),
+    "smallest": Attack(
+        "the smallest perturbation of each image",
+        "the whole curve at once",
+        smallest.passes,
+        smallest.smallest,
+        tuple(SmallestOptions.declared()),
+        pursues=True,
+    ),
     "standard": Attack(
         "the attacks of AutoAttack, one after the other",
         "the attacks of AutoAttack",
@@ -111,7 +121,7 @@ class Labelled(Parameters):
 _BY_METHOD = Needs(perturbation=(None,))
 
 
-class HowToAttack(Labelled, SmallestEpsilonOptions, PgdOptions, StandardOptions):
+class HowToAttack(Labelled, SmallestEpsilonOptions, PgdOptions, SmallestOptions, StandardOptions):
     """How images are attacked; among the bases are the methods' own options."""
 
     method: Annotated[
@@ -137,6 +147,8 @@ class HowToAttack(Labelled, SmallestEpsilonOptions, PgdOptions, StandardOptions)
     def check(self) -> None:
         """Refuse epsilons beyond the range of a pixel, where they are changes of one."""
         super().check()
+        if self.method == "smallest":
+            check_norm(self.solver, self.ball)
         if self.ball == "linf" and self.epsilons[-1] > 1:
             raise UsageError(
                 f"epsilons={shown(self.epsilons)} isn't allowed: epsilons must be from 0 to 1, the "

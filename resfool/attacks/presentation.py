@@ -75,6 +75,8 @@ def images_table(attacked: "Attacked") -> pd.DataFrame:
             table[f"at_{epsilon_name(epsilon)}"] = names[classes]
     if curve.smallest is not None:
         table["smallest_epsilon"] = curve.smallest
+    if curve.rounded is not None:
+        table["fooled_in_8_bits"] = curve.rounded
     if curve.attacks:
         table["fooled_first_by"] = robustness.fooled_by(curve)
     return table
@@ -109,6 +111,8 @@ def scalars(attacked: "Attacked") -> dict[str, float]:
         "random_energy_of_10_directions": lowrank.energy(attacked.random_singular_values, 10),
     }
     smallest = attacked.curve.smallest
+    if attacked.curve.attacks:
+        return found | robustness.quantiles(attacked.curve)
     if smallest is not None and np.isfinite(np.median(smallest)):
         found["median_smallest_epsilon"] = float(np.median(smallest))
     return found
@@ -181,7 +185,7 @@ def _in_words(a: "Attacked") -> str:
                 f"({rows[-1]['random_fooling_rate']:.0%} if its signs are drawn at random)."
             )
     median = scalars(a).get("median_smallest_epsilon")
-    if median is not None:
+    if median is not None and not a.curve.attacks:
         words.append(f"Half of the predictions change within {255 * median:.1f}/255.")
     return " ".join(words)
 

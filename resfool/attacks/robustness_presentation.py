@@ -55,11 +55,38 @@ def words(curve: "Curve") -> list[str]:
     rows = [row for row in curve.rows if row["epsilon"] > 0]
     picked = np.unique(np.linspace(0, len(rows) - 1, _MOST_TOLD).round().astype(int))
     kind = "an l2 norm" if curve.norm == "l2" else "an epsilon"
-    return [
+    exactly = quantiles(curve)
+    medians = []
+    if median := exactly.get("median_smallest_epsilon"):
+        medians.append(f"Half of the images that were attacked are fooled within {median:.4g}.")
+    if share := exactly.get("fooled_share_in_8_bits"):
+        medians.append(f"Saved in 8 bits, {share:.0%} of those that are fooled still are.")
+    return medians + [
         f"Within {kind} of {show(row['epsilon'])} at most {row['robust_accuracy']:.1%} stay right "
         f"(95% interval {row['robust_accuracy_low']:.1%} to {row['robust_accuracy_high']:.1%})."
         for row in (rows[i] for i in picked)
     ]
+
+
+def quantiles(curve: "Curve") -> Row:
+    """Of the smallest epsilons of the images that were attacked, as far as those are finite.
+
+    Beside them, of the images that are fooled, the share that is fooled in 8 bits too.
+    """
+    if curve.smallest is None:
+        return {}
+    wrong = curve.clean.classes[0] != curve.labels  # which are left alone, if labels are attacked
+    own = curve.smallest[~wrong | np.isfinite(curve.smallest)]
+    names = {10: "smallest_epsilon_10", 25: "smallest_epsilon_25", 50: "median_smallest_epsilon"}
+    names |= {75: "smallest_epsilon_75", 90: "smallest_epsilon_90"}
+    found: Row = {}
+    for percent, name in names.items() if len(own) else ():
+        # Between two of them there is none: the mean of one and infinity is no epsilon.
+        level = float(np.percentile(own, percent, method="inverted_cdf"))
+        found |= {name: level} if np.isfinite(level) else {}
+    if curve.rounded is not None and np.isfinite(own).any():
+        found["fooled_share_in_8_bits"] = float(curve.rounded.sum() / np.isfinite(own).sum())
+    return found
 
 
 def table(curve: "Curve") -> page.Table:
@@ -93,7 +120,11 @@ def figure(results: Sequence["Attacked"], method: str) -> Figure:
     curves, *shares = drawn.subplots(-(-count // 4), min(count, 4), squeeze=False).flat
     for number, (a, axes) in enumerate(zip(results, shares, strict=False)):
         colour = colour_of(number, len(results))
-        draw_rate(curves, a.curve.rows, "robust_accuracy", color=colour, label=legible(a.name))
+        exact = a.curve.smallest is not None
+        style = {"label": legible(a.name), "ls": "" if exact else "-"}
+        draw_rate(curves, a.curve.rows, "robust_accuracy", color=colour, **style)
+        if exact:
+            _draw_exactly(curves, a.curve, colour)
         _draw_shares(axes, a.curve)
         axes.set_title(legible(a.name), fontsize="medium")
     for axes in shares[len(results) :]:
@@ -104,6 +135,15 @@ def figure(results: Sequence["Attacked"], method: str) -> Figure:
     curves.grid(alpha=0.3)
     curves.legend()
     return drawn
+
+
+def _draw_exactly(axes: Axes, curve: "Curve", colour: str) -> None:
+    """The robust accuracy at every epsilon up to the largest, by the smallest of each image."""
+    assert curve.smallest is not None
+    right = curve.clean.classes[0] == curve.labels
+    falls = np.sort(curve.smallest[right & (curve.smallest <= curve.epsilons[-1])])
+    left = (right.sum() - np.arange(len(falls) + 1)) / len(right)
+    axes.step([0, *falls], left, where="post", color=colour, lw=1)
 
 
 def axis(norm: BallNorm) -> str:

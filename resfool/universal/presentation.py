@@ -114,6 +114,7 @@ def _solved_table(solved: "Minimal") -> pd.DataFrame:
         {
             "image": range(len(solved.norms)),
             "flipped": solved.flipped,
+            "flipped_in_8_bits": solved.rounded,
             "l2_norm": solved.norms,
             "evaluations": solved.evaluations,
             "seconds": solved.seconds,
@@ -126,6 +127,7 @@ def _solved_scalars(solved: "Minimal") -> dict[str, float]:
     norms = solved.norms[solved.flipped]
     found = {
         "flipped_share": float(solved.flipped.mean()),
+        "flipped_share_in_8_bits": float(solved.rounded.mean()),
         "evaluations_per_image": float(solved.evaluations.mean()),
         "seconds_per_image": float(solved.seconds.mean()),
     }

@@ -20,6 +20,7 @@ from resfool.attacks.solvers import SOLVERS, Solving
 from resfool.attacks.solvers.problem import one_by_one
 from resfool.classifiers import inference
 from resfool.errors import expanded
+from resfool.identity import VERSIONS
 from resfool.monitor import Advance
 from resfool.universal.options import UniversalParameters
 from resfool.universal.work import Work
@@ -61,7 +62,7 @@ def check_kept(asked: UniversalParameters, identity: Mapping[str, Any], images: 
 def _place(asked: UniversalParameters, identity: Mapping[str, Any], images: np.ndarray) -> Path:
     """Where what is solved of a problem is kept: a file that is named by all of it."""
     problem = {**identity, **asked.shared(Solving), "images": digest(images)}
-    problem["batch_size"] = largest(asked.batch_size)
+    problem |= {"batch_size": largest(asked.batch_size), "code": VERSIONS["universal"]}
     if SOLVERS[asked.solver].spreads:
         problem["kept"] = "each image"
     name = f"{_NAME}{digest(json.dumps(problem, sort_keys=True))}.npz"
@@ -122,6 +123,7 @@ def _kept_chunks(path: Path, shape: tuple[int, ...]) -> Minimal:
             "perturbations": Wanted("f", (*of_each, *shape[1:]), most=ABSURD),
             "norms": Wanted("f", of_each, finite=False, most=ABSURD),
             "flipped": Wanted("b", of_each),
+            "rounded": Wanted("b", of_each),
             "evaluations": Wanted("iu", of_each),
             "seconds": Wanted("f", of_each, most=ABSURD),
         }

@@ -82,7 +82,7 @@ def test_a_group_that_is_not_full_goes_through_what_is_compiled_for_a_full_one(
     def solved(model: keras.Model, some: np.ndarray, *, batch_size: int, **options: Any) -> Minimal:
         assert len(some) == batch_size
         ones = np.ones(len(some))
-        return Minimal(2 * some, ones, ones > 0, ones, ones)
+        return Minimal(2 * some, ones, ones > 0, ones > 0, ones, ones)
 
     monkeypatch.setattr(minimal, "smallest_perturbations", solved)
     for count in (1, 3, 5):

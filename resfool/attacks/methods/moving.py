@@ -59,6 +59,7 @@ class Moved:
             inf where none was found.
         attacks: the names of several attacks that followed one another, if they did.
         first: int (E, N), the number of the one that fooled an image first; -1 where none did.
+        rounded: bool (N,), whether the smallest perturbation fools in 8 bits too, if that was seen.
     """
 
     outcome: "Outcome"
@@ -66,3 +67,4 @@ class Moved:
     smallest: np.ndarray | None = None
     attacks: tuple[str, ...] = ()
     first: np.ndarray | None = None
+    rounded: np.ndarray | None = None

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from resfool.declarations import Known, Needs
+from resfool.errors import InputError
 from resfool.parameters import Parameters
 from resfool.values import listed
 
 if TYPE_CHECKING:
     from resfool.attacks.solvers.problem import Attempt
 
+Ball = Literal["linf", "l2"]  # the norm in which perturbations are small
 Subspace = Literal["gradients", "rows", "pixels"]  # that cobyla searches
 
 
@@ -32,10 +34,12 @@ class Way:
         solve: from a Problem, and options by their names, to an Attempt.
         options: those that it takes, of candidates, subspace, evaluations and map; see
             `smallest_perturbations`.
+        norms: in which it finds short ones.
     """
 
     solve: "Callable[..., Attempt]"
     options: tuple[str, ...] = ("candidates",)
+    norms: tuple[Ball, ...] = ("l2",)
 
     @property
     def takes(self) -> tuple[str, ...]:
@@ -49,14 +53,26 @@ class Way:
 
 
 SOLVERS: dict[str, Way] = {
-    "closest": Way(late("resfool.attacks.solvers.closest", "closest")),
-    "deepfool": Way(late("resfool.attacks.solvers.deepfool", "deepfool")),
+    "closest": Way(late("resfool.attacks.solvers.closest", "closest"), norms=("linf", "l2")),
+    "deepfool": Way(late("resfool.attacks.solvers.deepfool", "deepfool"), norms=("linf", "l2")),
     "ddn": Way(late("resfool.attacks.solvers.ddn", "ddn"), options=()),
     "cobyla": Way(
         late("resfool.attacks.solvers.cobyla", "cobyla"),
         options=("candidates", "subspace", "evaluations", "map"),
     ),
 }
+
+
+def check_norm(solver: str, norm: Ball) -> None:
+    """Refuse a norm that a solver doesn't know.
+
+    Raises:
+        InputError: it doesn't.
+    """
+    if norm not in SOLVERS[solver].norms:
+        others = listed(name for name, way in SOLVERS.items() if norm in way.norms)
+        raise InputError(f"solver={solver} knows no norm={norm}; {others} do")
+
 
 Solver = Annotated[str, Known(SOLVERS)]
 

@@ -10,12 +10,16 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 from scipy import optimize
 
 from resfool.attacks import gradient
 from resfool.attacks.solvers import Subspace
-from resfool.attacks.solvers.batches import gaps_and_slopes, nearest_boundary, top_gradients
+from resfool.attacks.solvers.batches import (
+    gaps_and_slopes,
+    nearest_boundary,
+    shortest,
+    top_gradients,
+)
 from resfool.attacks.solvers.problem import Attempt, Map, Problem
 from resfool.classifiers import files, inference
 from resfool.errors import InputError, unknown
@@ -82,8 +86,7 @@ def _near(model: keras.Model, images: Any, candidates: int) -> tuple[Any, Any]:
     """Slopes (B, K - 1, D), and the nearest points of linearised boundaries (B, D)."""
     _, logits, gradients = top_gradients(model, images, candidates)
     gaps, slopes = gaps_and_slopes(logits, gradients)
-    gap, slope, square = nearest_boundary(gaps, slopes)
-    return slopes, (gap / square)[:, tf.newaxis] * slope
+    return slopes, shortest(*nearest_boundary(gaps, slopes, "l2"), "l2")
 
 
 @dataclass(frozen=True)

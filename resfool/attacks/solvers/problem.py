@@ -1,13 +1,15 @@
 """What is to be solved, and what a solver answers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import keras
 import numpy as np
 
-from resfool.monitor import Advance
+from resfool.attacks.solvers import Ball
+from resfool.classifiers import inference
+from resfool.monitor import Advance, quiet
 
 
 class Map(Protocol):
@@ -44,18 +46,34 @@ class Problem:
     Attributes:
         model: from images to logits.
         images: float32 (N, H, W, C) in [0, 1].
+        logits: float32 (N, classes), of the model for them.
         classes: int64 (N,), that the model predicts.
+        norm: in which perturbations shall be small.
         clip: keep perturbed images in [0, 1].
         batch_size: images per pass.
         progress: is told how many more images are solved.
+        levels: that a pixel has above 0, if moved images shall be rounded: 255 for 8 bits.
     """
 
     model: keras.Model
     images: np.ndarray
+    logits: np.ndarray
     classes: np.ndarray
+    norm: Ball
     clip: bool
     batch_size: int
     progress: Advance
+    levels: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Of a pass: the images in batches that are as even as can be."""
+        return inference.even(len(self.images), self.batch_size)
+
+    def picked(self, rows: np.ndarray | slice) -> "Problem":
+        """The same for some of the images, by themselves; nobody is told of its progress."""
+        own = {name: getattr(self, name)[rows] for name in ("images", "logits", "classes")}
+        return replace(self, **own, progress=quiet)
 
 
 @dataclass(frozen=True)
@@ -65,3 +83,8 @@ class Attempt:
     perturbations: np.ndarray
     evaluations: np.ndarray
     seconds: np.ndarray
+
+    @classmethod
+    def of(cls, problem: Problem, ways: np.ndarray, passes: np.ndarray) -> "Attempt":
+        """From perturbations (N, D) and evaluations; what they took isn't known yet."""
+        return cls(ways.reshape(problem.images.shape), passes, np.zeros(len(passes)))
