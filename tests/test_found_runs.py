@@ -72,7 +72,8 @@ def test_a_reproduction_finds_trainings_and_what_was_done_with_their_models(
     dry = [*REPRODUCTION, "--dry_run=yes"]
     commands.run("reproduce", dry)
     assert "2 runs to make, 2 are there" in capsys.readouterr().out
-    # Convolutional networks were judged by moving averages then.
+    # Convolutional networks had strides then, and were judged by moving averages.
+    monkeypatch.setattr(plan, "_READ_AS", {})
     quick = plan.SCALES["quick"]
     as_then = replace(quick, networks={**quick.networks, "batch_norm_statistics": "moving"})
     monkeypatch.setitem(plan.SCALES, "quick", as_then)
