@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from resfool.attacks import presentation, robustness
+from resfool.attacks import presentation
+from resfool.attacks import robustness_presentation as robustness
 from resfool.attacks.epsilons import Curve, over_epsilons
 from resfool.attacks.examples import attacked
 from resfool.attacks.options import HowToAttack
@@ -45,7 +46,7 @@ def test_the_curve_is_exact(norm: Ball) -> None:
     assert "Half of the images" in told[0] and "8 bits" in told[1]
     both = [attacked(name, "here", list("abcd"), curve, 0) for name in ("one", "other")]
     lines = robustness.figure(both, "smallest").axes[0].lines
-    assert max(len(line.get_xdata()) for line in lines) > len(curve.rows)  # type: ignore[arg-type]
+    assert max(np.size(line.get_xdata()) for line in lines) > len(curve.rows)
     assert "fooled_in_8_bits" in presentation.images_table(both[0])
 
 
@@ -64,4 +65,5 @@ def test_what_survives_8_bits_can_be_asked_for() -> None:
 def test_a_solver_that_lacks_the_norm_is_refused() -> None:
     with pytest.raises(InputError, match="ddn knows no norm=linf; closest or deepfool do"):
         HowToAttack(method="smallest", solver="ddn")
-    assert HowToAttack(method="smallest", solver="ddn", norm="l2").ball == "l2"  # type: ignore[arg-type]
+    asked = HowToAttack.of({"method": "smallest", "solver": "ddn", "norm": "l2"})
+    assert asked.ball == "l2"
