@@ -7,9 +7,8 @@ import numpy as np
 from pydantic import Field
 
 from resfool.attacks.methods.moving import Moved, Start
-from resfool.attacks.solvers import SOLVERS, Solver
-from resfool.parameters import Parameters
-from resfool.values import Whole, listed
+from resfool.attacks.solvers import Solved
+from resfool.values import Whole
 
 if TYPE_CHECKING:
     from resfool.attacks.methods.task import Answer, Task
@@ -17,12 +16,9 @@ if TYPE_CHECKING:
 _PASSES = 40  # that a solver takes for an image, or more
 
 
-class SmallestOptions(Parameters):
+class SmallestOptions(Solved):
     """How smallest perturbations are found."""
 
-    solver: Annotated[Solver, f"of smallest: {listed(SOLVERS)}; the last two know l2 alone."] = (
-        "closest"
-    )
     quantise: Annotated[
         Annotated[Whole, Field(ge=1, le=16)] | None,
         "bits to which smallest rounds the pixels of what it finds, such as 8; none rounds "

@@ -77,14 +77,19 @@ def check_norm(solver: str, norm: Ball) -> None:
 Solver = Annotated[str, Known(SOLVERS)]
 
 
-class Solving(Parameters):
-    """How smallest perturbations are found."""
+class Solved(Parameters):
+    """What finds smallest perturbations."""
 
     solver: Annotated[
         Solver,
-        f"of the smallest perturbations (algorithms 1 and 2): {listed(SOLVERS)}; the paper's is "
-        "cobyla.",
+        f"of the smallest perturbations (smallest, algorithms 1 and 2): {listed(SOLVERS)}; the "
+        "paper's is cobyla; the last two know l2 alone.",
     ] = "closest"
+
+
+class Solving(Solved):
+    """How smallest perturbations are found."""
+
     subspace: Annotated[
         Subspace,
         Needs(matrix=(None,)),
