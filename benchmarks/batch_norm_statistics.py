@@ -111,8 +111,8 @@ def judged_twice(
 
     trainer = Trainer(build(), data.train.images, data.train.labels, Steps(steps=steps))
     moving, precise = (
-        JudgedModel(trainer, rules, build, data.train.images, seed=0)
-        for rules in (Rules(), Rules(batch_norm_statistics="precise"))
+        JudgedModel(trainer, Rules(batch_norm_statistics=kind), build, data.train.images, seed=0)
+        for kind in ("moving", "precise")
     )
     curves: tuple[list[float], list[float]] = ([], [])
     taking: list[float] = []

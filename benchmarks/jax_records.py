@@ -30,7 +30,7 @@ EVAL_EVERY = 1000  # as `-e reproduce` asks for, though JAX judged at other step
 
 
 def main() -> None:
-    """Make a run of every training whose weights are there."""
+    """Make a run of every training, and of the short ones that the long ones pass through."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data-dir", required=True)
@@ -64,17 +64,18 @@ def record(run: TrainingRun, asked: TrainParameters, curve: Sequence[Row], weigh
 def record_figures(
     run: TrainingRun, asked: TrainParameters, curve: Sequence[Row], judged: Row
 ) -> None:
-    """Log a training's figures."""
+    """Log the curve up to a training's last step, and what JAX measured there."""
     data = load_data(asked)
     run.begin(
         training.title(asked), training.facts(asked, data, "test"), [(data, "test", "testing")]
     )
     run.fact("parameter_count", _parameters_of(asked, data))
-    for point in curve[: asked.steps // paper.AVERAGED_STEPS]:
+    points = curve[: asked.steps // paper.AVERAGED_STEPS]
+    for point in points:
         run.point(point)
-    run.point(judged)
-    last = ("train_accuracy", "train_loss", "test_accuracy")
-    run.point({"step": asked.steps} | {f"final_{name}": judged[name] for name in last})
+    last = {f"final_{name}": value for name, value in points[-1].items() if name != "step"}
+    more = {name: value for name, value in judged.items() if name not in points[-1]}
+    run.point({"step": asked.steps} | last | more)
 
 
 def _parameters_of(asked: TrainParameters, data: Dataset) -> int:

@@ -318,7 +318,7 @@ class Judge:
         return {
             "papers_way_test_accuracy": max(each),
             "batch_statistics_test_accuracy": float(np.mean(each)),
-            "batch_statistics_deviation": float(np.std(each, ddof=1)),
+            "batch_statistics_test_accuracy_std": float(np.std(each)),
         }
 
 

@@ -22,7 +22,7 @@ def main() -> None:
     options = parser.parse_args()
     client = MlflowClient()
     figure = Figure(figsize=(8, 3.6), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
     for each in options.runs:
         name, _, run_id = each.rpartition("=")
         for axes, part in zip(panels, ("train", "test"), strict=True):

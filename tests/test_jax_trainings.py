@@ -12,7 +12,7 @@ from resfool.networks.shape import network
 from resfool.training import optimizers
 from resfool.training.steps import Steps
 
-pytest.importorskip("jax", reason="which only a GPU of ours needs")
+pytest.importorskip("jax", reason="JAX is not installed")
 
 from benchmarks import jax_networks, jax_trainings
 

@@ -344,6 +344,7 @@ def test_a_task_that_always_kills_its_worker_ends(where: dict[str, Any], tmp_pat
     assert len((tmp_path / "0").read_text()) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_no_process(

@@ -260,6 +260,7 @@ def test_a_folder_that_cannot_be_made_is_refused(
     assert sorted(tmp_path.iterdir()) == there
 
 
+@pytest.mark.slow
 def test_names_that_have_no_room_are_refused_before_a_run(
     store: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

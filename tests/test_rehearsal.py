@@ -70,6 +70,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.slow
 def test_what_takes_too_much_is_refused_in_one_sentence(tmp_path: Path, temporary: Path) -> None:
     image = named("Reshape", {"name": "image", "target_shape": SHAPE})
     pool = named("GlobalAveragePooling2D", {"name": "pool"})

@@ -99,6 +99,7 @@ def tuned(*words: str, pool: Any = FakePool, keep: Any = None) -> Tuning:
         return tune_settings(options(*words), pool, Study, kept, run, MLflowArchive())
 
 
+@pytest.mark.slow
 def test_the_planted_optimum_is_found_and_what_matters_is_known(store: MlflowClient) -> None:
     names = "learning_rate,weight_decay,dropout,width,depth,optimizer,batch_size,augment"
     found = tuned("--trials=40", "--pruner=none", f"--search={names}")
@@ -117,6 +118,7 @@ def test_the_planted_optimum_is_found_and_what_matters_is_known(store: MlflowCli
     assert again.settings()["validation_share"] == 0.0
 
 
+@pytest.mark.slow
 def test_two_searches_of_one_seed_are_twins(store: MlflowClient) -> None:
     one, other, third = (
         tuned(f"--trials={trials}", f"--storage=sqlite:///{name}.db", f"--seed={seed}")
@@ -138,6 +140,7 @@ def parts(store: MlflowClient) -> tuple[Any, list[Any]]:
     return parent, children
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_in_its_run_with_exactly_as_many_trials(
     store: MlflowClient, tmp_path: Path
 ) -> None:
