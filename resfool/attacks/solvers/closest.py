@@ -198,9 +198,9 @@ class _Search:
         np.add.at(self.passes, image, 2)
         with np.errstate(divide="ignore", invalid="ignore"):
             stretch = 1 - lead / rise
-        usable = (rise > 0) & (stretch > 0.5) & (stretch < 2)
-        stretch = np.where(usable, stretch, np.float32(np.inf))
-        return _Near(stretch, np.where(usable, norm * stretch, np.inf), nearest)
+            usable = (rise > 0) & (stretch > 0.5) & (stretch < 2)
+            stretch = np.where(usable, stretch, np.float32(np.inf))
+            return _Near(stretch, np.where(usable, norm * stretch, np.inf), nearest)
 
 
 def _nearest_of_several(
