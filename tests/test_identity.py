@@ -36,8 +36,8 @@ NOT_RESULTS = {
 # The digest of that code, for the version of its results.
 PINNED = {
     "train": ("e62de5f69643a9a5", "1d562797d89be00f"),
-    "attack": ("56aa5d1102c24214", "a90999f06c879fa5"),
-    "universal": ("971b7dcdea6b4867", "7627e0539749aa4a"),
+    "attack": ("56aa5d1102c24214", "16357d2564a74301"),
+    "universal": ("971b7dcdea6b4867", "489803224c317dd5"),
 }
 
 
