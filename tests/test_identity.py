@@ -43,7 +43,7 @@ NOT_RESULTS = {
 PINNED = {
     "train": ("e62de5f69643a9a5", "1ebaf306bbd996e9"),
     "attack": ("56aa5d1102c24214", "e045dc5aec8f9c1f"),
-    "universal": ("971b7dcdea6b4867", "9d19d097970772bf"),
+    "universal": ("971b7dcdea6b4867", "0a2a05b7b971d282"),
 }
 
 

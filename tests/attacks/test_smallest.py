@@ -63,7 +63,7 @@ def test_what_survives_8_bits_can_be_asked_for() -> None:
 
 
 def test_a_solver_that_lacks_the_norm_is_refused() -> None:
-    with pytest.raises(InputError, match="ddn knows no norm=linf; closest or deepfool do"):
+    with pytest.raises(InputError, match="ddn knows no norm=linf; closest, deepfool or apgd do"):
         HowToAttack(method="smallest", solver="ddn")
     asked = HowToAttack.of({"method": "smallest", "solver": "ddn", "norm": "l2"})
     assert asked.ball == "l2"
