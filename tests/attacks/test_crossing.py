@@ -85,7 +85,7 @@ def solved(
 
 
 def marks(name: str, solver: str) -> list[pytest.MarkDecorator]:
-    slow = name == "resnet" or (name, solver) == ("convnet", "apgd")
+    slow = name == "resnet" or (name == "convnet" and solver != "closest")
     return [pytest.mark.slow] if slow else []
 
 
@@ -157,7 +157,7 @@ def test_what_flips_flips_with_all_threads(tmp_path: Path) -> None:
             np.testing.assert_array_equal(predicted != own, solved(name).flipped)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["mlp", "convnet", pytest.param("resnet", marks=pytest.mark.slow)])
 def test_what_is_asked_for_survives_8_bits(name: str) -> None:
     model, images = classifier(name), digits()
     own = inference.logits(model, images).argmax(axis=1)

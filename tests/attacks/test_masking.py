@@ -392,6 +392,7 @@ def test_metrics_are_finite_and_tables_say_what_to_do(robust: Curve) -> None:
     assert table["to_do"].str.len().gt(0).tolist() == [True, False]
 
 
+@pytest.mark.slow
 def test_each_model_has_its_own_verdict(robust: Curve) -> None:
     asked = AttackParameters.of({"model": "m.keras,n.keras", "method": "apgd"})
     page = report_of([shown(robust), shown(flagged(robust))], asked)

@@ -123,7 +123,14 @@ def test_every_solver_is_tested() -> None:
     ("classes", "shape", "count", "batch_size"),
     [(2, (4, 5, 3), 5, 5), (6, (4, 5, 3), 11, 4), (10, (6, 6, 1), 7, 1), (30, (3, 4, 2), 8, 8)],
 )
-@pytest.mark.parametrize(("solver", "norm"), [(s, n) for s in BATCHED for n in SOLVERS[s].norms])
+@pytest.mark.parametrize(
+    ("solver", "norm"),
+    [
+        pytest.param(s, n, marks=[pytest.mark.slow] if s == "apgd" else [])
+        for s in BATCHED
+        for n in SOLVERS[s].norms
+    ],
+)
 def test_linear_models_have_a_closed_form(
     solver: str,
     norm: BallNorm,

@@ -429,7 +429,7 @@ def test_tables_and_words_say_what_was_found(swept: tuple[keras.Model, Curve]) -
     assert sum("fooled first by" in line for line in summary) == len(curve.attacks)
 
 
-@pytest.mark.parametrize("batch_size", [1, 7])
+@pytest.mark.parametrize("batch_size", [7, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_batch_size_changes_nothing_of_a_linear_model(batch_size: int) -> None:
     model, images = linear_model(4), mid_grey_images(12)
     labels = logits_of(model, images).argmax(axis=1)
