@@ -48,7 +48,6 @@ _LATER: dict[str, tuple[Any, ...]] = {
     "inputs": (None,),
     "label_smoothing": (0.0,),
     "mean": (None,),
-    "norm": (None,),  # of an attack; that of a universal perturbation is one of its own
     "output": (None,),
     "preprocessing": ("none",),
     "quantise": (None,),
@@ -62,6 +61,11 @@ _LATER: dict[str, tuple[Any, ...]] = {
     "warmup": (0.0,),
 }
 
+# Such parameters of one experiment, whose namesakes of another were there from the start.
+_LATER_OF: dict[str, dict[str, tuple[Any, ...]]] = {
+    "attack": {"norm": (None,), "solver": ("closest",)},
+}
+
 # What a value that leaves a choice to the program counts as: it decides how, not what is computed.
 # And what earlier runs called a value.
 _COUNTS_AS: dict[tuple[str, Any], Any] = {
@@ -73,20 +77,22 @@ _COUNTS_AS: dict[tuple[str, Any], Any] = {
 _REMADE = {"augment": {"crop_flip", "shift"}}  # zeros came in at the edges, where they reflect now
 
 
-def key(settings: Mapping[str, Any], dataset_digest: str) -> str:
+def key(experiment: str, settings: Mapping[str, Any], dataset_digest: str) -> str:
     """What experiments of one kind have in common that end with the same figures.
 
     Args:
-        settings: arguments of `train`, `attack` or `universal`, all of them.
+        experiment: train, attack or universal.
+        settings: all arguments of it.
         dataset_digest: of the data that they lead to.
 
     Returns:
         A digest, 16 hex digits.
     """
+    later = _LATER | _LATER_OF.get(experiment, {})
     telling = {
         name: _told(name, value)
         for name, value in settings.items()
-        if name not in _PLACES and value not in _LATER.get(name, ())
+        if name not in _PLACES and value not in later.get(name, ())
     }
     text = json.dumps(telling | {"dataset_digest": dataset_digest}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -107,6 +113,6 @@ def facts(experiment: str, settings: Mapping[str, Any], dataset_digest: str) -> 
         dataset_digest: of the data that they lead to.
     """
     return {
-        f"{experiment}_key": key(settings, dataset_digest),
+        f"{experiment}_key": key(experiment, settings, dataset_digest),
         f"{experiment}_code": VERSIONS[experiment],
     }

@@ -32,9 +32,9 @@ NOT_RESULTS = {"options", "recipe", "presentation", "robustness_presentation"}
 
 # The digest of that code, for the version of its results.
 PINNED = {
-    "train": ("e62de5f69643a9a5", "1d562797d89be00f"),
-    "attack": ("56aa5d1102c24214", "41cf59926a026647"),
-    "universal": ("971b7dcdea6b4867", "20637159db87a849"),
+    "train": ("e62de5f69643a9a5", "1ebaf306bbd996e9"),
+    "attack": ("56aa5d1102c24214", "1c7f929bc04baf49"),
+    "universal": ("971b7dcdea6b4867", "5dcaeafd9844acac"),
 }
 
 
@@ -85,36 +85,48 @@ def test_the_code_computes_what_its_version_says(experiment: str) -> None:
 
 def test_settings_are_known_by_a_key_whatever_does_not_matter() -> None:
     settings: dict[str, Any] = {"seed": 1, "learning_rate": 0.001, "data_dir": "here"}
-    key = identity.key(settings, "digest")
-    assert key == identity.key(settings | {"data_dir": "there", "workers": 3}, "digest")
-    assert key != identity.key(settings | {"seed": 2}, "digest")
-    assert key != identity.key(settings, "other")
+    key = identity.key("attack", settings, "digest")
+    assert key == identity.key("attack", settings | {"data_dir": "there", "workers": 3}, "digest")
+    assert key != identity.key("attack", settings | {"seed": 2}, "digest")
+    assert key != identity.key("attack", settings, "other")
 
 
 def test_a_run_from_before_a_parameter_is_one_that_does_not_use_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    before = identity.key({"seed": 1}, "digest")
-    assert identity.key({"seed": 1, "later": None}, "digest") != before
+    before = identity.key("train", {"seed": 1}, "digest")
+    assert identity.key("train", {"seed": 1, "later": None}, "digest") != before
     monkeypatch.setitem(identity._LATER, "later", (None,))
-    assert identity.key({"seed": 1, "later": None}, "digest") == before
-    assert identity.key({"seed": 1, "later": "used"}, "digest") != before
+    assert identity.key("train", {"seed": 1, "later": None}, "digest") == before
+    assert identity.key("train", {"seed": 1, "later": "used"}, "digest") != before
+
+
+def test_a_parameter_may_be_new_to_one_experiment_alone() -> None:
+    default, other = {"seed": 1, "solver": "closest"}, {"seed": 1, "solver": "ddn"}
+    assert identity.key("attack", default, "digest") == identity.key(
+        "attack", {"seed": 1}, "digest"
+    )
+    assert identity.key("attack", other, "digest") != identity.key("attack", default, "digest")
+    assert identity.key("universal", default, "digest") != identity.key(
+        "universal", {"seed": 1}, "digest"
+    )
 
 
 def test_a_run_that_lets_the_program_choose_is_one_with_what_was_the_default() -> None:
     settings = {"model": ("m.keras",), "batch_size": 250, "seed": 0}
-    assert identity.key(settings, "digest") == "5ade050ad83f36a2"
-    assert identity.key(settings | {"batch_size": "auto"}, "digest") == "5ade050ad83f36a2"
-    assert identity.key(settings | {"batch_size": 4}, "digest") != "5ade050ad83f36a2"
+    assert identity.key("attack", settings, "digest") == "5ade050ad83f36a2"
+    assert identity.key("attack", settings | {"batch_size": "auto"}, "digest") == "5ade050ad83f36a2"
+    assert identity.key("attack", settings | {"batch_size": 4}, "digest") != "5ade050ad83f36a2"
 
 
 def test_a_run_whose_images_zeros_were_shifted_into_is_another_one() -> None:
     keys = {
-        identity.key({"augment": kinds}, "digest"): kinds
+        identity.key("train", {"augment": kinds}, "digest"): kinds
         for kinds in (("off",), ("mirror",), ("shift",), ("crop_flip",))
     }
     before = [  # as `show` writes them, which is how they were known
-        identity.key({"augment": kinds}, "digest") for kinds in ("mirror", "shift", "crop_flip")
+        identity.key("train", {"augment": kinds}, "digest")
+        for kinds in ("mirror", "shift", "crop_flip")
     ]
     assert [keys.get(key) for key in before] == [("mirror",), None, None]
 

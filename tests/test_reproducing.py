@@ -45,7 +45,7 @@ def test_a_table_is_its_rows_with_the_papers_settings() -> None:
 
 def test_each_run_is_made_once_and_models_come_before_what_is_done_with_them() -> None:
     jobs = jobs_of("all")
-    keys = [(j.label, identity.key(j.asked.settled(), "")) for j in jobs]
+    keys = [(j.label, identity.key(j.experiment, j.asked.settled(), "")) for j in jobs]
     assert len(set(keys)) == len(jobs) == 33
     # 8 + 4 of the tables, 4 with 10 layers, 12 readings, the 5-layer network; 3 attacks, and 1
     # universal perturbation.
@@ -102,7 +102,9 @@ def test_a_sweeps_trainings_are_those_of_the_table() -> None:
     rows = {(j.training.arch, j.training.depth): j for j in jobs_of("table1")}
     for (arch, depth), job in rows.items():
         own = swept.training(arch, depth, job.seed).settled()
-        assert identity.key(own, "digest") == identity.key(job.asked.settled(), "digest")
+        assert identity.key("train", own, "digest") == identity.key(
+            "train", job.asked.settled(), "digest"
+        )
     assert len(rows) == 8
 
 

@@ -14,13 +14,14 @@ import keras
 import numpy as np
 
 from resfool.attacks import lowrank
-from resfool.attacks.solvers import SOLVERS, Ball, Solver, Subspace, check_norm
+from resfool.attacks.solvers import SOLVERS, Solver, Subspace, check_norm
 from resfool.attacks.solvers.crossing import Rays
 from resfool.attacks.solvers.problem import Attempt, Map, Problem, one_by_one
 from resfool.classifiers import inference
 from resfool.classifiers.inference import BATCH_SIZE
 from resfool.errors import InputError, unknown
 from resfool.monitor import Advance, quiet
+from resfool.values import BallNorm
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def smallest_perturbations(
     images: np.ndarray,
     *,
     solver: Solver = "closest",
-    norm: Ball = "l2",
+    norm: BallNorm = "l2",
     subspace: Subspace = "gradients",
     candidates: int = 10,
     evaluations: int | None = None,

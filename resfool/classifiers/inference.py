@@ -1,7 +1,7 @@
 """Running a classifier on any number of images: compiled once, in batches of one size."""
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ Function = Callable[..., Any]  # a model and tensors in, tensors out
 _compiled: weakref.WeakKeyDictionary[keras.Model, dict[Function, Function]] = (
     weakref.WeakKeyDictionary()
 )
+_traced: weakref.WeakKeyDictionary[keras.Model, dict[Any, Function]] = weakref.WeakKeyDictionary()
 
 
 def compiled(model: keras.Model, function: Function) -> Function:
@@ -41,6 +42,53 @@ def _bound(function: Function, model: Callable[[], Any]) -> Function:
             return function(model(), *tensors)
 
     return call
+
+
+def traced(
+    model: keras.Model, function: Function, arrays: Sequence[Any], settings: Sequence[Any] = ()
+) -> Function:
+    """A compiled function that takes any number of rows, however few are left of them.
+
+    TensorFlow would find what it has traced again too, but takes longer for that than small models
+    do for a pass.
+
+    Args:
+        model: its first argument.
+        function: of the model, tensors and settings; see `compiled`.
+        arrays: such as those that the tensors will be made of, (N, ...) or ().
+        settings: what is settled when it is traced, hashable.
+    """
+    specs = [tf.TensorSpec((None, *a.shape[1:]) if len(a.shape) else (), a.dtype) for a in arrays]
+    functions, key = _traced.setdefault(model, {}), (function, *specs, *settings)
+    if key not in functions:
+        whole: Any = compiled(model, function)
+        functions[key] = whole.get_concrete_function(*specs, *settings)
+    return functions[key]
+
+
+def rowwise(
+    model: keras.Model,
+    function: Function,
+    arrays: Sequence[np.ndarray],
+    *settings: Any,
+    batch_size: int,
+) -> list[np.ndarray]:
+    """What a function makes of rows.
+
+    Args:
+        model: its first argument.
+        function: of the model, some rows of each array and the settings, as for `traced`; it gives
+            several tensors, a row for each.
+        arrays: (N, ...) each, N at least 1.
+        *settings: of the function.
+        batch_size: rows of a pass, at most.
+    """
+    call = traced(model, function, arrays, settings)
+    found = [
+        [part.numpy() for part in call(*(tf.constant(a[rows]) for a in arrays), *settings)]
+        for rows in batches(len(arrays[0]), batch_size)
+    ]
+    return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
 
 class Rows(Protocol):

@@ -79,7 +79,7 @@ def tune(
     ways: dict[str, Any] = {"sampler": asked.sampler, "pruner": asked.pruner}
     setup = ways | {
         "space": {name: repr(span) for name, span in space.items()},
-        "training": identity.key(base.settled(), data.digest),
+        "training": identity.key("train", base.settled(), data.digest),
     }
     digest = hashlib.sha256(json.dumps(setup, sort_keys=True).encode()).hexdigest()[:12]
     name = f"resfool {asked.arch} {label(data.name, _LONGEST_NAME)} {digest}"

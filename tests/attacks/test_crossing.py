@@ -11,15 +11,17 @@ import keras
 import numpy as np
 import pytest
 
+from resfool.attacks.leads import leads
 from resfool.attacks.minimal import Minimal, smallest_perturbations
-from resfool.attacks.solvers import SOLVERS, Ball
-from resfool.attacks.solvers.crossing import WIDTH, Rays, leads
+from resfool.attacks.solvers import SOLVERS
+from resfool.attacks.solvers.crossing import WIDTH, Rays
 from resfool.attacks.solvers.problem import Problem
 from resfool.classifiers import inference
 from resfool.errors import InputError
 from resfool.monitor import quiet
 from resfool.networks import architectures
 from resfool.networks.shape import network
+from resfool.values import BallNorm
 from tests.conftest import as_a_user_has_it
 
 SIDE, COUNT = 8, 12
@@ -74,7 +76,7 @@ def digits(count: int = COUNT) -> np.ndarray:
 
 @functools.cache
 def solved(
-    name: str, solver: str = "closest", norm: Ball = "l2", quantise: int | None = None
+    name: str, solver: str = "closest", norm: BallNorm = "l2", quantise: int | None = None
 ) -> Minimal:
     model, images = classifier(name), digits()
     return smallest_perturbations(
@@ -84,7 +86,7 @@ def solved(
 
 # COBYLA goes image by image, and is slow on the others.
 CASES = [
-    (name, solver, norm)
+    pytest.param(name, solver, norm, marks=[pytest.mark.slow] if name == "resnet" else [])
     for name in NETWORKS
     for solver, way in SOLVERS.items()
     for norm in way.norms
@@ -93,7 +95,9 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "solver", "norm"), CASES)
-def test_what_flips_flips_in_any_batch_and_in_float64(name: str, solver: str, norm: Ball) -> None:
+def test_what_flips_flips_in_any_batch_and_in_float64(
+    name: str, solver: str, norm: BallNorm
+) -> None:
     model, images = classifier(name), digits()
     own = inference.logits(model, images).argmax(axis=1)
     found = solved(name, solver, norm)
@@ -130,6 +134,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_what_flips_flips_with_all_threads(tmp_path: Path) -> None:
     for name in NETWORKS:
         classifier(name).save(tmp_path / f"{name}.keras")
@@ -184,6 +189,7 @@ def test_crossings_are_found_in_few_looks_where_the_lead_is_no_line() -> None:
     problem = Problem(model, images, logits, logits.argmax(axis=1), "l2", True, 250, quiet)
     lengths, looks = Rays(problem, ways).crossings()
     assert np.isinf(lengths[3]) and looks[3] == 0
-    reached = (lengths * ways.ravel())[[0, 1, 2, 4]]
+    some = [0, 1, 2, 4]
+    reached = lengths[some] * ways.ravel()[some]
     np.testing.assert_allclose(reached, np.cbrt(0.05), rtol=2 * WIDTH)
     assert looks.max() <= 16

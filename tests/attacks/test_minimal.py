@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from resfool import parallel
+from resfool.attacks.leads import leads, safe_leads
 from resfool.attacks.minimal import Minimal, smallest_perturbations
-from resfool.attacks.solvers import SOLVERS, Ball, Subspace, closest, cobyla
-from resfool.attacks.solvers.crossing import leads, safe_leads
-from resfool.attacks.solvers.problem import Problem, one_by_one
+from resfool.attacks.solvers import SOLVERS, Subspace, closest, cobyla
+from resfool.attacks.solvers.problem import one_by_one
 from resfool.classifiers import inference
 from resfool.errors import InputError
-from resfool.monitor import quiet
 from resfool.networks import architectures
 from resfool.networks.shape import network
+from resfool.values import BallNorm
 
 # By how much an answer may exceed the closed form.
 FACTORS: dict[str, float] = {"closest": 1.0001, "deepfool": 1.0001, "ddn": 1.02, "cobyla": 1.02}
@@ -43,7 +43,7 @@ def random_images(count: int, shape: tuple[int, ...] = (4, 5, 3), seed: int = 1)
     return np.random.default_rng(seed).random((count, *shape), np.float32)
 
 
-def exact_norms(model: keras.Model, images: np.ndarray, norm: Ball = "l2") -> np.ndarray:
+def exact_norms(model: keras.Model, images: np.ndarray, norm: BallNorm = "l2") -> np.ndarray:
     """Minimum over j of (z_y - z_j) / ||w_j - w_y||*, the dual norm: l2 of l2, l1 of linf."""
     kernel, bias = (w.astype(np.float64) for w in model.get_layer("linear").get_weights())
     z = images.reshape(len(images), -1).astype(np.float64) @ kernel + bias
@@ -79,7 +79,7 @@ def check_found(
     images: np.ndarray,
     found: Minimal,
     batch_size: int = 250,
-    norm: Ball = "l2",
+    norm: BallNorm = "l2",
 ) -> None:
     """What must hold of every answer."""
     count = len(images)
@@ -104,8 +104,8 @@ def check_found(
 def needed_shares(model: keras.Model, images: np.ndarray) -> np.ndarray:
     """The lead that another class must have, in leads of the own class: more than 4e-5 of few."""
     logits = inference.logits(model, images)
-    problem = Problem(model, images, logits, logits.argmax(axis=1), "l2", False, 250, quiet)
-    return safe_leads(problem) / -leads(logits, problem.classes)
+    classes = logits.argmax(axis=1)
+    return safe_leads(model, images, classes, logits) / -leads(logits, classes)
 
 
 def test_every_solver_is_tested() -> None:
@@ -119,7 +119,12 @@ def test_every_solver_is_tested() -> None:
 )
 @pytest.mark.parametrize(("solver", "norm"), [(s, n) for s in BATCHED for n in SOLVERS[s].norms])
 def test_linear_models_have_a_closed_form(
-    solver: str, norm: Ball, classes: int, shape: tuple[int, int, int], count: int, batch_size: int
+    solver: str,
+    norm: BallNorm,
+    classes: int,
+    shape: tuple[int, int, int],
+    count: int,
+    batch_size: int,
 ) -> None:
     # Sharp, as trained models are: on the way DDN follows the gradient of all classes together.
     model, images = linear_model(classes, shape, scale=30.0), random_images(count, shape)

@@ -10,15 +10,15 @@ from resfool.attacks import robustness_presentation as robustness
 from resfool.attacks.epsilons import Curve, over_epsilons
 from resfool.attacks.examples import attacked
 from resfool.attacks.options import HowToAttack
-from resfool.attacks.solvers import Ball
 from resfool.classifiers import inference
 from resfool.errors import InputError
+from resfool.values import BallNorm
 from tests.attacks.test_minimal import exact_norms, linear_model, random_images
 
-EPSILONS: dict[Ball, tuple[float, ...]] = {"linf": (0, 0.01, 0.03), "l2": (0, 0.05, 0.2)}
+EPSILONS: dict[BallNorm, tuple[float, ...]] = {"linf": (0, 0.01, 0.03), "l2": (0, 0.05, 0.2)}
 
 
-def curve_of(norm: Ball, **options: Any) -> tuple[Curve, np.ndarray]:
+def curve_of(norm: BallNorm, **options: Any) -> tuple[Curve, np.ndarray]:
     """Of a linear model under attack, and the closed form of its smallest perturbations."""
     model, images = linear_model(4), 0.3 + 0.4 * random_images(40)
     labels = inference.logits(model, images).argmax(axis=1)
@@ -29,7 +29,7 @@ def curve_of(norm: Ball, **options: Any) -> tuple[Curve, np.ndarray]:
 
 
 @pytest.mark.parametrize("norm", EPSILONS)
-def test_the_curve_is_exact(norm: Ball) -> None:
+def test_the_curve_is_exact(norm: BallNorm) -> None:
     curve, exact = curve_of(norm)
     right = np.arange(40) >= 6
     assert curve.smallest is not None and np.isinf(curve.smallest[~right]).all()

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from resfool.attacks import examples, lowrank, presentation
+from resfool.attacks import balls, examples, lowrank, presentation
 from resfool.attacks.epsilons import Curve, over_epsilons
 from resfool.attacks.gradient import judged, sign_gradients
-from resfool.attacks.methods import apgd, balls, fab, square, task
+from resfool.attacks.leads import safe_leads
+from resfool.attacks.methods import apgd, fab, square
 from resfool.attacks.methods.moving import Start
 from resfool.attacks.methods.pursuit import Pursuer, pursue
 from resfool.attacks.methods.targets import nearest_targets
-from resfool.attacks.methods.task import Answer, Task
+from resfool.attacks.methods.task import Answer, Task, in_turns
 from resfool.attacks.options import HowToAttack, MeasureParameters
 from resfool.classifiers import adapting, inference
 from resfool.classifiers.interface import Interface
@@ -53,7 +54,8 @@ def task_of(model: keras.Model, images: np.ndarray, radii: Any, **options: Any) 
     logits = inference.logits(model, images)
     labels = logits.argmax(axis=1).astype(np.int32)
     radii = np.broadcast_to(np.float32(radii), labels.shape)
-    return Task(model, images, labels, radii, task.clear_leads(logits), **options)
+    leads = safe_leads(model, images, labels, logits).astype(np.float32)
+    return Task(model, images, labels, radii, leads, **options)
 
 
 def curved_model() -> keras.Model:
@@ -194,7 +196,7 @@ def test_apgd_is_what_a_plain_loop_does() -> None:
     state = apgd._beginning(asked, starts)
     none = np.full(4, -1, np.int32)
     fixed = asked.norm, asked.bounds, "cross_entropy"
-    task.in_turns(asked, apgd._climb, [none], state, apgd._turns(steps), *fixed)
+    in_turns(asked, apgd._climb, [none], state, apgd._turns(steps), *fixed)
     assert not state[-1].any()
     for i in range(4):
         label = int(asked.labels[i])
@@ -283,12 +285,21 @@ def test_windows_shrink_as_published() -> None:
 def test_a_lead_that_rounding_could_undo_does_not_count() -> None:
     # At an epsilon of 0.05 the two pixels are even: a hair beyond is not enough.
     images = np.tile(np.array([0.6, 0.5], np.float32), 3).reshape(3, 1, 2, 1)
-    radii = np.array([0.05, 0.050002, 0.0501])
+    radii = np.array([0.05, 0.050001, 0.0501])
     found = apgd.apgd(task_of(pixels_are_logits(), images, radii), steps=10)
     assert found.fooled.tolist() == [False, False, True]
-    # Logits that are small by chance are as doubtful as the others.
-    leads = task.clear_leads(np.array([[1e-6, 0], [4, 2]]))
-    np.testing.assert_allclose(leads, [2 * task.CLEAR, 4 * task.CLEAR], rtol=1e-5)
+
+
+def test_small_differences_of_large_numbers_are_doubtful() -> None:
+    # The logits are 1e4 times the pixels, less what leaves hardly anything of them.
+    inputs = keras.Input((1, 2, 1))
+    large = keras.layers.Rescaling(1e4)(keras.layers.Flatten()(inputs))
+    model = keras.Model(inputs, keras.layers.Rescaling(1, -5e3)(large))
+    images = np.array([0.5, 0.5001], np.float32).reshape(1, 1, 2, 1)
+    logits = inference.logits(model, images)
+    (safe,) = safe_leads(model, images, np.array([1]), logits)
+    rounding = 5e3 * np.finfo(np.float32).eps
+    assert np.abs(logits).max() < 2 and safe > 5 * rounding
 
 
 # One after the other

@@ -8,9 +8,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from resfool.attacks.methods import balls
-from resfool.attacks.methods.balls import Bounds, spread
-from resfool.attacks.methods.task import Answer, Task, in_turns, lead
+from resfool.attacks import balls
+from resfool.attacks.balls import Bounds, spread
+from resfool.attacks.leads import lead
+from resfool.attacks.methods.task import Answer, Task, in_turns
 from resfool.values import BallNorm
 
 Loss = Literal["cross_entropy", "margin", "targeted"]

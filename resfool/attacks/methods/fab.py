@@ -6,9 +6,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from resfool.attacks.methods import balls
-from resfool.attacks.methods.balls import Bounds, spread
-from resfool.attacks.methods.task import Answer, Task, in_turns, lead
+from resfool.attacks import balls
+from resfool.attacks.balls import Bounds, spread
+from resfool.attacks.leads import lead
+from resfool.attacks.methods.task import Answer, Task, in_turns
 from resfool.values import BallNorm
 
 _TOWARDS_IMAGE = 0.1  # the most that the step from the image counts: alpha_max

@@ -7,8 +7,9 @@ import numpy as np
 
 from resfool.attacks import gradient, lowrank
 from resfool.attacks.gradient import Outcome
+from resfool.attacks.leads import safe_leads
 from resfool.attacks.methods.moving import Moved, Start
-from resfool.attacks.methods.task import Answer, Task, clear_leads
+from resfool.attacks.methods.task import Answer, Task
 from resfool.monitor import Advance
 from resfool.values import BallNorm
 
@@ -96,18 +97,32 @@ def pursue(start: Start, pursuers: Sequence[Pursuer], norm: BallNorm) -> Moved:
         norm: whose balls the epsilons are radii of.
     """
     found = _Found(start.images, np.asarray(start.epsilons, np.float64), norm)
+    leads = safe_leads(
+        start.model,
+        start.images,
+        start.first.labels,
+        start.first.logits,
+        batch_size=start.batch_size,
+    )
+    start.progress(len(start.images))
     for number, pursuer in enumerate(pursuers):
         # Alone, it shortens everything as far as it can.
         goal = 0.0 if len(pursuers) == 1 else start.epsilons[0]
-        _follow(start, found, number, pursuer, goal if pursuer.shortens else None)
+        _follow(start, leads, found, number, pursuer, goal if pursuer.shortens else None)
     return _moved(start, found, pursuers)
 
 
-def _follow(start: Start, found: _Found, number: int, pursuer: Pursuer, goal: float | None) -> None:
+def _follow(
+    start: Start,
+    leads: np.ndarray,
+    found: _Found,
+    number: int,
+    pursuer: Pursuer,
+    goal: float | None,
+) -> None:
     """Let one attack have a go; where it has a goal, once, with that radius for all images."""
     told = _Told(start.progress, pursuer.passes * len(start.images))
     labels, logits = start.first.labels, start.first.logits
-    leads = clear_leads(logits)
     at_once = max(start.batch_size, _AT_ONCE // start.images[0].nbytes)
     left = np.flatnonzero((logits.argmax(axis=1) == labels) & (found.level > 0))
     while len(left):
@@ -121,7 +136,7 @@ def _follow(start: Start, found: _Found, number: int, pursuer: Pursuer, goal: fl
                 images=start.images[part],
                 labels=labels[part].astype(np.int32),
                 radii=radii.astype(np.float32),
-                leads=leads[part],
+                leads=leads[part].astype(np.float32),
                 norm=found.norm,
                 clip=start.clip,
                 seed=start.seed,

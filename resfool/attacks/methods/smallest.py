@@ -58,5 +58,5 @@ def smallest(start: Start, asked: Any) -> Moved:
 
 
 def passes(epsilons: int, asked: Any) -> int:
-    """Of an image: a solve, however many epsilons there are, and a look in the end."""
-    return _PASSES + 1
+    """Of an image: a solve, however many epsilons there are, and a look before and after it."""
+    return _PASSES + 2

@@ -169,8 +169,8 @@ def alone(name: str) -> tuple[Callable[[int, Any], int], Callable[[Start, Any], 
 
 
 def _passes(asked_of: Mapping[str, Mapping[str, int]]) -> int:
-    """And one to judge in the end."""
-    return 1 + sum(COMPONENTS[name].passes(options) for name, options in asked_of.items())
+    """And one to see how clear a lead must be, and one to judge in the end."""
+    return 2 + sum(COMPONENTS[name].passes(options) for name, options in asked_of.items())
 
 
 def _pursued(start: Start, asked: Any, asked_of: Mapping[str, Mapping[str, int]]) -> Moved:

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from resfool.attacks import gradient
-from resfool.attacks.methods.balls import dual_lengths
+from resfool.attacks.balls import dual_lengths
 from resfool.attacks.methods.task import Task
 from resfool.values import BallNorm
 

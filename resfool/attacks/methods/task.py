@@ -1,6 +1,5 @@
 """What the parts of an attack are given and answer, and how they go turn by turn."""
 
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,15 +8,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from resfool.attacks.methods.balls import Bounds
+from resfool.attacks import balls
+from resfool.attacks.balls import Bounds
 from resfool.classifiers import inference
 from resfool.monitor import Advance, quiet
 from resfool.values import BallNorm
-
-# By how much another class must be ahead for an image to count as fooled, in parts of the size of
-# the logits: some 150 times the rounding error of float32, so that no other order of summation
-# undoes it.
-CLEAR = 2e-5
 
 
 @dataclass(frozen=True)
@@ -30,7 +25,7 @@ class Task:
         labels: int32 (N,), the classes that shall no longer be predicted.
         radii: float32 (N,), of the balls, in pixel units.
         leads: float32 (N,), of the logits: by how much another class must be ahead; see
-            `clear_leads`.
+            `safe_leads`.
         norm: of the balls.
         clip: keep moved images in [0, 1].
         seed: of whatever is drawn at random.
@@ -55,7 +50,7 @@ class Task:
     @property
     def bounds(self) -> Bounds:
         """The least and the largest value that a pixel may have."""
-        return (0.0, 1.0) if self.clip else (-np.inf, np.inf)
+        return balls.range_of_pixels(self.clip)
 
     @property
     def numbers(self) -> np.ndarray:
@@ -88,22 +83,6 @@ class Task:
 _BY_IMAGE = "images", "labels", "radii", "leads"
 
 
-def clear_leads(logits: np.ndarray) -> np.ndarray:
-    """By how much another class must be ahead of the label so that rounding can't undo it.
-
-    Where an image's own logits are small, they may be differences of large numbers, as those of
-    other images are.
-
-    Args:
-        logits: float32 (N, classes), of the images as they are.
-
-    Returns:
-        float32 (N,).
-    """
-    sizes = np.abs(logits).max(axis=1)
-    return CLEAR * np.maximum(sizes, sizes.mean())
-
-
 @dataclass(frozen=True)
 class Answer:
     """What became of N images.
@@ -130,13 +109,6 @@ class Answer:
         """Take over what was found for some of the images, by their numbers."""
         won = chosen[other.fooled]
         self.moved[won], self.fooled[won] = other.moved[other.fooled], True
-
-
-def lead(logits: Any, labels: Any) -> Any:
-    """By how much the best other class is ahead of the label, (B,)."""
-    is_label = tf.one_hot(labels, logits.shape[1], on_value=True, off_value=False)
-    other = tf.reduce_max(tf.where(is_label, -np.inf, logits), axis=1)
-    return other - tf.gather(logits, labels, batch_dims=1)
 
 
 def in_turns(
@@ -167,7 +139,7 @@ def in_turns(
         if not len(left):
             return
         tensors = [tf.convert_to_tensor(setting) for setting in settings]
-        call = _traced(task.model, function, whole, tensors, fixed)
+        call = inference.traced(task.model, function, [*whole, *tensors], fixed)
         for rows in inference.batches(len(left), task.batch_size):
             chosen = left[rows]
             found = call(*(tf.constant(part[chosen]) for part in whole), *tensors, *fixed)
@@ -175,28 +147,3 @@ def in_turns(
                 part[chosen] = now.numpy()
             task.progress(passes * len(chosen))
         left = left[~state[-1][left]]
-
-
-# TensorFlow would find what it has traced again too, but takes longer than a turn for that.
-_kept: weakref.WeakKeyDictionary[keras.Model, dict[Any, Callable[..., Any]]] = (
-    weakref.WeakKeyDictionary()
-)
-
-
-def _traced(
-    model: keras.Model,
-    function: Callable[..., Any],
-    rows: Sequence[np.ndarray],
-    tensors: Sequence[Any],
-    fixed: Sequence[Any],
-) -> Callable[..., Any]:
-    """The function for any number of rows, and tensors as long as they may be."""
-    specs = [
-        tf.TensorSpec((None, *part.shape[1:]) if len(part.shape) else (), part.dtype)
-        for part in (*rows, *tensors)
-    ]
-    traced, key = _kept.setdefault(model, {}), (function, *specs, *fixed)
-    if key not in traced:
-        compiled: Any = inference.compiled(model, function)
-        traced[key] = compiled.get_concrete_function(*specs, *fixed)
-    return traced[key]

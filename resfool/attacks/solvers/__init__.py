@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from resfool.declarations import Known, Needs
 from resfool.errors import InputError
 from resfool.parameters import Parameters
-from resfool.values import listed
+from resfool.values import BallNorm, listed
 
 if TYPE_CHECKING:
     from resfool.attacks.solvers.problem import Attempt
 
-Ball = Literal["linf", "l2"]  # the norm in which perturbations are small
 Subspace = Literal["gradients", "rows", "pixels"]  # that cobyla searches
 
 
@@ -39,7 +38,7 @@ class Way:
 
     solve: "Callable[..., Attempt]"
     options: tuple[str, ...] = ("candidates",)
-    norms: tuple[Ball, ...] = ("l2",)
+    norms: tuple[BallNorm, ...] = ("l2",)
 
     @property
     def takes(self) -> tuple[str, ...]:
@@ -63,7 +62,7 @@ SOLVERS: dict[str, Way] = {
 }
 
 
-def check_norm(solver: str, norm: Ball) -> None:
+def check_norm(solver: str, norm: BallNorm) -> None:
     """Refuse a norm that a solver doesn't know.
 
     Raises:

@@ -7,20 +7,20 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from resfool.attacks.solvers import Ball
+from resfool.attacks import balls
+from resfool.attacks.balls import Bounds
+from resfool.attacks.leads import leads
 from resfool.attacks.solvers.batches import (
-    dual_norms,
+    distances,
     gaps_and_slopes,
     in_batches,
     logit_gradients,
     moved,
-    norms,
-    rowwise,
-    shortest_inside,
 )
-from resfool.attacks.solvers.crossing import leads
 from resfool.attacks.solvers.deepfool import deepfool
 from resfool.attacks.solvers.problem import Attempt, Problem
+from resfool.classifiers import inference
+from resfool.values import BallNorm
 
 _STEP = 0.7  # share of the way to the nearest point, in later rounds
 _BEHIND = 1.15  # times the shortest of an image: a class whose boundary is farther off is dropped
@@ -108,14 +108,14 @@ class _Search:
     def reached(self, starts: int, rounds: int) -> np.ndarray:
         """The shortest perturbations found on the ways to several classes, (B, D)."""
         problem, count = self.problem, len(self.top)
-        targets, moves = rowwise(
+        targets, moves = inference.rowwise(
             problem.model,
             _nearest_of_several,
             (problem.images, self.top),
             starts,
             problem.norm,
-            problem.clip,
-            size=problem.size,
+            problem.bounds,
+            batch_size=problem.size,
         )
         self.passes[:] += 1 + self.top.shape[1]
         image = np.repeat(np.arange(count), starts)
@@ -169,11 +169,11 @@ class _Search:
         problem, waiting = self.problem, np.arange(len(ways))
         for stretch in _STRETCHES:
             if len(waiting):
-                (logits,) = rowwise(
+                (logits,) = inference.rowwise(
                     problem.model,
                     _logits,
                     (problem.images[waiting], np.float32(stretch) * ways[waiting]),
-                    size=problem.size,
+                    batch_size=problem.size,
                 )
                 self.passes[waiting] += 1
                 flipped = leads(logits, problem.classes[waiting]) > 0
@@ -187,37 +187,44 @@ class _Search:
         The class -1 is the strongest of the others.
         """
         problem = self.problem
-        lead, rise, norm, nearest = rowwise(
+        lead, rise, norm, nearest = inference.rowwise(
             problem.model,
             _linearised,
             (problem.images[image], self.top[image, 0], targets, moves),
             problem.norm,
-            problem.clip,
-            size=problem.size,
+            problem.bounds,
+            batch_size=problem.size,
         )
         np.add.at(self.passes, image, 2)
         with np.errstate(divide="ignore", invalid="ignore"):
             stretch = 1 - lead / rise
+            stretched = norm * stretch
         usable = (rise > 0) & (stretch > 0.5) & (stretch < 2)
-        stretch = np.where(usable, stretch, np.float32(np.inf))
-        return _Near(stretch, np.where(usable, norm * stretch, np.inf), nearest)
+        stretch, stretched = np.where(usable, [stretch, stretched], np.float32(np.inf))
+        return _Near(stretch, stretched, nearest)
 
 
 def _nearest_of_several(
-    model: keras.Model, images: Any, top: Any, starts: int, norm: Ball, clip: bool
+    model: keras.Model, images: Any, top: Any, starts: int, norm: BallNorm, bounds: Bounds
 ) -> tuple[Any, Any]:
     """The classes whose linearised boundaries are nearest, (B, S), and ways there, (B, S, D)."""
     gaps, slopes = gaps_and_slopes(*logit_gradients(model, images, top))
-    near = tf.math.top_k(-tf.abs(gaps) / dual_norms(slopes, norm), starts).indices
-    ways = []
+    near = tf.math.top_k(-distances(gaps, slopes, norm), starts).indices
+    flat, ways = tf.reshape(images, tf.shape(slopes[:, 0])), []
     for start in range(starts):
         gap, slope = (tf.gather(a, near[:, start], batch_dims=1) for a in (gaps, slopes))
-        ways.append(shortest_inside(images, gap, slope, norm, clip))
+        ways.append(balls.reaching(flat, slope, gap, norm, bounds))
     return tf.gather(top[:, 1:], near, batch_dims=1), tf.stack(ways, axis=1)
 
 
 def _linearised(
-    model: keras.Model, images: Any, own: Any, targets: Any, moves: Any, norm: Ball, clip: bool
+    model: keras.Model,
+    images: Any,
+    own: Any,
+    targets: Any,
+    moves: Any,
+    norm: BallNorm,
+    bounds: Bounds,
 ) -> tuple[Any, Any, Any, Any]:
     """The targets' lead (B,), its slope along the perturbation, whose norm, and `nearest`."""
     there = moved(images, moves)
@@ -229,7 +236,9 @@ def _linearised(
     ahead = tf.one_hot(tf.where(targets < 0, strongest, targets), logits.shape[1]) - mine
     slope = tf.reshape(tape.gradient(logits, there, output_gradients=ahead), tf.shape(moves))
     lead, rise = tf.reduce_sum(ahead * logits, axis=1), tf.reduce_sum(slope * moves, axis=1)
-    return lead, rise, norms(moves, norm), shortest_inside(images, rise - lead, slope, norm, clip)
+    flat = tf.reshape(images, tf.shape(moves))
+    nearest = balls.reaching(flat, slope, rise - lead, norm, bounds)
+    return lead, rise, balls.lengths(moves, norm), nearest
 
 
 def _logits(model: keras.Model, images: Any, moves: Any) -> tuple[Any]:

@@ -12,12 +12,11 @@ import keras
 import numpy as np
 from scipy import optimize
 
-from resfool.attacks import gradient
+from resfool.attacks import balls, gradient
 from resfool.attacks.solvers import Subspace
 from resfool.attacks.solvers.batches import (
     gaps_and_slopes,
     nearest_boundary,
-    shortest,
     top_gradients,
 )
 from resfool.attacks.solvers.problem import Attempt, Map, Problem
@@ -86,7 +85,8 @@ def _near(model: keras.Model, images: Any, candidates: int) -> tuple[Any, Any]:
     """Slopes (B, K - 1, D), and the nearest points of linearised boundaries (B, D)."""
     _, logits, gradients = top_gradients(model, images, candidates)
     gaps, slopes = gaps_and_slopes(logits, gradients)
-    return slopes, shortest(*nearest_boundary(gaps, slopes, "l2"), "l2")
+    gap, slope = nearest_boundary(gaps, slopes, "l2")
+    return slopes, balls.shortest(slope, gap, "l2")
 
 
 @dataclass(frozen=True)

@@ -7,58 +7,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from resfool.attacks.solvers.batches import rowwise
+from resfool.attacks.leads import leads, safe_leads
 from resfool.attacks.solvers.problem import Problem
 from resfool.classifiers import inference
 
 WIDTH = 4e-5  # of a length's bracket in the end, relative to the length
-# The lead from which on another class counts is the largest of
-LEAD = 4e-5  # of the lead that the own class had,
-ROUNDING = 16 * float(np.finfo(np.float32).eps)  # of the largest logit, and
-JITTERS = 4  # times what moves the logits where pixels are moved by
-JITTER = 5e-7  # at most: float32 gave leads an error of up to 1.8 times that, on 7 networks
-
 # A solver may have stopped a rounding error short of the boundary. It takes more where pixels are
 # rounded, and where the clean lead itself is hardly more than rounding errors.
 _STRETCHES = 1.0, 1.001, 1.02, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0
 _LONGER = 100.0, 300.0, 1000.0  # where less than half a level rounds to none
 _ROUNDED_WIDTH = 5e-3  # there the lead leaps
-
-
-def leads(logits: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """By how much the strongest other class is ahead of an image's own.
-
-    Args:
-        logits: float32 (N, classes).
-        classes: int (N,), the images' own.
-
-    Returns:
-        float64 (N,), below 0 where the own class is ahead.
-    """
-    others, rows = logits.astype(np.float64), np.arange(len(logits))
-    own = others[rows, classes]
-    others[rows, classes] = -np.inf
-    return np.asarray(others.max(axis=1) - own)
-
-
-def safe_leads(problem: Problem) -> np.ndarray:
-    """The lead that another class must have to count, float64 (N,).
-
-    Passes of other sizes, other kernels and more threads round otherwise. By how much is seen
-    where the pixels are moved by a few of their own roundings, always the same way.
-    """
-    logits, shape = problem.logits, problem.images.shape[1:]
-    shift = np.float32(JITTER) * (2 * np.random.default_rng(0).random(shape, np.float32) - 1)
-    moved = inference.LazyRows(
-        len(logits), lambda rows: np.clip(problem.images[rows] + shift, 0.0, 1.0)
-    )
-    there = inference.logits(problem.model, moved, problem.batch_size)
-    bounds = [
-        LEAD * -leads(logits, problem.classes),
-        ROUNDING * np.abs(logits).max(axis=1),
-        JITTERS * np.abs(there - logits).max(axis=1),
-    ]
-    return np.asarray(np.max(bounds, axis=0), np.float64)
 
 
 @dataclass(frozen=True)
@@ -84,9 +42,16 @@ class Rays:
         Returns:
             The lengths, float64 (N,), inf where none was found; the looks at each image, int (N,).
         """
-        count, levels = len(self.ways), self.problem.levels
-        clean = leads(self.problem.logits, self.problem.classes)
-        safe = safe_leads(self.problem)
+        problem = self.problem
+        count, levels = len(self.ways), problem.levels
+        clean = leads(problem.logits, problem.classes)
+        safe = safe_leads(
+            problem.model,
+            problem.images,
+            problem.classes,
+            problem.logits,
+            batch_size=problem.batch_size,
+        )
         low, high = np.zeros(count), np.full(count, np.inf)
         below, above = clean - safe, np.zeros(count)
         last = np.zeros(count)  # the end that moved last: 1 is high
@@ -120,13 +85,13 @@ class Rays:
     def leads(self, rows: np.ndarray, lengths: np.ndarray, levels: int | None) -> np.ndarray:
         """The leads of other classes at lengths (n,) of the rays with these numbers, (n,)."""
         problem = self.problem
-        (logits,) = rowwise(
+        (logits,) = inference.rowwise(
             problem.model,
             _along,
             (problem.images[rows], self.ways[rows], lengths.astype(np.float32)),
             problem.clip or levels is not None,
             levels,
-            size=problem.size,
+            batch_size=problem.size,
         )
         return leads(logits, problem.classes[rows])
 

@@ -6,9 +6,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from resfool.attacks import balls
 from resfool.attacks.gradient import loss_gradient
-from resfool.attacks.solvers.batches import differ, in_batches, inside, moved, norms, rowwise
+from resfool.attacks.solvers.batches import differ, in_batches, inside, moved
 from resfool.attacks.solvers.problem import Attempt, Problem
+from resfool.classifiers import inference
 
 
 def ddn(
@@ -32,7 +34,7 @@ def ddn(
     """
 
     def solved(part: Problem) -> Attempt:
-        (ways,) = rowwise(
+        (ways,) = inference.rowwise(
             part.model,
             _ddn,
             (part.images, part.classes.astype(np.int32)),
@@ -40,7 +42,7 @@ def ddn(
             initial_norm,
             gamma,
             part.clip,
-            size=part.size,
+            batch_size=part.size,
         )
         return Attempt.of(part, ways, np.full(len(ways), 2 * steps))
 
@@ -62,16 +64,12 @@ def _ddn(
     for i in tf.range(steps):
         slope, logits = loss_gradient(model, moved(images, moves), classes)
         flips = differ(logits, classes)
-        shorter = flips & (norms(moves, "l2") < shortest)
+        shorter = flips & (balls.lengths(moves, "l2") < shortest)
         best = tf.where(shorter[:, tf.newaxis], moves, best)
-        shortest = tf.where(shorter, norms(moves, "l2"), shortest)
+        shortest = tf.where(shorter, balls.lengths(moves, "l2"), shortest)
         done = tf.cast(i, tf.float32) / steps
         length = 0.01 + 0.99 * (1 + tf.cos(np.pi * done)) / 2
-        moves += length * _units(tf.reshape(slope, tf.shape(moves)))
+        moves += length * balls.steepest(tf.reshape(slope, tf.shape(moves)), "l2")
         radius *= tf.where(flips, 1 - gamma, 1 + gamma)
-        moves = inside(images, radius[:, tf.newaxis] * _units(moves), clip)
+        moves = inside(images, radius[:, tf.newaxis] * balls.steepest(moves, "l2"), clip)
     return (best,)
-
-
-def _units(moves: Any) -> Any:
-    return tf.math.divide_no_nan(moves, tf.norm(moves, axis=1, keepdims=True))

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from resfool.attacks.solvers import Ball
+from resfool.attacks import balls
 from resfool.attacks.solvers.batches import (
     differ,
     gaps_and_slopes,
@@ -15,10 +15,10 @@ from resfool.attacks.solvers.batches import (
     logit_gradients,
     moved,
     nearest_boundary,
-    rowwise,
-    shortest,
 )
 from resfool.attacks.solvers.problem import Attempt, Problem
+from resfool.classifiers import inference
+from resfool.values import BallNorm
 
 
 def deepfool(
@@ -45,14 +45,14 @@ def deepfool(
         going = np.arange(len(images))
         for _ in range(steps):
             if len(going):
-                ways[going], flipped = rowwise(
+                ways[going], flipped = inference.rowwise(
                     part.model,
                     _stepped,
                     (images[going], ways[going], top[going]),
                     overshoot,
                     part.norm,
                     part.clip,
-                    size=part.size,
+                    batch_size=part.size,
                 )
                 passes[going] += 2 + candidates
                 going = going[~flipped]
@@ -67,12 +67,12 @@ def _stepped(
     ways: Any,
     top: Any,
     overshoot: float,
-    norm: Ball,
+    norm: BallNorm,
     clip: bool,
 ) -> tuple[Any, Any]:
     gaps, slopes = gaps_and_slopes(*logit_gradients(model, moved(images, ways), top))
     gap, slope = nearest_boundary(gaps, slopes, norm)
     # The 1e-4 is the authors': it gets the last step across.
-    step = shortest(tf.abs(gap) + 1e-4, slope, norm)
+    step = balls.shortest(slope, tf.abs(gap) + 1e-4, norm)
     longer = inside(images, ways + (1 + overshoot) * step, clip)
     return longer, differ(model(moved(images, longer), training=False), top[:, 0])

@@ -7,9 +7,11 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
-from resfool.attacks.solvers import Ball
+from resfool.attacks import balls
+from resfool.attacks.balls import Bounds
 from resfool.classifiers import inference
 from resfool.monitor import Advance, quiet
+from resfool.values import BallNorm
 
 
 class Map(Protocol):
@@ -59,11 +61,16 @@ class Problem:
     images: np.ndarray
     logits: np.ndarray
     classes: np.ndarray
-    norm: Ball
+    norm: BallNorm
     clip: bool
     batch_size: int
     progress: Advance
     levels: int | None = None
+
+    @property
+    def bounds(self) -> Bounds:
+        """The least and the largest value that a pixel may have."""
+        return balls.range_of_pixels(self.clip)
 
     @property
     def size(self) -> int:
