@@ -1,6 +1,7 @@
 r"""Robust accuracy by `standard` and by AutoAttack of two libraries: whom do they fool, how fast?
 
-    pip install torch torchattacks pyautoattack
+    pip install torch pyautoattack
+    pip install --no-deps torchattacks     # it asks for a release of requests of years ago
     python -m benchmarks.robust_accuracy --model=runs:/RUN_ID/model --images=200
     python -m benchmarks.robust_accuracy --model=PATH.keras --dataset=cifar10 --norm=l2 \
         --epsilons 0.25 0.5 1 --sides standard torchattacks
@@ -111,7 +112,7 @@ def installed(side: str) -> bool:
     needs = [] if side in ("standard", "quick") else ["torch", side]
     missing = [name for name in needs if importlib.util.find_spec(name) is None]
     if missing:
-        print(f"{side} is left out; it needs: pip install {' '.join(missing)}", file=sys.stderr)
+        print(f"{side} is left out: {' and '.join(missing)} not installed", file=sys.stderr)
     return not missing
 
 
