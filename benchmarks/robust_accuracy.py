@@ -4,14 +4,15 @@ r"""Robust accuracy by `standard` and by AutoAttack of two libraries: whom do th
     pip install --no-deps torchattacks     # it asks for a release of requests of years ago
     python -m benchmarks.robust_accuracy --model=runs:/RUN_ID/model --images=200
     python -m benchmarks.robust_accuracy --model=PATH.keras --dataset=cifar10 --norm=l2 \
-        --epsilons 0.25 0.5 1 --sides standard torchattacks
+        --epsilons 0.25 0.5 1 --sides together torchattacks
 
 All sides get the same images, which the model has right, at the same epsilons, and run in turn in
 this process on the same cores: ours on the model, the libraries on a copy of it in PyTorch whose
 logits were seen to agree. The libraries attack at each epsilon anew, since that is how they are
-called; `standard` takes all epsilons together, and is timed at each of them by itself too. Its
-time includes compilation. Beside the seconds are those of all cores together, which say more where
-others use the cores too; PyTorch's threads are told not to wait busily for each other there.
+called. The side `standard` does so too; `together` is `standard` over all epsilons in one go, as
+`attack` does it. Times include our compilation, where it comes first. Beside the seconds are those
+of all cores together, which say more where others use the cores too; PyTorch's threads are told not
+to wait busily for each other there.
 
 Who is fooled is judged for all sides alike, on the model: another class is ahead, within epsilon
 and the range of pixels. What a side isn't asked for, or whose library isn't installed, is left out.
@@ -45,7 +46,9 @@ Array = np.ndarray
 # Images, labels and epsilons to the images under attack at each epsilon.
 Attack = Callable[[Array, Array, Sequence[float]], list[Array]]
 
-SIDES = ("standard", "quick", "torchattacks", "pyautoattack")
+TOGETHER = "together"  # standard, over all epsilons
+OURS = "standard", TOGETHER, "quick"
+SIDES = *OURS, "torchattacks", "pyautoattack"
 OUTSIDE = 1e-5  # by how much a perturbation may be longer than epsilon: what float32 makes of it
 
 
@@ -102,14 +105,14 @@ def main() -> None:
     epsilons = sorted(float(Fraction(text)) for text in options.epsilons or usual)
     case, accuracy = right_ones(options)
     print(f"{common.machine()}; {accuracy:.1%} of {options.images} images are right\n", flush=True)
-    measured = [each for side in sides for each in measure(side, case, epsilons)]
+    measured = [measure(side, case, epsilons) for side in sides]
     print_accuracies(measured, epsilons, accuracy)
     print_times(measured, epsilons)
 
 
 def installed(side: str) -> bool:
     """Whether a side can run; says so where it can't."""
-    needs = [] if side in ("standard", "quick") else ["torch", side]
+    needs = [] if side in OURS else ["torch", side]
     missing = [name for name in needs if importlib.util.find_spec(name) is None]
     if missing:
         print(f"{side} is left out: {' and '.join(missing)} not installed", file=sys.stderr)
@@ -125,17 +128,12 @@ def right_ones(options: argparse.Namespace) -> tuple[Case, float]:
     return Case(model, images[right], labels[right], options.norm, options.batch), right.mean()
 
 
-def measure(side: str, case: Case, epsilons: Sequence[float]) -> list[Measured]:
-    """Let a side attack at each epsilon by itself; ours also at all together."""
+def measure(side: str, case: Case, epsilons: Sequence[float]) -> Measured:
+    """Let a side attack at each epsilon by itself, or at all together."""
     attack = ATTACKS[side](case)
-    turns = [timed(side, attack, case, [epsilon]) for epsilon in epsilons]
-    rows, *times = (list(each) for each in zip(*turns, strict=True))
-    measured = [Measured(side, np.concatenate(rows), *times)]
-    if side in ("standard", "quick") and len(epsilons) > 1:
-        name = f"{side}, all together"
-        fooled, seconds, of_cores = timed(name, attack, case, epsilons)
-        measured.append(Measured(name, fooled, [seconds], [of_cores]))
-    return measured
+    turns = [epsilons] if side == TOGETHER else [[epsilon] for epsilon in epsilons]
+    rows, *times = zip(*(timed(side, attack, case, turn) for turn in turns), strict=True)
+    return Measured(side, np.concatenate(rows), *map(list, times))
 
 
 def timed(
@@ -223,6 +221,7 @@ def pyautoattack(case: Case) -> Attack:
 NORMS = {"linf": "Linf", "l2": "L2"}
 ATTACKS: dict[str, Callable[[Case], Attack]] = {
     "standard": lambda case: ours(case, "standard"),
+    TOGETHER: lambda case: ours(case, "standard"),
     "quick": lambda case: ours(case, "quick"),
     "torchattacks": torchattacks,
     "pyautoattack": pyautoattack,
@@ -248,7 +247,7 @@ def print_accuracies(
 def print_times(measured: Sequence[Measured], epsilons: Sequence[float]) -> None:
     """A line for each side: seconds at each epsilon and in all, beside those of ours."""
     names = [each.side for each in measured]
-    ours = [name for name in names if name in ("standard", "standard, all together")] or names[:1]
+    ours = [name for name in names if name in ("standard", TOGETHER)] or names[:1]
     heads = [*map(shown, epsilons), "in all", "of the cores", *(f"times {name}" for name in ours)]
     print(f"| seconds | {' | '.join(heads)} |\n| --- |{' --- |' * len(heads)}")
     totals = {each.side: sum(each.seconds) for each in measured}
