@@ -28,7 +28,7 @@ from mlflow.tracking.artifact_utils import get_artifact_uri
 from resfool import devices
 from resfool.attacks import presentation
 from resfool.attacks.options import MeasureParameters
-from resfool.classifiers.interface import Interface
+from resfool.classifiers.interface import Allowed, Interface
 from resfool.costs import Data
 from resfool.datasets.sets import draw
 from resfool.errors import InputError
@@ -87,6 +87,9 @@ class RobustnessEvaluator(ModelEvaluator):
         single = {} if model_id else metrics
         _log_metrics(run_id, model_id, dataset, single, attacked.curve.rows)
         artifacts = _log_leaves(run_id, found)
+        verdict = attacked.curve.verdict
+        if verdict is not None and verdict.hidden:
+            Monitor().warn(f"{attacked.name}: {verdict.warning}")
         return EvaluationResult(metrics, artifacts, run_id)
 
 
@@ -123,6 +126,8 @@ def measure(model: Any, dataset: Any, asked: MeasureParameters) -> tuple["Attack
         classes=None,
         interface=interface,
         name=original.name,
+        # MLflow has loaded it, whatever it does; what that means is among the metrics.
+        allowed=Allowed(without_gradient=asked.pursues, random=True),
     )
     classes = int(classifier.output_shape[-1])
     labels = _class_numbers(dataset.labels_data, classes)[rows]

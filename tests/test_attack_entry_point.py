@@ -15,12 +15,13 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import tensorflow as tf
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from entry_points import attack, train
 from resfool.archive import ModelSource
-from resfool.classifiers import finding
+from resfool.classifiers import files, finding
 from resfool.datasets import sets
 from resfool.errors import InputError, UsageError
 from resfool.values import show
@@ -318,6 +319,63 @@ def test_a_model_with_code_of_its_own_is_refused_unless_trusted(
     assert "Lambda" in refused(capsys, model=path, dataset="digits")
     for trusted in (uri, path):
         attack.main(words(model=trusted, dataset="digits", trust="yes"))
+
+
+class LeftOn(keras.layers.Layer):
+    """Dropout in inference too."""
+
+    def call(self, features: Any) -> Any:
+        return tf.nn.dropout(features, 0.3)
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_a_model_that_differs_from_pass_to_pass_is_refused_or_flagged(
+    store: MlflowClient,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "noisy.keras"
+    strangers_model(path, white=1.0)
+    theirs = keras.models.load_model(path)
+    noisy = keras.Sequential([keras.Input((8, 8, 1)), *theirs.layers[:2], LeftOn()])
+    for layer in theirs.layers[2:]:
+        noisy.add(layer)
+    # Without trust the class itself is refused already; this is what comes after that.
+    monkeypatch.setattr(files, "check", lambda path: None)
+    monkeypatch.setattr(files, "load", lambda path: noisy)
+    monkeypatch.setattr(files, "load_trusted", lambda path, loader, modules: noisy)
+    line = refused(capsys, model=path, dataset="digits")
+    assert "its outputs for the same image differ from pass to pass" in line
+    assert "trust=yes" in line and not store.search_runs(["0"])
+    attack.main(words(model=path, dataset="digits", trust="yes"))
+    (run,) = attacks(store)
+    assert run.data.metrics["gradient_masking_random_logits"] > 0.9
+    assert run.data.metrics["gradient_masking_checks_raised"] >= 1
+    assert "WARNING: the gradient seems to be hidden" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_a_model_without_a_gradient_is_attacked_by_what_says_so(
+    store: MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strangers_model(tmp_path / "theirs.keras", white=1.0)
+    images = keras.Input((8, 8, 1))
+    theirs = keras.models.load_model(tmp_path / "theirs.keras")
+    rounded = keras.Model(images, theirs(keras.ops.round(images * 4) / 4))
+    rounded.save(tmp_path / "rounded.keras")
+    asked: dict[str, Any] = {"model": tmp_path / "rounded.keras", "dataset": "digits"}
+    line = refused(capsys, **asked)
+    assert "no gradient reaches its input" in line and "method=square" in line
+    attack.main(words(**asked, method="apgd", attack_steps=5))
+    (run,) = attacks(store)
+    assert run.data.metrics["gradient_masking_zero_gradient"] == 1
+    folder = Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id))
+    checks = pd.read_csv(folder / "gradient_checks.csv").set_index("check")
+    assert checks["raised"]["black_box"] and checks["raised"]["zero_gradient"]
+    report = (folder / "report.md").read_text()
+    warning, number = report.index("gradient seems to be hidden"), report.index("stay right")
+    assert warning < number
 
 
 def test_recorded_parameters_mean_none_in_any_case() -> None:

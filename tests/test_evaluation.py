@@ -152,7 +152,7 @@ def test_progress_ends_at_its_total(method: str) -> None:
         progress=lambda more, text="", /: told.append(more),
     )
     curve.move(np.array([3, 1]), 0.1)  # for a picture, which is not counted
-    assert sum(told) == 5 * asked.passes
+    assert sum(told) == asked.passes_of(5)
 
 
 def test_examples_show_what_was_corrected_what_was_fooled_and_what_held_out() -> None:

@@ -242,6 +242,22 @@ def test_a_linear_models_fooling_rate_is_known(save: Save) -> None:
     assert result.metrics["clean_accuracy"] == pytest.approx(((margin > 0) == LABELS).mean())
 
 
+@undrawn
+def test_a_hidden_gradient_is_among_the_metrics_and_can_be_refused(save: Save) -> None:
+    model = linear()
+    weights, bias = model.layers[-1].get_weights()
+    model.layers[-1].set_weights([1e5 * weights, 1e5 * bias])
+    with pytest.warns(UserWarning, match="linear: the gradient seems to be hidden"):
+        result = evaluate(save(model))
+    assert result.metrics["gradient_masking_checks_raised"] == 1
+    assert result.metrics["gradient_masking_zero_gradient"] == 1
+    table = result.artifacts["gradient_checks"].content
+    assert table.set_index("check")["raised"]["zero_gradient"]
+    limit = MetricThreshold(threshold=0, greater_is_better=False)
+    with pytest.raises(ModelValidationFailedException):
+        mlflow.validate_evaluation_results({"gradient_masking_checks_raised": limit}, result)
+
+
 @pytest.mark.parametrize("has_id", [True, False])
 def test_what_is_logged_is_what_the_attack_gives(
     store: MlflowClient, save: Save, tmp_path: Path, has_id: bool
@@ -282,10 +298,11 @@ def test_what_is_logged_is_what_the_attack_gives(
         assert {key: of_model[key] for key in metrics} == pytest.approx(metrics)
 
     files = {file.path for file in store.list_artifacts(run.info.run_id)}
-    tables = {f"{name}.{kind}" for name in ("rates", "images") for kind in ("csv", "json")}
+    kinds = "rates", "images", "gradient_checks"
+    tables = {f"{name}.{kind}" for name in kinds for kind in ("csv", "json")}
     assert files == tables | {"fooling_rates.png", "examples.png", "attack.json"}
-    names = {"fooling_rates", "examples", "rates", "images", "rates_table", "images_table"}
-    assert result.artifacts.keys() == names | {"attack"}
+    names = {name for kind in kinds for name in (kind, f"{kind}_table")}
+    assert result.artifacts.keys() == names | {"fooling_rates", "examples", "attack"}
     table = presentation.images_table(expected)
     table.insert(0, "row", drawn)
     pd.testing.assert_frame_equal(

@@ -21,20 +21,29 @@ CODE = {
         *("classifiers/inference", "classifiers/scores"),
     ),
     "universal": (
-        *("universal/*", "attacks/gradient", "attacks/lowrank", "attacks/minimal"),
-        *("attacks/methods/smallest_epsilon", "attacks/solvers/*", "networks/layers"),
+        *("universal/*", "attacks/balls", "attacks/gradient", "attacks/leads", "attacks/lowrank"),
+        *(
+            "attacks/minimal",
+            "attacks/solvers/*",
+            "attacks/methods/apgd",
+            "attacks/methods/targets",
+        ),
+        *("attacks/methods/smallest_epsilon", "attacks/methods/task", "networks/layers"),
         *("classifiers/adapting", "classifiers/endings", "classifiers/interface"),
         "classifiers/inference",
     ),
 }
 # Parameters count by their values, and how results are shown doesn't change them.
-NOT_RESULTS = {"options", "recipe", "presentation", "robustness_presentation"}
+NOT_RESULTS = {
+    *("options", "recipe"),
+    *("presentation", "robustness_presentation", "masking_presentation"),
+}
 
 # The digest of that code, for the version of its results.
 PINNED = {
     "train": ("e62de5f69643a9a5", "1ebaf306bbd996e9"),
-    "attack": ("56aa5d1102c24214", "1c7f929bc04baf49"),
-    "universal": ("971b7dcdea6b4867", "5dcaeafd9844acac"),
+    "attack": ("56aa5d1102c24214", "e045dc5aec8f9c1f"),
+    "universal": ("971b7dcdea6b4867", "9d19d097970772bf"),
 }
 
 

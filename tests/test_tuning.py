@@ -28,6 +28,7 @@ from resfool.tracking.run import Run
 from resfool.training.recipe import TrainParameters
 from resfool.trials import recorder
 from resfool.trials.options import TuneParameters
+from resfool.trials.presentation import tuning_summary
 from resfool.trials.space import Between, Choice
 from resfool.trials.study import Study, _at_work, _is_of, check_storage
 from resfool.trials.tune import Tuning
@@ -440,3 +441,14 @@ def test_a_storage_that_somebody_else_has_written_is_refused() -> None:
     here = {"host": owner.host(), "created": 0.0}
     for driver in (7, ["a"], {}, here | {"pid": "x"}, here | {"pid": 10**30}, {"pid": -1}):
         assert _at_work(driver) is None
+
+
+def test_names_and_values_stand_apart_at_the_terminal() -> None:
+    best = {"learning_rate": 0.01, "label_smoothing": 0.02, "batch_norm_statistics": "precise"}
+    lines = tuning_summary(Tuning([], {}, best, 0.5, "mlflow run")).splitlines()
+    told = dict(line.split() for line in lines if line.startswith("  "))
+    assert told == {
+        "learning_rate": "0.01",
+        "label_smoothing": "0.02",
+        "batch_norm_statistics": "precise",
+    }

@@ -65,7 +65,7 @@ def attack(
     title = f"{asked.method} on {', '.join(names)}, {where}"
     outline = data.outline
     monitor.begin(title, facts, [(outline, asked.split, "attacked")])
-    passes = len(chosen) * asked.passes
+    passes = asked.passes_of(len(chosen))
     results = []
     for number, (source, name, classifier) in enumerate(zip(sources, names, loaded, strict=True)):
         own = identity.facts("attack", settings | {"model": (source.uri,)}, data.digest)

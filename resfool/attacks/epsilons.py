@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from resfool.attacks import gradient
+from resfool.attacks import gradient, masking
 from resfool.attacks.gradient import Outcome
 from resfool.attacks.methods.moving import Start
 from resfool.attacks.options import METHODS, HowToAttack
+from resfool.attacks.verdict import Verdict
 from resfool.classifiers import inference
 from resfool.classifiers.inference import BATCH_SIZE
 from resfool.classifiers.scores import rate
@@ -39,6 +40,7 @@ class Curve:
         attacks: the names of several attacks that followed one another, if the method is of such.
         first: int (E, N), the number of the one that fooled an image first; -1 where none did.
         rounded: bool (N,), whether the smallest perturbation fools in 8 bits too, if that was seen.
+        verdict: whether the model hides its gradient, if that was checked.
     """
 
     epsilons: tuple[float, ...]
@@ -55,6 +57,7 @@ class Curve:
     attacks: tuple[str, ...] = ()
     first: np.ndarray | None = None
     rounded: np.ndarray | None = None
+    verdict: Verdict | None = None
 
     @property
     def zero_gradient_share(self) -> float:
@@ -71,6 +74,7 @@ def over_epsilons(
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
     progress: Advance = quiet,
+    checked: bool = True,
 ) -> Curve:
     """Attack a model at several epsilons, with random signs of equal size as a benchmark.
 
@@ -81,7 +85,8 @@ def over_epsilons(
         asked: by which method, at which epsilons, and how.
         seed: of the random signs and pgd's starts.
         batch_size: images per pass.
-        progress: is told the passes done, one image each: `asked.passes` times N in all.
+        progress: is told the passes done, one image each: `asked.passes_of(N)` in all.
+        checked: whether it is checked, too, that the model doesn't hide its gradient.
     """
     first = gradient.sign_gradients(
         model,
@@ -93,6 +98,9 @@ def over_epsilons(
     epsilons = asked.positive_epsilons
     start = Start(model, images, first, epsilons, asked.clip, seed, batch_size, progress)
     moved = METHODS[asked.method].move(start, asked)
+    verdict = None
+    if checked:
+        verdict = masking.verdict(start, moved, asked.ball, compared=asked.pursues)
     signs = gradient.random_signs(images.shape, seed)
     told = start.passes(len(epsilons))
     lengths = epsilons
@@ -128,7 +136,9 @@ def over_epsilons(
         # Whole batches of the size for which the model is compiled already.
         size = inference.even(len(images), batch_size)
         few = np.argsort(~wrong, kind="stable")[: max(1, BATCH_SIZE // size) * size]
-        corrections = over_epsilons(model, images[few], labels[few], away, batch_size=size)
+        corrections = over_epsilons(
+            model, images[few], labels[few], away, batch_size=size, checked=False
+        )
     return Curve(
         epsilons=asked.epsilons,
         rows=rows,
@@ -144,6 +154,7 @@ def over_epsilons(
         attacks=moved.attacks,
         first=by,
         rounded=moved.rounded,
+        verdict=verdict,
     )
 
 

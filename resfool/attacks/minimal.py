@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from resfool.attacks import lowrank
 from resfool.attacks.solvers import SOLVERS, Solver, Subspace, check_norm
 from resfool.attacks.solvers.crossing import Rays
 from resfool.attacks.solvers.problem import Attempt, Map, Problem, one_by_one
@@ -127,22 +126,15 @@ def _verified(problem: Problem, attempt: Attempt) -> Minimal:
     """See each flip on the model itself, and shorten the perturbation to where it happens."""
     began = time.perf_counter()
     count = len(problem.images)
-    rays = Rays(problem, attempt.perturbations)
-    lengths, looks = rays.crossings()
-    flipped = np.isfinite(lengths)
-    lengths = np.where(flipped, lengths, 0.0)
-    perturbations, norms = np.empty(problem.images.shape, np.float32), np.full(count, np.inf)
-    for rows in inference.batches(count, problem.batch_size):
-        perturbations[rows] = rays.moves(rows, lengths[rows])
-        norms[rows] = lowrank.sizes(perturbations[rows], problem.norm)
-    perturbations[~flipped] = 0.0
+    perturbations, norms, looks = Rays(problem, attempt.perturbations).shortened()
+    flipped = np.isfinite(norms)
     rounded = flipped.copy()
     if flipped.any() and not problem.levels:
         where = np.flatnonzero(flipped)
-        rounded[where] = rays.leads(where, lengths[where], 255) > 0
+        rounded[where] = Rays(problem, perturbations).leads(where, np.ones(len(where)), 255) > 0
     return Minimal(
         perturbations=perturbations,
-        norms=np.where(flipped, norms, np.inf).astype(np.float32),
+        norms=norms.astype(np.float32),
         flipped=flipped,
         rounded=rounded,
         evaluations=attempt.evaluations + looks + 3,

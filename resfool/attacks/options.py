@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from resfool import costs
+from resfool.attacks import verdict
 from resfool.attacks.methods import fgsm, pgd, smallest, smallest_epsilon, standard
 from resfool.attacks.methods.moving import Moved
 from resfool.attacks.methods.pgd import PgdOptions
@@ -14,7 +15,7 @@ from resfool.attacks.methods.smallest_epsilon import SmallestEpsilonOptions
 from resfool.attacks.methods.standard import COMPONENTS, StandardOptions
 from resfool.attacks.solvers import check_norm
 from resfool.classifiers.finding import Models
-from resfool.classifiers.interface import Interface
+from resfool.classifiers.interface import Allowed, Interface
 from resfool.costs import Cost, Data
 from resfool.declarations import GIVEN, Known, Needs
 from resfool.errors import InputError, UsageError
@@ -194,15 +195,18 @@ class HowToAttack(Labelled, SmallestEpsilonOptions, PgdOptions, SmallestOptions,
         """Those at which anything is moved."""
         return [epsilon for epsilon in self.epsilons if epsilon > 0]
 
-    @property
-    def passes(self) -> int:
-        """Those of an image in all: its gradient, the method's, and those of random signs."""
+    def passes_of(self, images: int) -> int:
+        """Those of so many images in all.
+
+        Of each its gradient, the method's and those of random signs; and those of the checks.
+        """
         count = len(self.positive_epsilons)
-        return 2 + METHODS[self.method].passes(count, self) + count
+        each = 2 + METHODS[self.method].passes(count, self) + count
+        return images * each + verdict.passes(images, compared=self.pursues)
 
     def cost(self, data: Data) -> Cost:
         """All passes of all images."""
-        return Cost(costs.PASS * self.passes * data.images, data.memory)
+        return Cost(costs.PASS * self.passes_of(data.images), data.memory)
 
 
 class Target(Models, Drawn):
@@ -215,6 +219,11 @@ class Target(Models, Drawn):
 
 class AttackParameters(HowToAttack, Target):
     """Of an attack on models."""
+
+    @property
+    def allowed(self) -> Allowed:
+        """Beside the others models without a gradient, where it is told what that means."""
+        return replace(super().allowed, without_gradient=self.pursues)
 
     def cost(self, data: Data) -> Cost:
         """That of each model."""

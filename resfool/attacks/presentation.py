@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from resfool.attacks import lowrank
+from resfool.attacks import masking_presentation as masking
 from resfool.attacks import robustness_presentation as robustness
 from resfool.attacks.options import METHODS, AttackParameters, HowToAttack
 from resfool.monitor import Leaves
@@ -38,6 +39,9 @@ def leaves_of(attacked: "Attacked") -> Leaves:
         "spectrum": pd.DataFrame({"index": range(1, len(own) + 1)} | spectrum),
         "rates": _rates_table([attacked]),
     }
+    verdict = attacked.curve.verdict
+    if verdict is not None and verdict.checks:
+        tables["gradient_checks"] = masking.table(verdict)
     return tables | ({"examples.png": examples(attacked)} if attacked.examples else {})
 
 
@@ -56,7 +60,13 @@ def figures(results: Sequence["Attacked"], asked: HowToAttack) -> dict[str, Figu
 
 
 def _rates_table(results: Sequence["Attacked"]) -> pd.DataFrame:
-    return pd.DataFrame([{"model": a.name} | row for a in results for row in a.curve.rows])
+    return pd.DataFrame(
+        [
+            {"model": a.name} | (row | robustness.doubt(a.curve))
+            for a in results
+            for row in a.curve.rows
+        ]
+    )
 
 
 def images_table(attacked: "Attacked") -> pd.DataFrame:
@@ -98,6 +108,8 @@ def summary(results: Sequence["Attacked"]) -> str:
         ):
             values = "".join(f"{a.curve.rows[i][key]:>8.3f}" for i in picked)
             lines.append(f"{label:<{width}}  {accuracy} {values}")
+        if a.curve.verdict is not None:
+            lines.append(masking.line(a.curve.verdict))
         lines += robustness.lines([a.curve.rows[i] for i in picked], a.curve, width)
     return "\n".join(lines)
 
@@ -110,6 +122,8 @@ def scalars(attacked: "Attacked") -> dict[str, float]:
         "energy_of_10_directions": lowrank.energy(attacked.singular_values, 10),
         "random_energy_of_10_directions": lowrank.energy(attacked.random_singular_values, 10),
     }
+    if attacked.curve.verdict is not None:
+        found |= attacked.curve.verdict.metrics
     smallest = attacked.curve.smallest
     if attacked.curve.attacks:
         return found | robustness.quantiles(attacked.curve)
@@ -150,6 +164,7 @@ def _report(results: Sequence["Attacked"], asked: AttackParameters) -> page.Repo
         pictures.append(page.Picture("robust_accuracy", drawn, robustness.CAPTION))
         note = f"{note} {robustness.NOTE}"
     sections = [page.Section("In short", words, pictures=pictures, notes=[note])]
+    sections += masking.sections(results)
     for number, a in enumerate(results):
         pictures = []
         if a.examples:
@@ -168,6 +183,8 @@ def _report(results: Sequence["Attacked"], asked: AttackParameters) -> page.Repo
 
 def _in_words(a: "Attacked") -> str:
     words = [f"{a.name} classifies {a.clean_accuracy:.1%} of the images as they are correctly."]
+    if a.curve.verdict is not None and a.curve.verdict.hidden:
+        words.append(f"Warning: {a.curve.verdict.warning}.")
     words += robustness.words(a.curve)
     if a.curve.norm == "l2":
         return " ".join(words)

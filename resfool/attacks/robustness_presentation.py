@@ -22,11 +22,15 @@ NOTE = (
     "fooled is not given to the next ones, and counts as fooled at every larger epsilon."
 )
 _MOST_TOLD = 4  # epsilons in words
+_DOUBTFUL = "doubtful: gradient hidden"  # stands beside robust accuracies then
 
 
 def labels(curve: "Curve") -> list[str]:
     """What stands before the lines of a model's attacks in a summary."""
-    return [f"  fooled first by {name}" for name in curve.attacks]
+    if not curve.attacks:
+        return []
+    firsts = [f"  fooled first by {name}" for name in curve.attacks]
+    return [_titled("  robust accuracy", curve), *firsts]
 
 
 def lines(rows: Sequence[Row], curve: "Curve", width: int) -> list[str]:
@@ -39,8 +43,9 @@ def lines(rows: Sequence[Row], curve: "Curve", width: int) -> list[str]:
     """
     if not curve.attacks:
         return []
-    told = [("  robust accuracy", NAMED[0]), ("  its 95% interval", NAMED[1]), ("", NAMED[2])]
-    told_firsts = zip(labels(curve), _firsts(curve), strict=True)
+    robust, *firsts = labels(curve)
+    told = [(robust, NAMED[0]), ("  its 95% interval", NAMED[1]), ("", NAMED[2])]
+    told_firsts = zip(firsts, _firsts(curve), strict=True)
     return [
         f"{label:<{width}}  {'':8} " + "".join(f"{row[key]:>8.{digits}f}" for row in rows)
         for digits, part in ((3, told), (0, told_firsts))
@@ -68,6 +73,19 @@ def words(curve: "Curve") -> list[str]:
     ]
 
 
+def doubt(curve: "Curve") -> Row:
+    """What stands beside robust accuracies in a table of numbers: how many checks are raised."""
+    if not curve.attacks or curve.verdict is None or not curve.verdict.checks:
+        return {}
+    return {"gradient_masking_checks_raised": float(len(curve.verdict.raised))}
+
+
+def _titled(title: str, curve: "Curve") -> str:
+    """A title of robust accuracies, with the warning where the gradient seems to be hidden."""
+    hidden = curve.verdict is not None and curve.verdict.hidden
+    return f"{title} ({_DOUBTFUL})" if hidden else title
+
+
 def quantiles(curve: "Curve") -> Row:
     """Of the smallest epsilons of the images that were attacked, as far as those are finite.
 
@@ -91,7 +109,7 @@ def quantiles(curve: "Curve") -> Row:
 
 def table(curve: "Curve") -> page.Table:
     """The robust accuracy, and how many images which attack fooled first."""
-    head = "epsilon", "robust accuracy", *(label.strip() for label in labels(curve))
+    head = "epsilon", *(label.strip() for label in labels(curve))
     cells = [
         "{robust_accuracy:.3f} ({robust_accuracy_low:.3f} to {robust_accuracy_high:.3f})",
         *(f"{{{key}:.0f}}" for key in _firsts(curve)),
@@ -121,7 +139,7 @@ def figure(results: Sequence["Attacked"], method: str) -> Figure:
     for number, (a, axes) in enumerate(zip(results, shares, strict=False)):
         colour = colour_of(number, len(results))
         exact = a.curve.smallest is not None
-        style = {"label": legible(a.name), "ls": "" if exact else "-"}
+        style = {"label": _titled(legible(a.name), a.curve), "ls": "" if exact else "-"}
         draw_rate(curves, a.curve.rows, "robust_accuracy", color=colour, **style)
         if exact:
             _draw_exactly(curves, a.curve, colour)

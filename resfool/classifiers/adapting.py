@@ -4,7 +4,7 @@ import functools
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from resfool.classifiers.endings import Part, Seen, ending, logits_part
-from resfool.classifiers.interface import Interface
+from resfool.classifiers.interface import Allowed, Interface
 from resfool.classifiers.refusals import keras_at_work
 from resfool.declarations import without_effect
 from resfool.errors import InputError, unknown
@@ -29,6 +29,7 @@ def as_classifier(
     interface: Interface | None = None,
     name: str,
     seen: Seen | None = None,
+    allowed: Allowed | None = None,
 ) -> keras.Model:
     """Make a classifier what attacks want: from images in [0, 1] to logits, with a gradient.
 
@@ -48,16 +49,19 @@ def as_classifier(
         interface: how the model takes images and gives classes.
         name: of the result; characters that Keras has no use for become "_".
         seen: what `look` found out about the model; None looks.
+        allowed: what is taken beside the usual.
 
     Returns:
         A Keras model from float32 (N, H, W, C) in [0, 1] to float32 (N, classes), which acts as in
         inference when called with training=False.
 
     Raises:
-        InputError: the model's inputs or outputs don't fit, or no gradient reaches its input.
+        InputError: the model's inputs or outputs don't fit, no gradient reaches its input, or its
+            outputs differ from pass to pass.
     """
     title = re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII).strip("_.-") or "classifier"
-    adapting = _Adapting.of(model, image_shape, classes, interface or Interface(), title)
+    asked = interface or Interface()
+    adapting = _Adapting.of(model, image_shape, classes, asked, title, allowed or Allowed())
     with keras_at_work(_CANT):
         return adapting.logits(seen or adapting.look())
 
@@ -68,13 +72,15 @@ def look(
     image_shape: Sequence[int],
     classes: int | None,
     interface: Interface | None = None,
+    allowed: Allowed | None = None,
 ) -> Seen:
     """Run a classifier on images, for what `as_classifier` must know: the dearest part of it.
 
     Raises:
         InputError: as there.
     """
-    adapting = _Adapting.of(model, image_shape, classes, interface or Interface(), "classifier")
+    asked = interface or Interface()
+    adapting = _Adapting.of(model, image_shape, classes, asked, "classifier", allowed or Allowed())
     with keras_at_work(_CANT):
         return adapting.look()
 
@@ -93,6 +99,7 @@ class _Adapting:
         asked: how it takes images and gives classes.
         taken: what it takes for an image.
         name: of the result.
+        allowed: what is taken beside the usual.
     """
 
     model: keras.Model
@@ -101,6 +108,7 @@ class _Adapting:
     asked: Interface
     taken: "_Taken"
     name: str
+    allowed: Allowed
 
     @classmethod
     def of(
@@ -110,6 +118,7 @@ class _Adapting:
         classes: int | None,
         asked: Interface,
         name: str,
+        allowed: Allowed,
     ) -> "_Adapting":
         shape = tuple(int(size) for size in image_shape)
         if not model.built:
@@ -118,26 +127,29 @@ class _Adapting:
         if asked.channel_order == "bgr" and shape[-1] == 1:
             raise without_effect("channel_order", "bgr", "images of one channel", "three channels")
         asked.scale_and_offset(shape[-1])
-        return cls(model, shape, classes, asked, _taken(model, shape, asked), name)
+        return cls(model, shape, classes, asked, _taken(model, shape, asked), name, allowed)
 
     def look(self) -> Seen:
         """Run the model on two images, and see that attacks have something to hold on to."""
         probes = _probe_images(self.shape)
         whole, complete, part = self._parts()
         outputs = _call(whole, probes)
+        if not self.allowed.random:
+            _check_steady(outputs, _call(whole, probes))
         # A layer may have an activation and more after it: that it's right is seen by trying.
         ends = part is not None and part.agrees(_call(self._up_to(part), probes), outputs, complete)
         sums_to_one = outputs.min() >= 0 and np.abs(outputs.sum(axis=1) - 1).max() < 1e-3
         seen = Seen(ends_in_activation=ends, probabilities=bool(sums_to_one))
-        _check_attackable(self.logits(seen), probes)
-        return seen
+        gradient = _has_gradient(self.logits(seen), probes, self.allowed)
+        return replace(seen, gradient=gradient)
 
     def logits(self, seen: Seen) -> keras.Model:
         """The classifier that the model becomes."""
         whole, complete, part = self._parts()
         units = whole.output_shape[-1]
         part = logits_part(part, complete, units, seen, self.asked.single_output)
-        return whole if part is None else self._up_to(part)
+        logits = whole if part is None else self._up_to(part)
+        return logits if seen.gradient else _connected(logits)
 
     def _parts(self) -> tuple[keras.Model, Part, Part | None]:
         """All of the model, adapted and as a part, and the part before its last activation."""
@@ -380,8 +392,29 @@ def _check_names(model: keras.Model) -> None:
             )
 
 
-def _check_attackable(model: keras.Model, probes: np.ndarray) -> None:
-    """Refuse a model whose logits have no gradient by the image: nothing would move them."""
+_SAME = 1e-3  # of the outputs' size: more than that no other order of summation makes
+
+
+def _check_steady(outputs: np.ndarray, again: np.ndarray) -> None:
+    """Refuse a model whose outputs differ from pass to pass: what fools it once may not do again.
+
+    Outputs that are no numbers are told elsewhere.
+    """
+    if not np.isfinite([outputs, again]).all():
+        return
+    if np.abs(again - outputs).max() > _SAME * np.abs(outputs).max():
+        raise InputError(
+            "the model can't be attacked: its outputs for the same image differ from pass to pass, "
+            "as with dropout that is left on; trust=yes takes it, and the report says so"
+        )
+
+
+def _has_gradient(model: keras.Model, probes: np.ndarray, allowed: Allowed) -> bool:
+    """Whether a model's logits have a gradient by the image, without which little moves them.
+
+    Raises:
+        InputError: they have none, and such models aren't taken; or nothing can move them.
+    """
     rng = np.random.default_rng(0)
     # Not eagerly, where gradients by kernels are computed too, and TensorFlow's of a 1x1 kernel
     # with strides ends the process on some CPUs.
@@ -396,8 +429,35 @@ def _check_attackable(model: keras.Model, probes: np.ndarray) -> None:
         if not np.isfinite(gradient.numpy()).all():
             raise InputError("the model can't be attacked: its gradient is infinite or no number")
         if gradient.numpy().any():
-            return
-    raise InputError("the model can't be attacked: no gradient reaches its input")
+            return True
+    one, other = _call(model, probes)
+    if (one == other).all():
+        raise InputError(
+            "the model can't be attacked: no gradient reaches its input, and its outputs are the "
+            "same for all images"
+        )
+    if not allowed.without_gradient:
+        raise InputError(
+            "the model can't be attacked: no gradient reaches its input; only an attack's "
+            "method=square needs none, and method=standard says how far it gets"
+        )
+    return False
+
+
+def _connected(model: keras.Model) -> keras.Model:
+    """The same model with a gradient of zero by the image, where it has none at all."""
+    (images,), (logits,) = model.inputs, model.outputs
+    return keras.Model(
+        images, _ZeroGradient(name="zero_gradient")([logits, images]), name=model.name
+    )
+
+
+class _ZeroGradient(keras.Layer):
+    """Passes the first of two tensors on, as if it depended on the second."""
+
+    def call(self, both: Sequence[Tensor]) -> Tensor:
+        outputs, images = both
+        return outputs + 0.0 * tf.reduce_sum(images)
 
 
 def _gradient(model: keras.Model, images: Tensor, mix: Tensor) -> tuple[Tensor, Tensor]:

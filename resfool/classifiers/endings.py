@@ -37,10 +37,12 @@ class Seen:
     Attributes:
         ends_in_activation: whether the activation that its graph ends in makes its outputs.
         probabilities: whether its outputs are those of classes.
+        gradient: whether its outputs have a gradient by the image.
     """
 
     ends_in_activation: bool
     probabilities: bool
+    gradient: bool = True
 
 
 def logits_part(

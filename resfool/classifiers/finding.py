@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from resfool.archive import Archive, ModelSource, as_given, is_address
 from resfool.classifiers import files, rehearsal
-from resfool.classifiers.interface import Interface
+from resfool.classifiers.interface import Allowed, Interface
 from resfool.datasets import kinds, sets
 from resfool.declarations import Needs, without_effect
 from resfool.errors import DataWarning, InputError
@@ -31,7 +31,9 @@ class AnyModel(Interface, Subset, Limits):
         f"{sets.OWN_OR_NAMED}; none is what the model was trained on.",
     ] = None
     trust: Annotated[
-        bool, "yes also loads models that bring code of their own, which may do anything."
+        bool,
+        "yes also loads models that bring code of their own, which may do anything, and takes "
+        "those whose outputs differ from pass to pass.",
     ] = False
     modules: Annotated[
         Names | None,
@@ -63,6 +65,11 @@ class AnyModel(Interface, Subset, Limits):
     def models(self) -> tuple[str, ...]:
         """Where they are."""
         return ()
+
+    @property
+    def allowed(self) -> Allowed:
+        """What is taken beside the usual: with trust, models that differ from pass to pass."""
+        return Allowed(random=self.trust)
 
 
 class OneModel(AnyModel):
@@ -166,6 +173,7 @@ class _Loading:
             "image_shape": self.image_shape,
             "classes": self.classes,
             "interface": interface_of(self.source, self.asked),
+            "allowed": self.asked.allowed,
         }
 
 

@@ -1,6 +1,6 @@
 """How somebody's model takes images and gives classes, as far as the model doesn't tell."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -25,6 +25,20 @@ _PREPROCESSING: dict[str, dict[str, Any]] = {
     "torch": {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
     "tf": {"input_range": (-1.0, 1.0)},
 }
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What is taken beside models whose outputs are a function of the image with a gradient.
+
+    Attributes:
+        without_gradient: models whose outputs depend on the image, but have no gradient by it; it
+            is zero then.
+        random: models whose outputs differ from pass to pass.
+    """
+
+    without_gradient: bool = False
+    random: bool = False
 
 
 class Interface(Parameters):

@@ -84,7 +84,8 @@ def tuning_summary(tuning: "Tuning") -> str:
         f"trials          {len(tuning.tried)}, of which {pruned} were pruned",
         f"best            {tuning.value:.4f} of the validation images",
     ]
-    lines += [f"  {name:<14}{show(value)}" for name, value in tuning.best.items()]
+    width = max(14, 1 + max(map(len, tuning.best), default=0))
+    lines += [f"  {name:<{width}}{show(value)}" for name, value in tuning.best.items()]
     if tuning.importances:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in tuning.importances.items())
         lines.append(f"what mattered   {shares}")

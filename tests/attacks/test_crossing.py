@@ -84,9 +84,14 @@ def solved(
     )
 
 
+def marks(name: str, solver: str) -> list[pytest.MarkDecorator]:
+    slow = name == "resnet" or (name, solver) == ("convnet", "apgd")
+    return [pytest.mark.slow] if slow else []
+
+
 # COBYLA goes image by image, and is slow on the others.
 CASES = [
-    pytest.param(name, solver, norm, marks=[pytest.mark.slow] if name == "resnet" else [])
+    pytest.param(name, solver, norm, marks=marks(name, solver))
     for name in NETWORKS
     for solver, way in SOLVERS.items()
     for norm in way.norms

@@ -21,7 +21,13 @@ from resfool.networks.shape import network
 from resfool.values import BallNorm
 
 # By how much an answer may exceed the closed form.
-FACTORS: dict[str, float] = {"closest": 1.0001, "deepfool": 1.0001, "ddn": 1.02, "cobyla": 1.02}
+FACTORS: dict[str, float] = {
+    "closest": 1.0001,
+    "deepfool": 1.0001,
+    "apgd": 1.0001,
+    "ddn": 1.02,
+    "cobyla": 1.02,
+}
 BATCHED = tuple(name for name, way in SOLVERS.items() if not way.spreads)  # others are slower
 OURS_AND_OTHERS = ("closest", "deepfool", "ddn")
 
@@ -289,7 +295,7 @@ def test_many_dimensions_get_as_many_evaluations_as_they_take(
     [
         ({"solver": "closet"}, "unknown solver 'closet'; did you mean 'closest'?"),
         ({"solver": "cobyla", "subspace": "row"}, "unknown subspace 'row'; did you mean 'rows'?"),
-        ({"solver": "ddn", "norm": "linf"}, "ddn knows no norm=linf; closest or deepfool do"),
+        ({"solver": "ddn", "norm": "linf"}, "ddn knows no norm=linf; closest, deepfool or apgd do"),
         ({"candidates": 1}, "candidates=1 must be 2 or more"),
         ({"solver": "cobyla", "subspace": "pixels", "evaluations": 67}, "needs 68 or more"),
         ({"solver": "cobyla", "evaluations": 5}, "needs 11 or more in the 3 dimensions"),

@@ -28,6 +28,7 @@ def apgd(
     targets: np.ndarray | None = None,
     steps: int = 100,
     restarts: int = 1,
+    begin: np.ndarray | None = None,
 ) -> Answer:
     """Raise a loss within each image's ball until another class is clearly ahead (Algorithm 1).
 
@@ -48,6 +49,7 @@ def apgd(
         targets: int (N, T), of "targeted": classes to move towards, one after the other.
         steps: gradient steps of an ascent.
         restarts: ascents from different points, for each target.
+        begin: float32 (N, H, W, C), where the first ascent begins, if not where it does of itself.
     """
     answer = Answer.none(task)
     wanted = np.full((len(task.images), 1), -1) if targets is None else targets
@@ -58,7 +60,8 @@ def apgd(
         towards = wanted[left, number % wanted.shape[1]].astype(np.int32)
         part = task.of(left)
         # From a random point the margin may lead to the nearest top, of another class's.
-        begins = part.images if loss == "margin" and number == 0 else part.starts(number)
+        first = begin if begin is not None or loss != "margin" else task.images
+        begins = part.starts(number) if number or first is None else first[left]
         answer.take(left, _ascent(part, begins, towards, loss, steps))
     return answer
 

@@ -54,6 +54,7 @@ class Way:
 SOLVERS: dict[str, Way] = {
     "closest": Way(late("resfool.attacks.solvers.closest", "closest"), norms=("linf", "l2")),
     "deepfool": Way(late("resfool.attacks.solvers.deepfool", "deepfool"), norms=("linf", "l2")),
+    "apgd": Way(late("resfool.attacks.solvers.apgd", "apgd"), norms=("linf", "l2")),
     "ddn": Way(late("resfool.attacks.solvers.ddn", "ddn"), options=()),
     "cobyla": Way(
         late("resfool.attacks.solvers.cobyla", "cobyla"),

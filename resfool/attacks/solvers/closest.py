@@ -70,6 +70,40 @@ def closest(
     return in_batches(problem, solved)
 
 
+def closer(
+    problem: Problem,
+    ways: np.ndarray,
+    targets: np.ndarray | None = None,
+    *,
+    candidates: int,
+    rounds: int = 6,
+    walk: int = 10,
+) -> Attempt:
+    """What `closest` makes of perturbations, from which it goes on.
+
+    Args:
+        problem: whose images they are of.
+        ways: float32 (N, H, W, C); without targets they flip their images, or nearly do.
+        targets: int32 (N,), classes whose boundaries they are to lead to; None walks at once.
+        candidates: classes to look at.
+        rounds: linearisations on the way to the boundary, at most.
+        walk: linearisations on the boundary, at most.
+    """
+
+    def solved(rows: slice) -> Attempt:
+        part = problem.picked(rows)
+        search = _Search.begun(part, candidates)
+        moves = ways[rows].reshape(len(part.images), -1)
+        if targets is not None:
+            everyone = np.arange(len(moves))
+            moves, _ = search.approached(everyone, targets[rows], moves, rounds)
+        return Attempt.of(part, search.walked(moves, walk), search.passes)
+
+    return Attempt.joined(
+        [solved(rows) for rows in inference.batches(len(ways), problem.batch_size)]
+    )
+
+
 @dataclass(frozen=True)
 class _Near:
     """What is linearised at n perturbations.
@@ -119,10 +153,25 @@ class _Search:
         )
         self.passes[:] += 1 + self.top.shape[1]
         image = np.repeat(np.arange(count), starts)
-        targets, moves = targets.reshape(-1), moves.reshape(count * starts, -1)
+        moves = moves.reshape(count * starts, -1)
+        best, shortest = self.approached(image, targets.reshape(-1), moves, rounds - 1)
+        first = shortest.reshape(count, starts).argmin(axis=1)
+        return best.reshape(count, starts, -1)[np.arange(count), first]
+
+    def approached(
+        self, image: np.ndarray, targets: np.ndarray, moves: np.ndarray, rounds: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Perturbations (n, D) on to the boundaries of targets (n,), and their norms (n,).
+
+        They are of images (n,), as many of each; what stays behind the best of its image is
+        dropped.
+        """
+        count = len(self.top)
+        starts = len(image) // count
+        moves = moves.copy()
         best, shortest = moves.copy(), np.full(len(moves), np.inf)
         going = np.arange(len(moves))
-        for _ in range(rounds - 1):
+        for _ in range(rounds):
             if not len(going):
                 break
             near = self.linearised(image[going], moves[going], targets[going])
@@ -135,8 +184,7 @@ class _Search:
             leader = shortest.reshape(count, starts).min(axis=1)[image]
             hopeful = np.isinf(shortest) | (shortest <= _BEHIND * leader)
             going = going[(gains | np.isinf(shortest[going])) & hopeful[going]]
-        first = shortest.reshape(count, starts).argmin(axis=1)
-        return best.reshape(count, starts, -1)[np.arange(count), first]
+        return best, shortest
 
     def walked(self, moves: np.ndarray, steps: int) -> np.ndarray:
         """Perturbations (B, D) after steps along the boundary to where it is closer."""

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from resfool.attacks import lowrank
 from resfool.attacks.leads import leads, safe_leads
 from resfool.attacks.solvers.problem import Problem
 from resfool.classifiers import inference
@@ -94,6 +95,21 @@ class Rays:
             batch_size=problem.size,
         )
         return leads(logits, problem.classes[rows])
+
+    def shortened(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Perturbations that end where they cross, (N, H, W, C), their norms (N,), and the looks.
+
+        Where none flips they are 0, and the norms inf.
+        """
+        lengths, looks = self.crossings()
+        flipped = np.isfinite(lengths)
+        ends = np.where(flipped, lengths, 0.0)
+        ways, norms = np.empty_like(self.ways), np.full(len(ends), np.inf)
+        for rows in inference.batches(len(ends), self.problem.batch_size):
+            ways[rows] = self.moves(rows, ends[rows])
+            norms[rows] = lowrank.sizes(ways[rows], self.problem.norm)
+        ways[~flipped], norms[~flipped] = 0.0, np.inf
+        return ways, norms, looks
 
     def moves(self, rows: slice, lengths: np.ndarray) -> np.ndarray:
         """The perturbations at lengths of some rays, float32 (n, H, W, C)."""

@@ -92,6 +92,12 @@ class Attempt:
     seconds: np.ndarray
 
     @classmethod
+    def joined(cls, parts: Sequence["Attempt"]) -> "Attempt":
+        """Those of parts of the images, one after the other."""
+        columns = zip(*(vars(part).values() for part in parts), strict=True)
+        return cls(*map(np.concatenate, columns))
+
+    @classmethod
     def of(cls, problem: Problem, ways: np.ndarray, passes: np.ndarray) -> "Attempt":
         """From perturbations (N, D) and evaluations; what they took isn't known yet."""
         return cls(ways.reshape(problem.images.shape), passes, np.zeros(len(passes)))
