@@ -160,8 +160,16 @@ def of_fab(case: Case) -> Attack:
     asked = HowToAttack(method="fab", attack_steps=FAB_STEPS, target_classes=FAB_TARGETS, **given)
 
     def attack(images: Array, labels: Array) -> tuple[Array, float, Array | bool]:
-        curve = over_epsilons(case.model, images, labels, asked, batch_size=case.batch)
-        return curve.move(np.arange(len(images)), largest), asked.passes, False
+        told: list[int] = []
+        curve = over_epsilons(
+            case.model,
+            images,
+            labels,
+            asked,
+            batch_size=case.batch,
+            progress=lambda passes, text="", /: told.append(passes),
+        )
+        return curve.move(np.arange(len(images)), largest), sum(told) / len(images), False
 
     return attack
 
