@@ -17,8 +17,8 @@ to wait busily for each other there.
 Who is fooled is judged for all sides alike, on the model: another class is ahead, within epsilon
 and the range of pixels. What a side isn't asked for, or whose library isn't installed, is left out.
 
-Sources: Croce, Hein, arXiv:2003.01690 (AutoAttack); torchattacks, whose AutoAttack has 10 steps of
-FAB instead of 100; pyautoattack, a package of the authors' own code.
+Sources: Croce, Hein, arXiv:2003.01690 (AutoAttack); torchattacks, whose AutoAttack takes
+10 gradient steps where it should be 100; pyautoattack, a package of the authors' own code.
 """
 
 import argparse
