@@ -1,5 +1,7 @@
 """What the benchmarks share."""
 
+import argparse
+import os
 import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +13,8 @@ from resfool.networks.shape import network
 from resfool.values import Precision
 
 if TYPE_CHECKING:
+    import keras
+
     from resfool.training.trainer import Trainer
 
 IMAGES = 2000
@@ -48,3 +52,37 @@ def trainer(arch: str, depth: int, precision: Precision, width: int = paper.WIDT
         fused=True,
     )
     return Trainer(model, *random_data(), Steps())
+
+
+def add_model(parser: argparse.ArgumentParser, images: int) -> None:
+    """The options of `model_and_images`."""
+    parser.add_argument("--model", required=True, help="a .keras file or an address in MLflow")
+    parser.add_argument("--dataset", help="default: what the model was trained on")
+    parser.add_argument("--data_dir", help="folder with the data set's official files")
+    parser.add_argument(
+        "--images", type=int, default=images, help=f"drawn from the test set (default: {images})"
+    )
+
+
+def model_and_images(
+    options: argparse.Namespace,
+) -> tuple["keras.Model", np.ndarray, np.ndarray]:
+    """A model from images to logits, and test images with labels, as `attack` takes them."""
+    from resfool.attacks.options import AttackParameters
+    from resfool.classifiers.finding import find_models, load_classifiers, load_data
+    from resfool.datasets import sets
+    from resfool.tracking.archive import MLflowArchive
+
+    names = {"dataset": options.dataset, "data_dir": options.data_dir}
+    asked = AttackParameters(model=(options.model,), samples=options.images, **names)
+    sources = find_models(MLflowArchive(), asked.model, asked.trust)
+    data = load_data(sources, asked)
+    chosen = sets.choose(data, "test", options.images, seed=0)
+    (model,) = load_classifiers(sources, ["model"], data, asked)
+    return model, np.array(chosen.images, np.float32), np.array(chosen.labels)
+
+
+def machine() -> str:
+    """The CPU, how many of its cores are ours, and how busy they were in the last minute."""
+    cores, (load, *_) = len(os.sched_getaffinity(0)), os.getloadavg()
+    return f"{processor()}, {cores} cores, load {load:.1f}"

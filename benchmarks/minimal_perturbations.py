@@ -10,15 +10,15 @@ takes our compilation out of its time. Norms are those of what is returned, over
 all sides flip. All take turns several times; times are medians. The last two columns say by which
 factor ours, `closest`, leads.
 
-A library that isn't installed is left out.
+A library that isn't installed is left out. PyTorch's threads are told not to wait busily for each
+other, which costs them most of their time where others use the cores too.
 """
 
 import argparse
 import importlib.util
+import os
 import statistics
-import sys
 import time
-import types
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,13 +59,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500, help="of training (default: 1500)")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each (default: 3)")
     arguments = parser.parse_args()
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before PyTorch is imported
     start_tensorflow()
     warnings.filterwarnings("ignore")  # the libraries', of frameworks that they don't find
     from resfool.classifiers import inference
 
     model, images = trained(arguments.steps, arguments.images)
     classes = inference.logits(model, images, BATCH).argmax(axis=1)
-    runs = attacks(model)
+    runs = attacks(model, images[:BATCH])
     for attack in runs.values():
         attack(images[:BATCH], classes[:BATCH])  # compiles
     turns = [
@@ -83,13 +84,13 @@ def trained(steps: int, count: int) -> tuple["keras.Model", np.ndarray]:
     return result.model, np.array(result.dataset.test.images[:count])
 
 
-def attacks(model: "keras.Model") -> dict[str, Attack]:
+def attacks(model: "keras.Model", images: np.ndarray) -> dict[str, Attack]:
     """All that can run here, ours first."""
     found = {f"resfool {solver}": ours(model, solver) for solver in ("closest", "deepfool", "ddn")}
     if importlib.util.find_spec("foolbox"):
         found |= of_foolbox(model)
     if importlib.util.find_spec("torch") and importlib.util.find_spec("adv_lib"):
-        found |= of_adv_lib(model)
+        found |= of_adv_lib(model, images)
     return found
 
 
@@ -127,44 +128,23 @@ def of_foolbox(model: "keras.Model") -> dict[str, Attack]:
     return {"foolbox L2DeepFoolAttack": adapted(deepfool), "foolbox DDNAttack": adapted(ddn)}
 
 
-def of_adv_lib(model: "keras.Model") -> dict[str, Attack]:
+def of_adv_lib(model: "keras.Model", images: np.ndarray) -> dict[str, Attack]:
     """The functions df and ddn, on a copy of the network."""
-    import torch
+    from benchmarks import torch_copies
 
-    try:
-        import torchvision  # noqa: F401
-    except (ImportError, RuntimeError):
-        # It may be built for another torch; adv-lib needs it only for a distance not used here.
-        sys.modules["torchvision"] = types.SimpleNamespace(models=None)  # type: ignore[assignment]
-    from adv_lib.attacks import ddn, df
-
-    copy = torch_copy(model)
+    lib, copy = torch_copies.adv_lib_attacks(), torch_copies.torch_copy(model, images)
 
     def adapted(function: Any, **options: Any) -> Attack:
         def attack(images: np.ndarray, classes: np.ndarray) -> np.ndarray:
-            x, y = torch.from_numpy(images), torch.from_numpy(classes)
-            return np.asarray(function(copy, x, y, **options).detach().numpy())
+            x, y = torch_copies.tensor(images), torch_copies.labels(classes)
+            return torch_copies.array(function(copy, x, y, **options))
 
         return in_batches(attack)
 
     return {
-        "adv-lib df": adapted(df, steps=DEEPFOOL_STEPS, overshoot=0.02),
-        "adv-lib ddn": adapted(ddn, steps=DDN_STEPS, levels=None),
+        "adv-lib df": adapted(lib.df, steps=DEEPFOOL_STEPS, overshoot=0.02),
+        "adv-lib ddn": adapted(lib.ddn, steps=DDN_STEPS, levels=None),
     }
-
-
-def torch_copy(model: "keras.Model") -> Any:
-    """The fully connected network in PyTorch, from NHWC images to the same logits."""
-    import keras
-    import torch
-
-    modules: list[Any] = [torch.nn.Flatten()]
-    for dense in (each for each in model.layers if isinstance(each, keras.layers.Dense)):
-        kernel, bias = (torch.from_numpy(np.array(a)) for a in dense.get_weights())
-        linear = torch.nn.Linear(*kernel.shape)
-        linear.weight.data, linear.bias.data = kernel.T.contiguous(), bias
-        modules += [linear, torch.nn.ReLU()]
-    return torch.nn.Sequential(*modules[:-1]).eval()
 
 
 def in_batches(attack: Attack) -> Attack:

@@ -142,13 +142,18 @@ def _try(
     norm: BallNorm,
     bounds: Bounds,
 ) -> tuple[Any, ...]:
+    if norm == "linf":
+        low, high = (
+            balls.inside(images, images + sign * spread(radii), radii, norm, bounds)
+            for sign in (-1.0, 1.0)
+        )
     for query in tf.range(tf.shape(written)[0]):
         if norm == "linf":
-            ends = images + spread(radii) * written[query]
+            ends = tf.where(written[query] > 0, high, low)
             other = tf.where(written[query] != 0, ends, moved)
         else:
             other = images + _heaped(moved - images, radii, written[query], taken[query])
-        other = balls.inside(images, other, radii, norm, bounds)
+            other = balls.inside(images, other, radii, norm, bounds)
         now = lead(model(other, training=False), labels)
         better = (now > ahead) & ~fooled
         moved = tf.where(spread(better), other, moved)
