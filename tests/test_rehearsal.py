@@ -104,7 +104,10 @@ def test_what_takes_too_much_is_refused_in_one_sentence(tmp_path: Path, temporar
     assert not list(temporary.iterdir())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM, signal.SIGKILL],
+)
 def test_a_process_that_is_stopped_leaves_none(
     tmp_path: Path, temporary: Path, number: signal.Signals
 ) -> None:

@@ -94,6 +94,7 @@ def test_a_grid_is_trained_once_and_compared(
         assert merged == trainings[column].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unpainted")
 def test_a_training_that_diverges_leaves_the_others(
     store: MlflowClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

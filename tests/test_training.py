@@ -89,9 +89,13 @@ def test_weight_decay_shrinks_kernels_and_nothing_else(eagerly: None) -> None:
     ("arch", "choice"),
     [
         ("mlp", {}),
-        ("resnet", {}),
+        pytest.param("resnet", {}, marks=pytest.mark.slow),
         ("resnet", {"augment": "crop_flip", "adversarial": "fgsm"}),
-        ("multiresnet", {"recipe": "modern", "optimizer": "muon", "steps": 12}),
+        pytest.param(
+            "multiresnet",
+            {"recipe": "modern", "optimizer": "muon", "steps": 12},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_cut_into_pieces_and_restored_the_weights_are_the_same(

@@ -199,6 +199,7 @@ def test_a_search_whose_run_is_gone_goes_on_in_a_new_one(
     assert parents.count(new.info.run_id) == 2
 
 
+@pytest.mark.slow
 def test_two_drivers_never_share_a_search(store: MlflowClient, tmp_path: Path) -> None:
     script = """
 import time

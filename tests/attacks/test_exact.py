@@ -98,6 +98,7 @@ def _towards(layers: Layers, image: np.ndarray, own: int, other: int, most: floa
     return float(found.fun) if found.success else np.inf
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("nodes", "count"), [(8, 3), pytest.param(20, 50, marks=pytest.mark.slow)])
 def test_no_norm_is_below_the_exact_minimum_and_the_strongest_mostly_reaches_it(
     nodes: int, count: int

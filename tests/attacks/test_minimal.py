@@ -29,6 +29,14 @@ FACTORS: dict[str, float] = {
     "cobyla": 1.02,
 }
 BATCHED = tuple(name for name, way in SOLVERS.items() if not way.spreads)  # others are slower
+
+
+def marks(solver: str) -> list[pytest.MarkDecorator]:
+    """Of a solver that takes many passes; those of networks are in test_crossing."""
+    return [pytest.mark.slow] if solver == "apgd" else []
+
+
+EACH = [pytest.param(name, marks=marks(name)) for name in FACTORS]
 OURS_AND_OTHERS = ("closest", "deepfool", "ddn")
 
 
@@ -125,11 +133,7 @@ def test_every_solver_is_tested() -> None:
 )
 @pytest.mark.parametrize(
     ("solver", "norm"),
-    [
-        pytest.param(s, n, marks=[pytest.mark.slow] if s == "apgd" else [])
-        for s in BATCHED
-        for n in SOLVERS[s].norms
-    ],
+    [pytest.param(s, n, marks=marks(s)) for s in BATCHED for n in SOLVERS[s].norms],
 )
 def test_linear_models_have_a_closed_form(
     solver: str,
@@ -176,7 +180,7 @@ def test_the_scale_of_the_logits_does_not_matter(solver: str, scale: float) -> N
 
 
 @pytest.mark.parametrize("clip", [False, True])
-@pytest.mark.parametrize("solver", FACTORS)
+@pytest.mark.parametrize("solver", EACH)
 def test_a_deep_model_is_flipped_in_the_range_of_pixels_if_asked(solver: str, clip: bool) -> None:
     model, images = small_network(), random_images(6, (6, 6, 1))
     images[:, 0] = 0.0
@@ -211,7 +215,7 @@ def test_ours_is_no_longer_than_the_others_on_average() -> None:
     assert ours.norms.mean() <= 1.01 * ddn.norms.mean()
 
 
-@pytest.mark.parametrize("solver", FACTORS)
+@pytest.mark.parametrize("solver", EACH)
 def test_what_nothing_flips_is_reported(solver: str) -> None:
     model, images = linear_model(3), random_images(4)
     model.get_layer("linear").set_weights([np.zeros((60, 3)), np.array([1.0, 0.0, 0.0])])
@@ -231,7 +235,7 @@ def test_what_closest_misses_falls_back_to_deepfool(monkeypatch: pytest.MonkeyPa
     assert found.evaluations[2] > found.evaluations[0]
 
 
-@pytest.mark.parametrize("solver", BATCHED)
+@pytest.mark.parametrize("solver", [pytest.param(name, marks=marks(name)) for name in BATCHED])
 def test_the_batch_size_hardly_matters(solver: str) -> None:
     model, images = small_network(), random_images(9, (6, 6, 1))
     one, other = (
@@ -240,6 +244,7 @@ def test_the_batch_size_hardly_matters(solver: str) -> None:
     np.testing.assert_allclose(one.norms, other.norms, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_cobyla_gives_the_same_bits_in_another_process() -> None:
     model, images = small_network(), random_images(4, (6, 6, 1))
     done: list[int] = []
@@ -334,7 +339,7 @@ def test_inputs_are_not_changed() -> None:
     np.testing.assert_array_equal(images, before)
 
 
-@pytest.mark.parametrize("solver", FACTORS)
+@pytest.mark.parametrize("solver", EACH)
 def test_of_a_thousand_classes_the_nearest_few_are_enough(solver: str) -> None:
     model, images = linear_model(1000), random_images(6)
     found = smallest_perturbations(model, images, solver=solver, candidates=10)
