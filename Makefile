@@ -75,5 +75,6 @@ $(INSTALLED): pyproject.toml
 	touch $@
 
 .venv/.attack-benchmarks: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement benchmarks/build-constraints.txt
 	PIP_CONSTRAINT=benchmarks/build-constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,attack-benchmarks]"
 	touch $@
