@@ -146,6 +146,7 @@ def test_a_strangers_range_of_pixels_makes_no_difference(
     assert one == pytest.approx(other, abs=3e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unpainted")
 def test_models_from_the_registry_by_version_alias_and_id(
     store: MlflowClient, trained: str

@@ -29,6 +29,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["checkpoint.npz"]
 
 
+@pytest.mark.slow
 def test_sigkill_while_saving_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.npz"
     script = (

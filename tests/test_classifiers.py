@@ -168,7 +168,10 @@ def attention() -> keras.Model:
     return keras.Model(x, layers.Softmax()(layers.Dense(4)(y)))
 
 
-HONEST = [shared_dense, nested, preprocessing, compiled, compiled_inside, mobilenet, attention]
+HONEST = [
+    *(shared_dense, nested, preprocessing, compiled, compiled_inside, attention),
+    pytest.param(mobilenet, marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize("make", HONEST)

@@ -9,8 +9,14 @@ import pytest
 from resfool.attacks import examples
 from resfool.attacks.epsilons import over_epsilons, rates
 from resfool.attacks.gradient import Outcome
+from resfool.attacks.methods.standard import COMPONENTS
 from resfool.attacks.options import METHODS, HowToAttack
 from resfool.classifiers import inference, scores
+
+# Those of the standard go the same way when it calls them.
+EACH = [
+    pytest.param(name, marks=[pytest.mark.slow] if name in COMPONENTS else []) for name in METHODS
+]
 
 
 def pixels_are_logits() -> keras.Model:
@@ -101,7 +107,7 @@ def test_a_model_whose_logits_are_pixels_is_fooled_where_its_lead_is_gone(method
         assert [row["cumulative_fooling_rate"] for row in curve.rows] == pytest.approx(rates)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EACH)
 def test_a_method_shows_what_it_counted(method: str) -> None:
     images = np.random.default_rng(0).random((9, 1, 3, 1), np.float32)
     before = images.copy()
@@ -137,7 +143,7 @@ def test_with_true_labels_a_wrong_prediction_is_pushed_further() -> None:
     assert curve.rows[0]["confidence"] > curve.clean.confidences[0, 0]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EACH)
 def test_progress_ends_at_its_total(method: str) -> None:
     images = np.full((5, 1, 3, 1), 0.5, np.float32)
     images[:2, 0, 0] = 0.9  # which nothing here moves

@@ -258,7 +258,7 @@ def test_a_hidden_gradient_is_among_the_metrics_and_can_be_refused(save: Save) -
         mlflow.validate_evaluation_results({"gradient_masking_checks_raised": limit}, result)
 
 
-@pytest.mark.parametrize("has_id", [True, False])
+@pytest.mark.parametrize("has_id", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_what_is_logged_is_what_the_attack_gives(
     store: MlflowClient, save: Save, tmp_path: Path, has_id: bool
 ) -> None:

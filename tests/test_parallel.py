@@ -526,6 +526,7 @@ def test_growth_is_asked_for_only_while_it_is_waited_for(
     assert [{"CPU": 1}] * 3 in demands
 
 
+@pytest.mark.slow
 def test_a_known_fault_of_rays_client_server_comes_with_its_remedy(
     cluster: str, client_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -555,6 +556,7 @@ def test_chunks_grow_to_a_share_of_a_second_and_shrink_at_the_end() -> None:
     assert sizes == {1: 4}
 
 
+@pytest.mark.slow
 def test_a_cluster_is_reached_from_outside(cluster: str, client_port: int) -> None:
     address = f"ray://127.0.0.1:{client_port}"
     found = parallel.map(squares, range(9), backend="ray", ray_address=address)
@@ -562,6 +564,7 @@ def test_a_cluster_is_reached_from_outside(cluster: str, client_port: int) -> No
         np.testing.assert_array_equal(one, expected)
 
 
+@pytest.mark.slow
 def test_a_cluster_grows_for_a_client_too(
     cluster: str, client_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,6 +116,7 @@ def test_a_training_that_diverges_leaves_the_others(
     assert "failed: NonFiniteLossError" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unpainted")
 def test_a_sweeps_models_know_their_data_and_what_was_set_aside(store: MlflowClient) -> None:
     sweep.main(["--arch=mlp", "--depth=1", *GRID, "--validation_share=0.2"])

@@ -332,6 +332,7 @@ def test_bad_input_is_refused_in_one_sentence_and_leaves_no_run(
     assert not Path("sprung").exists()
 
 
+@pytest.mark.slow
 def test_refusals_do_not_wait_for_tensorflow(store: MlflowClient) -> None:
     write_bad_files()
     given = words(model="theirs.keras", dataset="digits", perturbation="turned.npy")

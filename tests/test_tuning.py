@@ -390,6 +390,7 @@ def test_the_storage_may_be_given_by_a_variable_and_stays_out_of_the_record(
     assert f"has recorded the password of storage= in run {parent.info.run_id}" in warned
 
 
+@pytest.mark.slow
 def test_tune_as_a_user_runs_it(store: MlflowClient, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--arch=mlp", "--dataset=digits", "--steps=60", "--trials=3", "--backend=serial"]
     tune.main([*words, "--search=learning_rate,width"])

@@ -133,6 +133,7 @@ def test_an_interrupted_solve_goes_on(
     np.testing.assert_array_equal(resumed.matrix.rows, whole.matrix.rows)
 
 
+@pytest.mark.slow
 def test_each_image_that_cobyla_has_solved_is_kept(
     store: MlflowClient, trained: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -227,6 +228,7 @@ def test_bad_input_is_refused_in_one_sentence_and_leaves_no_run(
     assert not store.search_runs(["0"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unpainted")
 def test_a_matrix_of_another_model_is_refused(
     store: MlflowClient, trained: str, capsys: pytest.CaptureFixture[str]

@@ -70,7 +70,7 @@ def curved_model() -> keras.Model:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("classes", [2, 3, 5])
+@pytest.mark.parametrize("classes", [2, pytest.param(3, marks=pytest.mark.slow), 5])
 def test_targeted_apgd_fools_what_a_linear_model_lets_be_fooled(
     classes: int, norm: BallNorm
 ) -> None:
