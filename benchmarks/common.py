@@ -3,6 +3,7 @@
 import argparse
 import os
 import platform
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from resfool import paper
 from resfool.networks.shape import network
-from resfool.values import Precision
+from resfool.values import BallNorm, Precision
 
 if TYPE_CHECKING:
     import keras
@@ -80,6 +81,34 @@ def model_and_images(
     chosen = sets.choose(data, "test", options.images, seed=0)
     (model,) = load_classifiers(sources, ["model"], data, asked)
     return model, np.array(chosen.images, np.float32), np.array(chosen.labels)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What all attacks that are compared are given.
+
+    Attributes:
+        model: from images (N, H, W, C) to logits.
+        images: float32 (N, H, W, C) in [0, 1], which the model has right.
+        labels: int64 (N,).
+        norm: of the perturbations.
+        batch: images per pass.
+    """
+
+    model: "keras.Model"
+    images: np.ndarray
+    labels: np.ndarray
+    norm: BallNorm
+    batch: int
+
+
+def right_ones(options: argparse.Namespace) -> tuple[Case, float]:
+    """The images that the model has right, and their share."""
+    from resfool.classifiers import inference
+
+    model, images, labels = model_and_images(options)
+    right = inference.logits(model, images, options.batch).argmax(axis=1) == labels
+    return Case(model, images[right], labels[right], options.norm, options.batch), right.mean()
 
 
 def machine() -> str:

@@ -27,17 +27,13 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from benchmarks import common
+from benchmarks.common import Case
 from resfool.devices import start_tensorflow
-
-if TYPE_CHECKING:
-    import keras
-
-    from resfool.values import BallNorm
 
 Array = np.ndarray
 # Images and labels to perturbed images, the passes that an image took on average, and whether the
@@ -51,25 +47,6 @@ BISECTIONS, TARGETS, APGD_STEPS = 10, 3, 32
 BEGIN = {"linf": 0.25, "l2": 4.0}  # the epsilon above its first one
 FAB_STEPS, FAB_TARGETS = 67, 9
 LARGEST = {"linf": 1.0, "l2": 25.0}  # perturbation that fab may find
-
-
-@dataclass(frozen=True)
-class Case:
-    """What all attacks are given.
-
-    Attributes:
-        model: from images (N, H, W, C) to logits.
-        images: float32 (N, H, W, C) in [0, 1], which the model has right.
-        labels: int64 (N,).
-        norm: in which perturbations are short.
-        batch: images per pass.
-    """
-
-    model: "keras.Model"
-    images: Array
-    labels: Array
-    norm: "BallNorm"
-    batch: int
 
 
 @dataclass(frozen=True)
@@ -100,7 +77,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before PyTorch is imported
     start_tensorflow()
     warnings.filterwarnings("ignore")  # the libraries', of what they don't find
-    case = right_ones(options)
+    case, _ = common.right_ones(options)
     print(f"{common.machine()}; {len(case.images)} images, {options.norm}\n", flush=True)
     measured = {}
     for name, attack in attacks(case).items():
@@ -109,15 +86,6 @@ def main() -> None:
             seconds = measured[name].seconds
             print(f"{name}: {seconds:.0f} s, {common.machine()}", file=sys.stderr, flush=True)
     print_table(measured)
-
-
-def right_ones(options: argparse.Namespace) -> Case:
-    """The images that the model has right."""
-    from resfool.classifiers import inference
-
-    model, images, labels = common.model_and_images(options)
-    right = inference.logits(model, images, options.batch).argmax(axis=1) == labels
-    return Case(model, images[right], labels[right], options.norm, options.batch)
 
 
 def attacks(case: Case) -> dict[str, Attack]:

@@ -30,17 +30,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from benchmarks import common
+from benchmarks.common import Case
 from resfool.devices import start_tensorflow
-
-if TYPE_CHECKING:
-    import keras
-
-    from resfool.values import BallNorm
 
 Array = np.ndarray
 # Images, labels and epsilons to the images under attack at each epsilon.
@@ -50,25 +46,6 @@ TOGETHER = "together"  # standard, over all epsilons
 OURS = "standard", TOGETHER, "quick"
 SIDES = *OURS, "torchattacks", "pyautoattack"
 OUTSIDE = 1e-5  # by how much a perturbation may be longer than epsilon: what float32 makes of it
-
-
-@dataclass(frozen=True)
-class Case:
-    """What all sides are given.
-
-    Attributes:
-        model: from images (N, H, W, C) to logits.
-        images: float32 (N, H, W, C) in [0, 1], which the model has right.
-        labels: int64 (N,).
-        norm: of the perturbations.
-        batch: images per pass.
-    """
-
-    model: "keras.Model"
-    images: Array
-    labels: Array
-    norm: "BallNorm"
-    batch: int
 
 
 @dataclass(frozen=True)
@@ -103,7 +80,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")  # the libraries', of what they don't find
     usual = ["8/255"] if options.norm == "linf" else ["0.5"]
     epsilons = sorted(float(Fraction(text)) for text in options.epsilons or usual)
-    case, accuracy = right_ones(options)
+    case, accuracy = common.right_ones(options)
     print(f"{common.machine()}; {accuracy:.1%} of {options.images} images are right\n", flush=True)
     measured = [measure(side, case, epsilons) for side in sides]
     print_accuracies(measured, epsilons, accuracy)
@@ -117,15 +94,6 @@ def installed(side: str) -> bool:
     if missing:
         print(f"{side} is left out: {' and '.join(missing)} not installed", file=sys.stderr)
     return not missing
-
-
-def right_ones(options: argparse.Namespace) -> tuple[Case, float]:
-    """The images that the model has right, and their share."""
-    from resfool.classifiers import inference
-
-    model, images, labels = common.model_and_images(options)
-    right = inference.logits(model, images, options.batch).argmax(axis=1) == labels
-    return Case(model, images[right], labels[right], options.norm, options.batch), right.mean()
 
 
 def measure(side: str, case: Case, epsilons: Sequence[float]) -> Measured:

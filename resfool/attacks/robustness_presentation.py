@@ -188,4 +188,4 @@ def _draw_shares(axes: Axes, curve: "Curve") -> None:
         bottom += heights
     axes.tick_params(axis="x", rotation=45)
     axes.set(ylabel="images", xlabel=axis(curve.norm), ylim=(0, total))
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="upper left")  # where few are fooled
