@@ -14,6 +14,7 @@ from resfool.declarations import GIVEN, Known, Needs
 from resfool.errors import InputError
 from resfool.parameters import Checkpoints, Drawn, Limits, Parameters, Seeded, Workers
 from resfool.training.recipe import TrainParameters
+from resfool.universal.patterns import Patterned
 from resfool.values import (
     Addresses,
     Counts,
@@ -68,6 +69,7 @@ ALGORITHMS: dict[str, Procedure] = {
     "3": Procedure(_late("fit_algorithm3"), ("epsilon", "label_source", *_OF_MATRIX)),
     "4": Procedure(_late("fit_algorithm4"), ("label_source", *_OF_MATRIX)),
     "random": Procedure(_late("fit_random")),
+    "patterns": Procedure(_late("fit_patterns")),
     "gradient": Procedure(_late("fit_gradient"), ("passes",), passes=20),
 }
 
@@ -101,11 +103,11 @@ class Approximation(Sized):
     ] = 20
 
 
-class UniversalParameters(OneModel, Solving, Labelled, Approximation, Drawn, Workers):
+class UniversalParameters(OneModel, Solving, Labelled, Approximation, Patterned, Drawn, Workers):
     """Fit one perturbation for all images and judge it on held-out ones (section VI.B)."""
 
     algorithm: Annotated[
-        Algorithm, "1 to 4 as in the paper, or gradient or random, to compare with."
+        Algorithm, "1 to 4 as in the paper, or gradient, random or patterns, to compare with."
     ] = "2"
     matrix: Annotated[
         str | None,
@@ -161,6 +163,7 @@ class UniversalParameters(OneModel, Solving, Labelled, Approximation, Drawn, Wor
         drawn = self.draws if self.procedure.makes_matrix and self.coefficients in _DRAWN else 0
         vectors = replace(data, images=drawn)
         passes = drawn * held_out.images + (self.passes or 1) * fitting.images
+        passes += self.least_passes(fitting)
         workers = self.memory_of(fitting.images, 0.0) if self.spreads else 0.0
         memory = fitting.memory + held_out.memory + vectors.memory + workers
         return Cost(costs.PASS * passes, memory)
@@ -232,7 +235,7 @@ class TransferParameters(Target):
                 Archive().find_perturbation(uri)
 
 
-class MnistParameters(Solving, Approximation, Seeded, Workers, Checkpoints, Limits):
+class MnistParameters(Solving, Approximation, Patterned, Seeded, Workers, Checkpoints, Limits):
     """Train the 5-layer network on MNIST digits and fool it by Algorithm 2 (section VI.C)."""
 
     steps: Annotated[
