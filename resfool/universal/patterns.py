@@ -268,5 +268,6 @@ def sized(patterns: np.ndarray, norm: Norm) -> np.ndarray:
 def both_norms(norm: Norm, shape: Shape) -> tuple[Norm, Norm]:
     """The l2 and the linf norm that a checkerboard has, one of which is given."""
     root = float(np.prod(shape)) ** 0.5
-    l2 = norm.size * root if norm.kind == "linf" else norm.size
-    return Norm("l2", l2), Norm("linf", l2 / root)
+    if norm.kind == "linf":
+        return Norm("l2", norm.size * root), norm
+    return norm, Norm("linf", norm.size / root)
