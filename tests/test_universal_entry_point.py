@@ -198,7 +198,7 @@ def refused(capsys: pytest.CaptureFixture[str], **options: Any) -> str:
         ({"coefficients": "gausian"}, "did you mean 'gaussian'?"),
         ({"patterns": "fourrier"}, "did you mean 'fourier'?"),
         ({"patterns": "plaid"}, "unknown patterns 'plaid'"),
-        ({"algorithm": "patterns"}, "norm is missing"),
+        ({"algorithm": "patterns", "equal_norm": "none"}, "norm is missing"),
         ({"patterns": "gabor", "frequencies": 9}, "frequencies=9 has no effect"),
         ({"norm": "l3:1"}, "such as none, l2:3 or linf:10/255"),
         ({"norm": "l2:-1"}, "above 0"),

@@ -47,7 +47,7 @@ def fit_random(work: Work) -> Fit:
 
 def fit_patterns(work: Work) -> Fit:
     """The pattern that fools most fitting images, and how all of them do."""
-    screen, norm = work.screen, work.asked.norm
+    screen, norm = work.screen, work.asked.size
     table = screen.table(norm, work.monitor.counter(screen.passes_of_table, "passes, all patterns"))
     best = screen.named(table[0]["pattern"])
     work.monitor.fact("pattern", table[0]["pattern"])

@@ -69,7 +69,7 @@ ALGORITHMS: dict[str, Procedure] = {
     "3": Procedure(_late("fit_algorithm3"), ("epsilon", "label_source", *_OF_MATRIX)),
     "4": Procedure(_late("fit_algorithm4"), ("label_source", *_OF_MATRIX)),
     "random": Procedure(_late("fit_random")),
-    "patterns": Procedure(_late("fit_patterns")),
+    "patterns": Procedure(_late("fit_patterns"), ("equal_norm",)),
     "gradient": Procedure(_late("fit_gradient"), ("passes",), passes=20),
 }
 
@@ -97,7 +97,9 @@ class Approximation(Sized):
     coefficients: Annotated[
         Coefficients, "f_i of equation 8: gaussian (variance 25), singular, first or optimised."
     ] = "gaussian"
-    equal_norm: Annotated[SizedNorm, "at which all ranks are compared too."] = Norm("l2", 3.0)
+    equal_norm: Annotated[
+        SizedNorm, "at which all ranks are compared too; that of patterns, if norm is none."
+    ] = Norm("l2", 3.0)
     draws: Annotated[
         PositiveCount, Needs(coefficients=_DRAWN), "random perturbations of each rank."
     ] = 20
@@ -144,7 +146,7 @@ class UniversalParameters(OneModel, Solving, Labelled, Approximation, Patterned,
     def check(self) -> None:
         """Refuse what the algorithm can't do without, or has no use for."""
         super().check()
-        if not self.procedure.makes_matrix and self.norm.kind == "none":
+        if not self.procedure.makes_matrix and self.size.kind == "none":
             raise InputError(
                 f"norm is missing: algorithm={self.algorithm} needs the size that its perturbation"
                 " may have, such as norm=l2:3 or norm=linf:10/255"
@@ -178,6 +180,12 @@ class UniversalParameters(OneModel, Solving, Labelled, Approximation, Patterned,
     def procedure(self) -> Procedure:
         """What is known of the algorithm."""
         return ALGORITHMS[self.algorithm]
+
+    @property
+    def size(self) -> Norm:
+        """That the perturbation has; of patterns it may be left to `equal_norm`."""
+        left = self.norm.kind == "none" and self.algorithm == "patterns"
+        return self.equal_norm if left else self.norm
 
     @property
     def made_by(self) -> dict[str, str]:

@@ -49,8 +49,9 @@ def leaves(result: "Fooling") -> Leaves:
 
 
 def mnist_leaves(result: "Fooling") -> Leaves:
-    """The figures of the case study, by their numbers in the paper."""
-    return {"figure7.png": _over_rank(result), "figures8to10.png": _pictures(result)}
+    """The figures of the case study, by their numbers in the paper, and what stands beside."""
+    figures = {"figure7.png": _over_rank(result), "figures8to10.png": _pictures(result)}
+    return figures | {"beside_noise": _beside_table(result)}
 
 
 def transfer_leaves(result: "Transfer") -> Leaves:

@@ -234,22 +234,28 @@ def beside_ranks(
         ranked: of `judging.over_ranks`.
         rank: that was asked for.
         norm: that the perturbations are scaled to, or of kind "none".
-        equal_norm: that all of them are scaled to for the fair comparison.
+        equal_norm: that all of them are scaled to for the fair comparison, or the same.
         progress: is told of the passes of the choices: one, if both norms are the same, or two.
     """
+    sides = {"": norm, "equal_": equal_norm}
+
+    def size_at(row: Row, prefix: str) -> Norm:
+        one = sides[prefix]
+        return one if one.kind != "none" else Norm("l2", row[f"{prefix}l2_norm"])
+
     (asked,) = (row for row in ranked.rows if row["rank"] == rank)
-    at = norm if norm.kind != "none" else Norm("l2", asked["l2_norm"])
-    chosen = {one: screen.best(one, progress) for one in dict.fromkeys((at, equal_norm))}
+    at = {prefix: size_at(asked, prefix) for prefix in sides}
+    chosen = {size: screen.best(size, progress) for size in dict.fromkeys(at.values())}
     rows = [dict(row) for row in ranked.rows]
-    for prefix, one in (("", at), ("equal_", equal_norm)):
-        unit = chosen[one][1][np.newaxis]
-        norms = [one if norm == one or prefix else Norm("l2", row["l2_norm"]) for row in rows]
+    for prefix in sides:
+        unit = chosen[at[prefix]][1][np.newaxis]
+        norms = [size_at(row, prefix) for row in rows]
         each = list(dict.fromkeys(norms))
         vectors = np.concatenate([sized(unit, size) for size in each])
         rates = applied(screen.model, held_out, vectors, batch_size=screen.batch_size).rates
         for row, size in zip(rows, norms, strict=True):
             row[f"{prefix}pattern_fooling_rate"] = float(rates[each.index(size)])
-    return replace(ranked, rows=rows, patterns=(chosen[at][0], chosen[equal_norm][0]))
+    return replace(ranked, rows=rows, patterns=(chosen[at[""]][0], chosen[at["equal_"]][0]))
 
 
 def choices(*, norm: Norm, equal_norm: Norm) -> int:
