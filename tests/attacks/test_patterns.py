@@ -236,7 +236,7 @@ def test_the_pattern_stands_beside_every_rank_at_its_norm(images: np.ndarray) ->
     assert found.patterns == (name, name)
     assert ranked.rows == rows  # as they were
     assert sum(told) == screening.choices(**norms) * one.passes
-    free = {"norm": Norm("none"), "equal_norm": Norm("none")}
+    free: Any = {"norm": Norm("none"), "equal_norm": Norm("none")}
     rows = [row | {"equal_l2_norm": row["l2_norm"]} for row in rows]
     same = screening.beside_ranks(one, images, Ranked(rows, ranked.vector), 5, **free)
     assert [row["equal_pattern_fooling_rate"] for row in same.rows] == [0, 1]
