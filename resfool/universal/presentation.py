@@ -231,9 +231,6 @@ def draw_over_rank(
     figure.suptitle(title)
     drawn, equal, spectrum = figure.subplots(1, 3)
     _draw_rates(drawn, rows, "")
-    for axes, prefix, name in zip((drawn, equal), ("", "equal_"), patterns, strict=True):
-        if name:
-            _draw_pattern(axes, rows, f"{prefix}pattern_fooling_rate", name)
     free = "as it comes: the norm grows with the rank"
     drawn.set_title(free if norm == "none" else f"all scaled to the norm {norm}", fontsize="medium")
     if norm == "none":
@@ -243,6 +240,11 @@ def draw_over_rank(
         norms.set_ylabel("l2 norm (dashed)", color="grey")
         norms.set_ylim(bottom=0)
     _draw_rates(equal, rows, "equal_")
+    if any(patterns):
+        left, middle = patterns
+        label = f"best pattern: {left}" + ("" if left == middle else f" (left), {middle} (middle)")
+        for axes, prefix in ((drawn, ""), (equal, "equal_")):
+            _draw_pattern(axes, rows, f"{prefix}pattern_fooling_rate", label)
     equal.set_title(f"all scaled to the norm {equal_norm}", fontsize="medium")
     shown = ("perturbations", "-"), ("random matrix, same row norms", ":")
     for values, (label, style) in zip(spectra, shown, strict=True):
@@ -275,11 +277,9 @@ def _draw_rates(axes: Axes, rows: Sequence[Mapping[str, float]], prefix: str) ->
     axes.set_ylim(-0.02, 1.02)
 
 
-def _draw_pattern(axes: Axes, rows: Sequence[Mapping[str, float]], rate: str, name: str) -> None:
-    """The best pattern's rates, named in the panel, since each may have its own."""
+def _draw_pattern(axes: Axes, rows: Sequence[Mapping[str, float]], rate: str, label: str) -> None:
     ranks, rates = ([row[key] for row in rows] for key in ("rank", rate))
-    (line,) = axes.plot(ranks, rates, marker=".", color="tab:red", ls="--")
-    axes.legend([line], [f"best pattern: {name}"], fontsize="small", loc="best")
+    axes.plot(ranks, rates, marker=".", color="tab:red", ls="-.", label=label)
 
 
 def _pictures(result: "Fooling") -> Figure:
