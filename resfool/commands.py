@@ -239,7 +239,7 @@ def mnist(asked: MnistParameters) -> None:
             result = experiment.universal(asked.universal(model), part, archive, spread)
             keep_universal(part, result)
         run.log(presentation.mnist_leaves(result))
-        run.point({"step": 0, "final_test_accuracy": trained.test.accuracy} | result.verdict.rates)
+        run.point({"step": 0, "final_test_accuracy": trained.test.accuracy} | result.rates)
     say(presentation.summary(result))
     _say_where(run)
 

@@ -151,6 +151,12 @@ def test_ranks_are_titled_by_the_norm_that_they_are_drawn_at() -> None:
         figure = draw_over_rank([row], norm, "l2:3", ([2.0], [1.0]), "title")
         assert figure.axes[0].get_title().startswith(title)
         assert figure.axes[1].get_title() == "all scaled to the norm l2:3"
+        # The best patterns stand in the legend by their names, if there are any.
+        more = {f"{prefix}pattern_fooling_rate": 0.3 for prefix in ("", "equal_")}
+        beside = draw_over_rank([row | more], norm, "l2:3", ([2.0], [1.0]), "title", ("a", "b"))
+        texts = [text.get_text() for text in beside.legends[0].get_texts()]
+        assert texts[-1] == "best pattern: a (left), b (middle)"
+        assert len(texts) == len(figure.legends[0].get_texts()) + 1
         # Only where it varies is the norm drawn, on an axis of its own.
         assert [axes.get_ylabel() for axes in figure.axes].count("l2 norm (dashed)") == (
             norm == "none"

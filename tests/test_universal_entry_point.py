@@ -59,6 +59,7 @@ def test_algorithm_2_leaves_rates_figures_matrix_and_perturbation(
     found = artifacts(run)
     for name in ("fooling_rate_over_rank", "perturbation", "confusion"):
         assert (found / f"{name}.png").exists()
+    assert len(pd.read_csv(found / "beside_noise.csv")) == 7
     vector = np.load(found / "perturbation.npy")
     assert vector.shape == (8, 8, 1)
     metrics = run.data.metrics
@@ -87,7 +88,7 @@ def test_algorithm_2_leaves_rates_figures_matrix_and_perturbation(
 
 
 @pytest.mark.usefixtures("unpainted")
-@pytest.mark.parametrize("algorithm", ["1", "3", "4", "gradient", "random"])
+@pytest.mark.parametrize("algorithm", ["1", "3", "4", "gradient", "random", "patterns"])
 def test_every_algorithm_ends_with_a_perturbation_of_the_norm(
     store: MlflowClient, trained: str, algorithm: str
 ) -> None:
@@ -96,6 +97,13 @@ def test_every_algorithm_ends_with_a_perturbation_of_the_norm(
     (run,) = runs_but(store, trained)
     vector = np.load(artifacts(run) / "perturbation.npy")
     assert np.linalg.norm(vector) <= 1.5 * (1 + 1e-5)
+    metrics = run.data.metrics
+    assert metrics["final_pattern_fooling_rate_low"] < metrics["final_pattern_fooling_rate"]
+    if algorithm == "patterns":
+        table = pd.read_csv(artifacts(run) / "patterns.csv")
+        assert run.data.params["pattern"] == table["pattern"][0]
+        # The same choice on the same images.
+        assert metrics["final_pattern_fooling_rate"] == metrics["final_fooling_rate"]
     if algorithm != "random":
         random = run.data.metrics["final_random_fooling_rate"]
         assert run.data.metrics["final_fooling_rate"] > random
@@ -189,6 +197,10 @@ def refused(capsys: pytest.CaptureFixture[str], **options: Any) -> str:
         ({"solver": "cobila"}, "did you mean 'cobyla'?"),
         ({"algorithm": "5"}, "unknown algorithm '5'"),
         ({"coefficients": "gausian"}, "did you mean 'gaussian'?"),
+        ({"patterns": "fourrier"}, "did you mean 'fourier'?"),
+        ({"patterns": "plaid"}, "unknown patterns 'plaid'"),
+        ({"algorithm": "patterns", "equal_norm": "none"}, "norm is missing"),
+        ({"patterns": "gabor", "frequencies": 9}, "frequencies=9 has no effect"),
         ({"norm": "l3:1"}, "such as none, l2:3 or linf:10/255"),
         ({"norm": "l2:-1"}, "above 0"),
         ({"algorithm": "1"}, "norm is missing"),

@@ -256,6 +256,7 @@ def _universal_rates(found: Reproduction, name: str, left_out: LeftOut) -> Secti
         ("test accuracy of the network", test, of(_DIGITS, "final_test_accuracy")),
         (f"fooling rate of {draws}", fooled, at_rank("fooling_rate")),
         ("of random vectors of that norm", _NONE, at_rank("random_fooling_rate")),
+        ("of the best simple pattern of that norm", _NONE, at_rank("pattern_fooling_rate")),
         ("of the draw that fools most fitting images", _NONE, of(_UNIVERSAL, _BEST)),
         ("of that draw, clipped to [0, 1]", _NONE, of(_UNIVERSAL, _BEST_CLIPPED)),
         ("energy in ten singular directions", _NONE, of(_UNIVERSAL, _ENERGY)),

@@ -7,6 +7,7 @@ import numpy as np
 from resfool.attacks.memory import largest
 from resfool.universal import ascent, iterated, matrices, solving
 from resfool.universal.matrices import Matrix
+from resfool.universal.patterns import sized
 from resfool.universal.vectors import Fit, random_vectors
 from resfool.universal.work import Work
 
@@ -42,6 +43,15 @@ def fit_random(work: Work) -> Fit:
     norm, shape = work.asked.norm, work.fitting.images.shape[1:]
     (vector,) = random_vectors(shape, np.array([norm.size]), norm.kind, work.asked.seed)
     return Fit(vector, [])
+
+
+def fit_patterns(work: Work) -> Fit:
+    """The pattern that fools most fitting images, and how all of them do."""
+    screen, norm = work.screen, work.asked.size
+    table = screen.table(norm, work.monitor.counter(screen.passes_of_table, "passes, all patterns"))
+    best = screen.named(table[0]["pattern"])
+    work.monitor.fact("pattern", table[0]["pattern"])
+    return Fit(sized(best[np.newaxis], norm)[0], [], table)
 
 
 def fit_algorithm2(work: Work) -> Matrix:

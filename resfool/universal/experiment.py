@@ -1,6 +1,6 @@
 """One perturbation for all images (section VI): fitted on training images, judged on others."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +13,16 @@ from resfool.datasets.sets import Split, draw
 from resfool.errors import InputError
 from resfool.monitor import Monitor
 from resfool.universal.options import UniversalParameters
-from resfool.values import show
+from resfool.values import Row, show
 
 if TYPE_CHECKING:
     from resfool.attacks.minimal import Minimal
     from resfool.universal.judging import Ranked, Verdict
     from resfool.universal.matrices import Matrix
+    from resfool.universal.screening import Patterns
     from resfool.universal.work import Work
+
+_CHOICE = "passes to choose the best pattern"
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Fooling:
         matrix: of Algorithms 2, 3 and 4; None for the others.
         singular_values: of the matrix, largest first, and of a random one with the same row norms.
         fit_rates: the fooling rate on the fitting images after each pass (Algorithm 1, gradient).
+        patterns: the best patterns of the same norms, on the same held-out images.
+        tried: all patterns, a row each (patterns).
         identity: what a matrix must have in common with a run that uses it again.
     """
 
@@ -48,7 +53,14 @@ class Fooling:
     matrix: "Matrix | None"
     singular_values: tuple[np.ndarray, np.ndarray] | None
     fit_rates: list[float]
+    patterns: "Patterns"
+    tried: Sequence[dict[str, Any]]
     identity: dict[str, Any]
+
+    @property
+    def rates(self) -> Row:
+        """Fooling rates and norms of the perturbation, of noise and of the best patterns."""
+        return self.verdict.rates | self.patterns.rates
 
     @property
     def solved(self) -> "Minimal | None":
@@ -85,6 +97,7 @@ def universal(
         data.test, asked.test_samples, asked.seed, f"test images of {data.name}", "test_samples"
     )
     asked.check_affordable(min(fitting, held_out, key=len).known)
+    asked.check_fits(data.image_shape)
     stored, given = None, f"matrix={asked.matrix}"
     if asked.matrix is not None:
         path = archive.find_artifact(asked.matrix, "matrix.npz")
@@ -94,7 +107,7 @@ def universal(
     devices.import_keras()
     from resfool.attacks.memory import enough_for, images_per_pass
     from resfool.classifiers import inference
-    from resfool.universal import judging
+    from resfool.universal import judging, screening
     from resfool.universal.matrices import matrix_in
     from resfool.universal.solving import check_kept, digest
     from resfool.universal.work import Work
@@ -124,7 +137,7 @@ def universal(
     solving = "solver" in asked.procedure.takes
     size = images_per_pass(asked.batch_size, model, most, monitor, solving=solving)
     work = Work(model, fitting, held_out.images, asked, same, monitor, map, size)
-    ranked, spectra, rates = None, None, []
+    ranked, spectra, rates, tried = None, None, [], ()
     with enough_for(inference.even(most, size)):
         if asked.procedure.makes_matrix:
             matrix = matrix or _fitted_matrix(work)
@@ -132,9 +145,11 @@ def universal(
             vector = ranked.vector
         else:
             fit = asked.procedure.fit(work)
-            vector, rates = fit.vector, fit.rates
+            vector, rates, tried = fit.vector, fit.rates, fit.tried
         options: Any = {"seed": asked.seed, "batch_size": size}
         verdict = judging.verdict(model, held_out.images, vector, **options)
+        advance = monitor.counter(2 * work.screen.passes, _CHOICE)
+        patterns = screening.beside(work.screen, work.held_out, vector, advance)
     return Fooling(
         name=source.name,
         where=f"{data.name} test",
@@ -145,6 +160,8 @@ def universal(
         matrix=matrix,
         singular_values=spectra,
         fit_rates=rates,
+        patterns=patterns,
+        tried=tried,
         identity=same | asked.made_by,
     )
 
@@ -167,7 +184,7 @@ def _fitted_matrix(work: "Work") -> "Matrix":
 def _approximated(work: "Work", matrix: "Matrix") -> tuple["Ranked", tuple[np.ndarray, np.ndarray]]:
     """Low-rank approximations of a matrix, judged, and its spectrum beside a random one's."""
     from resfool.attacks import lowrank
-    from resfool.universal import judging
+    from resfool.universal import judging, screening
 
     asked, monitor = work.asked, work.monitor
     decomposition = lowrank.decompose(matrix.rows)
@@ -196,6 +213,12 @@ def _approximated(work: "Work", matrix: "Matrix") -> tuple["Ranked", tuple[np.nd
         batch_size=work.batch_size,
         progress=monitor.counter(judged, "perturbations judged"),
         **options,
+    )
+    norms: Any = {"norm": asked.norm, "equal_norm": asked.equal_norm}
+    choices = screening.choices(**norms)
+    advance = monitor.counter(choices * work.screen.passes, _CHOICE)
+    ranked = screening.beside_ranks(
+        work.screen, work.held_out, ranked, rank, **norms, progress=advance
     )
     for row in ranked.rows:
         monitor.point({"step": int(row["rank"])} | row)

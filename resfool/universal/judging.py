@@ -34,10 +34,13 @@ class Ranked:
             signs of the same l-infinity norm (and _std); the same as equal_..., at equal norm.
         vector: float32 (H, W, C), of the rank that was asked for; of several draws the one that
             fools most of the fitting images.
+        patterns: names of the best patterns of the same norm, as they come and at equal norm,
+            once rows have their pattern_fooling_rate and equal_...; see `screening`.
     """
 
     rows: list[Row]
     vector: np.ndarray
+    patterns: tuple[str, str] = ("", "")
 
 
 def over_ranks(

@@ -14,6 +14,7 @@ from resfool.declarations import GIVEN, Known, Needs
 from resfool.errors import InputError
 from resfool.parameters import Checkpoints, Drawn, Limits, Parameters, Seeded, Workers
 from resfool.training.recipe import TrainParameters
+from resfool.universal.patterns import Patterned
 from resfool.values import (
     Addresses,
     Counts,
@@ -68,6 +69,7 @@ ALGORITHMS: dict[str, Procedure] = {
     "3": Procedure(_late("fit_algorithm3"), ("epsilon", "label_source", *_OF_MATRIX)),
     "4": Procedure(_late("fit_algorithm4"), ("label_source", *_OF_MATRIX)),
     "random": Procedure(_late("fit_random")),
+    "patterns": Procedure(_late("fit_patterns"), ("equal_norm",)),
     "gradient": Procedure(_late("fit_gradient"), ("passes",), passes=20),
 }
 
@@ -95,17 +97,19 @@ class Approximation(Sized):
     coefficients: Annotated[
         Coefficients, "f_i of equation 8: gaussian (variance 25), singular, first or optimised."
     ] = "gaussian"
-    equal_norm: Annotated[SizedNorm, "at which all ranks are compared too."] = Norm("l2", 3.0)
+    equal_norm: Annotated[
+        SizedNorm, "at which all ranks are compared too; that of patterns, if norm is none."
+    ] = Norm("l2", 3.0)
     draws: Annotated[
         PositiveCount, Needs(coefficients=_DRAWN), "random perturbations of each rank."
     ] = 20
 
 
-class UniversalParameters(OneModel, Solving, Labelled, Approximation, Drawn, Workers):
+class UniversalParameters(OneModel, Solving, Labelled, Approximation, Patterned, Drawn, Workers):
     """Fit one perturbation for all images and judge it on held-out ones (section VI.B)."""
 
     algorithm: Annotated[
-        Algorithm, "1 to 4 as in the paper, or gradient or random, to compare with."
+        Algorithm, "1 to 4 as in the paper, or gradient, random or patterns, to compare with."
     ] = "2"
     matrix: Annotated[
         str | None,
@@ -142,7 +146,7 @@ class UniversalParameters(OneModel, Solving, Labelled, Approximation, Drawn, Wor
     def check(self) -> None:
         """Refuse what the algorithm can't do without, or has no use for."""
         super().check()
-        if not self.procedure.makes_matrix and self.norm.kind == "none":
+        if not self.procedure.makes_matrix and self.size.kind == "none":
             raise InputError(
                 f"norm is missing: algorithm={self.algorithm} needs the size that its perturbation"
                 " may have, such as norm=l2:3 or norm=linf:10/255"
@@ -161,6 +165,7 @@ class UniversalParameters(OneModel, Solving, Labelled, Approximation, Drawn, Wor
         drawn = self.draws if self.procedure.makes_matrix and self.coefficients in _DRAWN else 0
         vectors = replace(data, images=drawn)
         passes = drawn * held_out.images + (self.passes or 1) * fitting.images
+        passes += self.least_passes(fitting)
         workers = self.memory_of(fitting.images, 0.0) if self.spreads else 0.0
         memory = fitting.memory + held_out.memory + vectors.memory + workers
         return Cost(costs.PASS * passes, memory)
@@ -175,6 +180,12 @@ class UniversalParameters(OneModel, Solving, Labelled, Approximation, Drawn, Wor
     def procedure(self) -> Procedure:
         """What is known of the algorithm."""
         return ALGORITHMS[self.algorithm]
+
+    @property
+    def size(self) -> Norm:
+        """That the perturbation has; of patterns it may be left to `equal_norm`."""
+        left = self.norm.kind == "none" and self.algorithm == "patterns"
+        return self.equal_norm if left else self.norm
 
     @property
     def made_by(self) -> dict[str, str]:
@@ -232,7 +243,7 @@ class TransferParameters(Target):
                 Archive().find_perturbation(uri)
 
 
-class MnistParameters(Solving, Approximation, Seeded, Workers, Checkpoints, Limits):
+class MnistParameters(Solving, Approximation, Patterned, Seeded, Workers, Checkpoints, Limits):
     """Train the 5-layer network on MNIST digits and fool it by Algorithm 2 (section VI.C)."""
 
     steps: Annotated[

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from resfool.classifiers import scores
 from resfool.monitor import Leaves
 from resfool.report.drawing import (
     ExampleView,
@@ -22,6 +23,7 @@ from resfool.values import show
 if TYPE_CHECKING:
     from resfool.attacks.minimal import Minimal
     from resfool.universal.experiment import Fooling
+    from resfool.universal.screening import Pattern
     from resfool.universal.transfer import Transfer
 
 _MOST_CLASSES = 40  # that a confusion matrix can show
@@ -37,6 +39,9 @@ def leaves(result: "Fooling") -> Leaves:
     if result.ranked is not None:
         found["fooling_rate_over_rank.png"] = _over_rank(result)
         found["ranks"] = pd.DataFrame(result.ranked.rows)
+    if result.tried:
+        found["patterns"] = pd.DataFrame(result.tried)
+    found["beside_noise"] = _beside_table(result)
     names = result.class_names
     counts = result.verdict.confusion(len(names))
     confusion = draw_confusion(counts, list(map(legible, names)), _title(result))
@@ -44,8 +49,9 @@ def leaves(result: "Fooling") -> Leaves:
 
 
 def mnist_leaves(result: "Fooling") -> Leaves:
-    """The figures of the case study, by their numbers in the paper."""
-    return {"figure7.png": _over_rank(result), "figures8to10.png": _pictures(result)}
+    """The figures of the case study, by their numbers in the paper, and what stands beside."""
+    figures = {"figure7.png": _over_rank(result), "figures8to10.png": _pictures(result)}
+    return figures | {"beside_noise": _beside_table(result)}
 
 
 def transfer_leaves(result: "Transfer") -> Leaves:
@@ -61,7 +67,7 @@ def transfer_leaves(result: "Transfer") -> Leaves:
 def scalars(result: "Fooling") -> dict[str, float]:
     """The final figures by their names in MLflow."""
     solved = {} if result.solved is None else _solved_scalars(result.solved)
-    return result.verdict.rates | solved
+    return result.rates | solved
 
 
 def summary(result: "Fooling") -> str:
@@ -75,11 +81,14 @@ def summary(result: "Fooling") -> str:
             f"{of['evaluations_per_image']:.0f} passes each"
         )
     if result.ranked is not None:
-        lines.append(f"{'rank':>6}{'l2 norm':>9}{'fooled':>8}{'random':>8}   {'at equal norm':>13}")
+        columns = ("rank", 6), ("l2 norm", 9), ("fooled", 8), ("random", 8), ("pattern", 9)
+        names = "".join(f"{name:>{width}}" for name, width in columns)
+        lines.append(f"{names}   {'at equal norm':>13}{'pattern':>9}")
         for row in result.ranked.rows:
             lines.append(
                 f"{row['rank']:>6.0f}{row['l2_norm']:>9.2f}{row['fooling_rate']:>8.3f}"
-                f"{row['random_fooling_rate']:>8.3f}   {row['equal_fooling_rate']:>13.3f}"
+                f"{row['random_fooling_rate']:>8.3f}{row['pattern_fooling_rate']:>9.3f}   "
+                f"{row['equal_fooling_rate']:>13.3f}{row['equal_pattern_fooling_rate']:>9.3f}"
             )
     rates = result.verdict.rates
     lines.append(
@@ -87,6 +96,15 @@ def summary(result: "Fooling") -> str:
         f"(clipped {rates['final_clipped_fooling_rate']:.4f}, "
         f"Gaussian of the same norm {rates['final_random_fooling_rate']:.4f})"
     )
+    for norm, name, pattern in _patterns_of(result):
+        found = pattern.rates(name)
+        rate, low, high = (
+            found[f"final_{name}_fooling_rate{end}"] for end in ("", "_low", "_high")
+        )
+        lines.append(
+            f"best pattern    {rate:.4f}  ({low:.3f} to {high:.3f}; {pattern.name}, same {norm} "
+            f"norm, clipped {found[f'final_clipped_{name}_fooling_rate']:.4f})"
+        )
     l2, linf = rates["final_l2_norm"], rates["final_linf_norm"]
     lines.append(f"norm            l2 {l2:.3f}, l-infinity {linf:.4f}")
     return "\n".join(lines)
@@ -106,6 +124,30 @@ def transfer_summary(result: "Transfer") -> str:
             l2 = " " * 9 if kind else f"{result.l2_norms[p]:>9.3f}"
             lines.append(f"{text or perturbation:<{width}}{l2}{cells}")
     return "\n".join(lines)
+
+
+def _patterns_of(result: "Fooling") -> list[tuple[str, str, "Pattern"]]:
+    """The best patterns: which norm they share with the perturbation, their metrics' name, they."""
+    found = result.patterns
+    return [("l2", "pattern", found.l2), ("l-infinity", "linf_pattern", found.linf)]
+
+
+def _beside_table(result: "Fooling") -> pd.DataFrame:
+    """The perturbation, noise and the best patterns, clipped and not, with 95% intervals."""
+    verdict = result.verdict
+    rows: list[tuple[str, str, np.ndarray]] = [
+        ("universal", "no", verdict.fooled),
+        ("universal", "yes", verdict.clipped),
+        ("Gaussian, same l2 norm", "no", verdict.random),
+    ]
+    for norm, _, pattern in _patterns_of(result):
+        name = f"{pattern.name}, same {norm} norm"
+        rows += [(name, "no", pattern.fooled), (name, "yes", pattern.clipped)]
+    return pd.DataFrame(
+        {"perturbation": name, "clipped": clipped}
+        | scores.rate("fooling_rate", classes != verdict.clean)
+        for name, clipped, classes in rows
+    )
 
 
 def _solved_table(solved: "Minimal") -> pd.DataFrame:
@@ -160,7 +202,11 @@ def _over_rank(result: "Fooling") -> Figure:
     assert result.ranked is not None and result.singular_values is not None, "there is a matrix"
     values, random = (v.tolist() for v in result.singular_values)
     norm, equal_norm = show(result.asked.norm), show(result.asked.equal_norm)
-    return draw_over_rank(result.ranked.rows, norm, equal_norm, (values, random), _title(result))
+    spectra = values, random
+    title = _title(result)
+    return draw_over_rank(
+        result.ranked.rows, norm, equal_norm, spectra, title, result.ranked.patterns
+    )
 
 
 def draw_over_rank(
@@ -169,6 +215,7 @@ def draw_over_rank(
     equal_norm: str,
     spectra: tuple[Sequence[float], Sequence[float]],
     title: str,
+    patterns: tuple[str, str] = ("", ""),
 ) -> Figure:
     """Fooling rate over the number of singular vectors, and the spectrum, as in Figure 7.
 
@@ -178,6 +225,7 @@ def draw_over_rank(
         equal_norm: that the second panel's are scaled to.
         spectra: singular values of the matrix and of a random one, largest first.
         title: says which model and algorithm.
+        patterns: names of the best patterns of the two panels, if rows have their rates.
     """
     figure = Figure(figsize=(15, 4.6), layout="constrained")
     figure.suptitle(title)
@@ -192,6 +240,11 @@ def draw_over_rank(
         norms.set_ylabel("l2 norm (dashed)", color="grey")
         norms.set_ylim(bottom=0)
     _draw_rates(equal, rows, "equal_")
+    if any(patterns):
+        left, middle = patterns
+        label = f"best pattern: {left}" + ("" if left == middle else f" (left), {middle} (middle)")
+        for axes, prefix in ((drawn, ""), (equal, "equal_")):
+            _draw_pattern(axes, rows, f"{prefix}pattern_fooling_rate", label)
     equal.set_title(f"all scaled to the norm {equal_norm}", fontsize="medium")
     shown = ("perturbations", "-"), ("random matrix, same row norms", ":")
     for values, (label, style) in zip(spectra, shown, strict=True):
@@ -224,32 +277,42 @@ def _draw_rates(axes: Axes, rows: Sequence[Mapping[str, float]], prefix: str) ->
     axes.set_ylim(-0.02, 1.02)
 
 
+def _draw_pattern(axes: Axes, rows: Sequence[Mapping[str, float]], rate: str, label: str) -> None:
+    ranks, rates = ([row[key] for row in rows] for key in ("rank", rate))
+    axes.plot(ranks, rates, marker=".", color="tab:red", ls="-.", label=label)
+
+
 def _pictures(result: "Fooling") -> Figure:
-    """The perturbation and noise as images, and images under both (Figures 8 to 10)."""
-    found, rates = result.verdict, result.verdict.rates
+    """The perturbation, noise and the best pattern, and images under each (Figures 8 to 10)."""
+    found, rates, pattern = result.verdict, result.verdict.rates, result.patterns.l2
     names = list(map(caption, result.class_names))
     rows = len(found.shown)
     size = 1.9
-    figure = Figure(figsize=(size * 3.4, size * 1.2 * (rows + 1) + 0.9), layout="constrained")
+    figure = Figure(figsize=(size * 4.5, size * 1.2 * (rows + 1) + 0.9), layout="constrained")
     figure.suptitle(
         f"{_title(result)}\nl2 norm {rates['final_l2_norm']:.3g}, fools "
         f"{rates['final_fooling_rate']:.1%}, the random one "
-        f"{rates['final_random_fooling_rate']:.1%}"
+        f"{rates['final_random_fooling_rate']:.1%}\nand the best pattern, {pattern.name}, "
+        f"{result.rates['final_pattern_fooling_rate']:.1%}"
     )
-    grid = figure.subplots(rows + 1, 3, squeeze=False)
+    grid = figure.subplots(rows + 1, 4, squeeze=False)
     grid[0][0].axis("off")
     scale = max(float(np.abs(found.vector).max()), 1e-12)
-    vectors = ("universal", found.vector), ("random, same l2 norm", found.noise)
+    vectors = [("universal", found.vector), ("random, same l2 norm", found.noise)]
+    vectors.append(("pattern, same l2 norm", pattern.vector))
     for axes, (name, vector) in zip(grid[0][1:], vectors, strict=True):
         draw_image(axes, 0.5 + 0.5 * vector / scale)
         axes.set_title(f"{name},\nscaled for viewing", fontsize="medium")
     for line, number, pictures in zip(grid[1:], found.shown, found.pictures, strict=True):
-        predicted = [found.clean[number], found.fooled[number], found.random[number]]
+        predicted = [of[number] for of in (found.clean, found.fooled, found.random, pattern.fooled)]
+        pictures = [*pictures, pictures[0] + pattern.vector]
         line[0].set_ylabel(names[predicted[0]])
         for axes, picture, one in zip(line, pictures, predicted, strict=True):
             draw_view(axes, ExampleView(picture, names[one], one == predicted[0]))
     if rows:
-        for axes, name in zip(grid[1], ("clean", "+ universal", "+ random"), strict=True):
+        for axes, name in zip(
+            grid[1], ("clean", "+ universal", "+ random", "+ pattern"), strict=True
+        ):
             axes.set_title(name, fontsize="medium")
     return figure
 

@@ -1,6 +1,6 @@
 """Universal perturbations: applied, projected on a ball, drawn at random, and the best kept."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,10 +108,12 @@ class Fit:
     Attributes:
         vector: float32 (H, W, C), the best of all passes over the images, if it took any.
         rates: the best fooling rate on the fitting images that was met in each pass.
+        tried: of what it was chosen, a row each, the best first; empty if of nothing.
     """
 
     vector: np.ndarray
     rates: list[float]
+    tried: Sequence[dict[str, Any]] = ()
 
 
 class Best:

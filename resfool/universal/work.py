@@ -10,6 +10,8 @@ import numpy as np
 from resfool.datasets.sets import Split
 from resfool.monitor import Monitor
 from resfool.universal.options import UniversalParameters
+from resfool.universal.patterns import PATTERNS
+from resfool.universal.screening import Screen
 
 
 @dataclass(frozen=True)
@@ -40,3 +42,17 @@ class Work:
     def labels(self) -> np.ndarray | None:
         """Those whose loss algorithms 3 and 4 raise; None are the model's own predictions."""
         return self.fitting.labels if self.asked.label_source == "true" else None
+
+    @property
+    def screen(self) -> Screen:
+        """What chooses the best pattern."""
+        asked = self.asked
+        return Screen(
+            self.model,
+            self.fitting.images,
+            asked.patterns or tuple(PATTERNS),
+            asked.frequencies,
+            asked.seed,
+            thorough=asked.algorithm == "patterns",
+            batch_size=self.batch_size,
+        )

@@ -1,0 +1,263 @@
+"""The best of patterns for a model: chosen on fitting images, judged on held-out ones."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import keras
+import numpy as np
+
+from resfool.attacks import lowrank
+from resfool.classifiers import scores
+from resfool.classifiers.inference import BATCH_SIZE
+from resfool.monitor import Advance, quiet
+from resfool.universal.judging import Ranked
+from resfool.universal.patterns import (
+    FIRST_IMAGES,
+    MOST_IMAGES,
+    Named,
+    Shape,
+    both_norms,
+    candidates,
+    sized,
+)
+from resfool.universal.vectors import applied
+from resfool.values import Norm, Row
+
+_KEPT = 8  # of so many patterns one is tried on all images
+_CHUNK = 32  # patterns in memory at a time
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A pattern at a norm, on held-out images.
+
+    Attributes:
+        name: such as checkerboard_4_shifted.
+        vector: float32 (H, W, C).
+        clean: int (M,), predictions without it; `fooled` and `clipped` are those under it, and
+            under it with clipping.
+    """
+
+    name: str
+    vector: np.ndarray
+    clean: np.ndarray
+    fooled: np.ndarray
+    clipped: np.ndarray
+
+    def rates(self, name: str) -> Row:
+        """Fooling rates by their names, with the ends of their 95% intervals."""
+        found = scores.rate(f"final_{name}_fooling_rate", self.fooled != self.clean)
+        return found | scores.rate(f"final_clipped_{name}_fooling_rate", self.clipped != self.clean)
+
+
+@dataclass(frozen=True)
+class Patterns:
+    """The best patterns at the norms of a universal perturbation.
+
+    Attributes:
+        l2: the best at the same l2 norm.
+        linf: the best at the same l-infinity norm.
+    """
+
+    l2: Pattern
+    linf: Pattern
+
+    @property
+    def rates(self) -> Row:
+        """Fooling rates of both, with the ends of their 95% intervals."""
+        return self.l2.rates("pattern") | self.linf.rates("linf_pattern")
+
+
+@dataclass(frozen=True)
+class Screen:
+    """What patterns are tried on.
+
+    Attributes:
+        model: from images to logits.
+        fitting: float32 (N, H, W, C), of which the first 200 choose.
+        names: of the families of patterns.
+        frequencies: of Fourier waves.
+        seed: of what is drawn at random.
+        thorough: whether all patterns are tried on as many images as the best of them.
+        batch_size: images per pass, at most.
+    """
+
+    model: keras.Model
+    fitting: np.ndarray
+    names: Sequence[str]
+    frequencies: int
+    seed: int
+    thorough: bool = False
+    batch_size: int = BATCH_SIZE
+
+    @property
+    def shape(self) -> Shape:
+        """(H, W, C)."""
+        return self.fitting.shape[1:]
+
+    def patterns(self) -> Named:
+        """See `candidates`."""
+        return candidates(self.shape, self.names, self.frequencies, self.seed)
+
+    def count(self) -> int:
+        """How many patterns there are."""
+        return sum(1 for _ in self.patterns())
+
+    @property
+    def passes(self) -> int:
+        """How many passes `best` tells its progress of, one pattern and image each."""
+        count = self.count()
+        if self.thorough:
+            return count * len(self._images)
+        return count * len(self._images[:FIRST_IMAGES]) + -(-count // _KEPT) * len(self._images)
+
+    @property
+    def passes_of_table(self) -> int:
+        """The same of `table`."""
+        return 4 * self.count() * len(self._images)
+
+    @property
+    def _images(self) -> np.ndarray:
+        return self.fitting[:MOST_IMAGES]
+
+    def best(self, norm: Norm, progress: Advance = quiet) -> tuple[str, np.ndarray]:
+        """The pattern that fools most fitting images at a norm, unclipped, and its name.
+
+        All are tried on the first 50 images, and the best eighth of them on the first 200; if
+        thorough, all on these.
+
+        Args:
+            norm: of kind l2 or linf.
+            progress: is told of the passes; see `passes`.
+
+        Returns:
+            The name, and float32 (H, W, C) of l2 norm 1.
+        """
+        images = self._images if self.thorough else self._images[:FIRST_IMAGES]
+        found = self.rates(self.patterns(), images, norm, progress=progress)
+        if not self.thorough:
+            kept = sorted(found, key=lambda name: -found[name])[: -(-len(found) // _KEPT)]
+            left = ((name, pattern) for name, pattern in self.patterns() if name in kept)
+            found = self.rates(left, self._images, norm, progress=progress)
+        best = max(found, key=lambda name: found[name])
+        return best, self.named(best)
+
+    def named(self, wanted: str) -> np.ndarray:
+        """A pattern by its name, float32 (H, W, C) of l2 norm 1."""
+        return next(pattern for name, pattern in self.patterns() if name == wanted)
+
+    def rates(
+        self,
+        patterns: Named,
+        images: np.ndarray,
+        norm: Norm,
+        *,
+        clip: bool = False,
+        progress: Advance = quiet,
+    ) -> dict[str, float]:
+        """The fooling rates of patterns at a norm on images (N, H, W, C), by their names."""
+        found: dict[str, float] = {}
+        options: Any = {"clip": clip, "batch_size": self.batch_size}
+        while chunk := dict(itertools.islice(patterns, _CHUNK)):
+            vectors = sized(np.stack(list(chunk.values())), norm)
+            rates = applied(self.model, images, vectors, **options).rates
+            found |= zip(chunk, map(float, rates), strict=True)
+            progress(len(chunk) * len(images))
+        return found
+
+    def table(self, norm: Norm, progress: Advance = quiet) -> list[dict[str, Any]]:
+        """Every pattern on the first 200 fitting images, at equal l2 and at equal linf norm.
+
+        Args:
+            norm: one of the two; a checkerboard has both.
+            progress: is told of the passes, one pattern and image each: four for every pair.
+
+        Returns:
+            For each pattern its name, and its fooling rates at both norms, clipped and not.
+        """
+        rows: dict[str, dict[str, Any]] = {name: {"pattern": name} for name, _ in self.patterns()}
+        for one in both_norms(norm, self.shape):
+            for clip in (False, True):
+                column = f"{one.kind}_{'clipped_' if clip else ''}fooling_rate"
+                rates = self.rates(self.patterns(), self._images, one, clip=clip, progress=progress)
+                for name, rate in rates.items():
+                    rows[name][column] = rate
+        return sorted(rows.values(), key=lambda row: -row[f"{norm.kind}_fooling_rate"])
+
+    def judged(self, held_out: np.ndarray, norm: Norm, progress: Advance = quiet) -> Pattern:
+        """The best pattern at a norm, on held-out images (M, H, W, C)."""
+        name, unit = self.best(norm, progress)
+        vectors = sized(unit[np.newaxis], norm)
+        options: Any = {"batch_size": self.batch_size}
+        plain = applied(self.model, held_out, vectors, **options)
+        clipped = applied(self.model, held_out, vectors, clip=True, **options).classes[0]
+        return Pattern(name, vectors[0], plain.clean_classes, plain.classes[0], clipped)
+
+
+def beside(
+    screen: Screen, held_out: np.ndarray, vector: np.ndarray, progress: Advance = quiet
+) -> Patterns:
+    """The best patterns at the norms of a universal perturbation, on held-out images.
+
+    Args:
+        screen: what chooses them.
+        held_out: float32 (M, H, W, C).
+        vector: float32 (H, W, C), the perturbation.
+        progress: is told of the passes of two choices.
+    """
+    l2, linf = (
+        Norm(kind, float(lowrank.sizes(vector[np.newaxis], kind)[0])) for kind in ("l2", "linf")
+    )
+    return Patterns(*(screen.judged(held_out, norm, progress) for norm in (l2, linf)))
+
+
+def beside_ranks(
+    screen: Screen,
+    held_out: np.ndarray,
+    ranked: Ranked,
+    rank: int,
+    *,
+    norm: Norm,
+    equal_norm: Norm,
+    progress: Advance = quiet,
+) -> Ranked:
+    """Fooling rates over the rank with those of the best pattern of the same norm beside them.
+
+    It is chosen once for each side of the comparison: at its norm, or at the mean l2 norm of the
+    perturbations of the rank that was asked for.
+
+    Args:
+        screen: what chooses it.
+        held_out: float32 (M, H, W, C).
+        ranked: of `judging.over_ranks`.
+        rank: that was asked for.
+        norm: that the perturbations are scaled to, or of kind "none".
+        equal_norm: that all of them are scaled to for the fair comparison, or the same.
+        progress: is told of the passes of the choices: one, if both norms are the same, or two.
+    """
+    sides = {"": norm, "equal_": equal_norm}
+
+    def size_at(row: Row, prefix: str) -> Norm:
+        one = sides[prefix]
+        return one if one.kind != "none" else Norm("l2", row[f"{prefix}l2_norm"])
+
+    (asked,) = (row for row in ranked.rows if row["rank"] == rank)
+    at = {prefix: size_at(asked, prefix) for prefix in sides}
+    chosen = {size: screen.best(size, progress) for size in dict.fromkeys(at.values())}
+    rows = [dict(row) for row in ranked.rows]
+    for prefix in sides:
+        unit = chosen[at[prefix]][1][np.newaxis]
+        norms = [size_at(row, prefix) for row in rows]
+        each = list(dict.fromkeys(norms))
+        vectors = np.concatenate([sized(unit, size) for size in each])
+        rates = applied(screen.model, held_out, vectors, batch_size=screen.batch_size).rates
+        for row, size in zip(rows, norms, strict=True):
+            row[f"{prefix}pattern_fooling_rate"] = float(rates[each.index(size)])
+    return replace(ranked, rows=rows, patterns=(chosen[at[""]][0], chosen[at["equal_"]][0]))
+
+
+def choices(*, norm: Norm, equal_norm: Norm) -> int:
+    """How many patterns `beside_ranks` chooses, its arguments being these."""
+    return 1 if norm == equal_norm else 2
