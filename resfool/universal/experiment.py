@@ -37,6 +37,7 @@ class Fooling:
         singular_values: of the matrix, largest first, and of a random one with the same row norms.
         fit_rates: the fooling rate on the fitting images after each pass (Algorithm 1, gradient).
         identity: what a matrix must have in common with a run that uses it again.
+        target: class that images of others should become; None if there was none.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Fooling:
     singular_values: tuple[np.ndarray, np.ndarray] | None
     fit_rates: list[float]
     identity: dict[str, Any]
+    target: int | None = None
 
     @property
     def solved(self) -> "Minimal | None":
@@ -92,9 +94,9 @@ def universal(
             stored = checkpoints.Arrays(*checkpoints.load(path, given))
 
     devices.import_keras()
-    from resfool.attacks.memory import enough_for, images_per_pass
+    from resfool.attacks.memory import enough_for, images_per_pass, largest
     from resfool.classifiers import inference
-    from resfool.universal import judging
+    from resfool.universal import judging, targets
     from resfool.universal.matrices import matrix_in
     from resfool.universal.solving import check_kept, digest
     from resfool.universal.work import Work
@@ -114,6 +116,11 @@ def universal(
     matrix = None if stored is None else matrix_in(stored, given, same, asked.made_by)
     if asked.solves:
         check_kept(asked, same, fitting.images)
+    names, target = data.names_of(model.output_shape[-1]), None
+    if asked.target is not None:
+        target = targets.number_of(asked.target, names)
+        for images in (fitting.images, held_out.images):  # refused before a run begins
+            targets.of_other_classes(model, images, target, largest(asked.batch_size))
     settings = asked.settings()
     facts = settings | identity.facts("universal", settings, data.digest)
     facts |= {"model_name": source.name, "dataset": data.name, "dataset_digest": data.digest}
@@ -123,7 +130,7 @@ def universal(
     most = max(len(fitting), len(held_out))
     solving = "solver" in asked.procedure.takes
     size = images_per_pass(asked.batch_size, model, most, monitor, solving=solving)
-    work = Work(model, fitting, held_out.images, asked, same, monitor, map, size)
+    work = Work(model, fitting, held_out.images, asked, same, monitor, map, size, target)
     ranked, spectra, rates = None, None, []
     with enough_for(inference.even(most, size)):
         if asked.procedure.makes_matrix:
@@ -138,7 +145,7 @@ def universal(
     return Fooling(
         name=source.name,
         where=f"{data.name} test",
-        class_names=data.names_of(model.output_shape[-1]),
+        class_names=names,
         asked=asked,
         verdict=verdict,
         ranked=ranked,
@@ -146,6 +153,7 @@ def universal(
         singular_values=spectra,
         fit_rates=rates,
         identity=same | asked.made_by,
+        target=target,
     )
 
 
