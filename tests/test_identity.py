@@ -43,7 +43,7 @@ NOT_RESULTS = {
 PINNED = {
     "train": ("e62de5f69643a9a5", "1ebaf306bbd996e9"),
     "attack": ("56aa5d1102c24214", "a3fa0942b65143c5"),
-    "universal": ("971b7dcdea6b4867", "718f50504f9ffb04"),
+    "universal": ("971b7dcdea6b4867", "8257f568fb225dfb"),
 }
 
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from resfool.classifiers import inference
 from resfool.classifiers.inference import BATCH_SIZE
-from resfool.universal import losses, targets, updates
+from resfool.universal import losses, target_class, updates
 from resfool.universal.options import Loss, UpdateRule
 from resfool.universal.vectors import (
     Best,
@@ -66,7 +66,7 @@ def gradient_trained(
     Source: Shafahi et al., "Universal adversarial training", arXiv:1811.11304.
     """
     if target is not None:
-        images = targets.of_other_classes(model, images, target, batch_size)
+        images = target_class.of_other_classes(model, images, target, batch_size)
     shape = images.shape[1:]
     start = np.zeros(shape, np.float32)
     if loss == "cosine":  # its slope is zero where nothing is turned

@@ -96,7 +96,7 @@ def universal(
     devices.import_keras()
     from resfool.attacks.memory import enough_for, images_per_pass, largest
     from resfool.classifiers import inference
-    from resfool.universal import judging, targets
+    from resfool.universal import judging, target_class
     from resfool.universal.matrices import matrix_in
     from resfool.universal.solving import check_kept, digest
     from resfool.universal.work import Work
@@ -118,9 +118,9 @@ def universal(
         check_kept(asked, same, fitting.images)
     names, target = data.names_of(model.output_shape[-1]), None
     if asked.target is not None:
-        target = targets.number_of(asked.target, names)
+        target = target_class.number_of(asked.target, names)
         for images in (fitting.images, held_out.images):  # refused before a run begins
-            targets.of_other_classes(model, images, target, largest(asked.batch_size))
+            target_class.of_other_classes(model, images, target, largest(asked.batch_size))
     settings = asked.settings()
     facts = settings | identity.facts("universal", settings, data.digest)
     facts |= {"model_name": source.name, "dataset": data.name, "dataset_digest": data.digest}

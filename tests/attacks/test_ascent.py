@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from resfool.attacks import lowrank
 from resfool.errors import InputError
-from resfool.universal import ascent, losses, targets, updates
+from resfool.universal import ascent, losses, target_class, updates
 from resfool.universal.judging import verdict
 from resfool.universal.options import Loss, UpdateRule
 from resfool.universal.vectors import applied
@@ -268,9 +268,9 @@ def test_fitting_on_clipped_images_leaves_out_what_clipping_takes_back() -> None
 
 
 def test_a_target_is_a_name_or_else_a_number() -> None:
-    assert targets.number_of("cat", ("dog", "cat")) == 1
-    assert targets.number_of("1", ("dog", "cat")) == 1
-    assert targets.number_of("1", ("1", "0")) == 0
+    assert target_class.number_of("cat", ("dog", "cat")) == 1
+    assert target_class.number_of("1", ("dog", "cat")) == 1
+    assert target_class.number_of("1", ("1", "0")) == 0
     for wrong in ("2", "-1", "²", "Cat "):
         with pytest.raises(InputError, match="unknown target class"):
-            targets.number_of(wrong, ("dog", "cat"))
+            target_class.number_of(wrong, ("dog", "cat"))
