@@ -11,7 +11,7 @@ import numpy as np
 
 from resfool import paper
 from resfool.networks.shape import network
-from resfool.values import BallNorm, Precision
+from resfool.values import BallNorm, Part, Precision
 
 if TYPE_CHECKING:
     import keras
@@ -66,9 +66,9 @@ def add_model(parser: argparse.ArgumentParser, images: int) -> None:
 
 
 def model_and_images(
-    options: argparse.Namespace,
+    options: argparse.Namespace, part: Part = "test"
 ) -> tuple["keras.Model", np.ndarray, np.ndarray]:
-    """A model from images to logits, and test images with labels, as `attack` takes them."""
+    """A model from images to logits, and images with labels, as `attack` takes them."""
     from resfool.attacks.options import AttackParameters
     from resfool.classifiers.finding import find_models, load_classifiers, load_data
     from resfool.datasets import sets
@@ -78,7 +78,7 @@ def model_and_images(
     asked = AttackParameters(model=(options.model,), samples=options.images, **names)
     sources = find_models(MLflowArchive(), asked.model, asked.trust)
     data = load_data(sources, asked)
-    chosen = sets.choose(data, "test", options.images, seed=0)
+    chosen = sets.choose(data, part, options.images, seed=0)
     (model,) = load_classifiers(sources, ["model"], data, asked)
     return model, np.array(chosen.images, np.float32), np.array(chosen.labels)
 

@@ -35,6 +35,7 @@ _PLACES = {
 # Parameters that came after the first runs, with the values at which they say nothing: a run from
 # before one of them is the same as one at that value.
 _LATER: dict[str, tuple[Any, ...]] = {
+    "aggregate": (1,),
     "attack_steps": (100,),
     "batch_norm_statistics": ("moving",),
     "channel_order": ("rgb",),
@@ -48,6 +49,7 @@ _LATER: dict[str, tuple[Any, ...]] = {
     "input": (None,),
     "inputs": (None,),
     "label_smoothing": (0.0,),
+    "loss": ("margin",),
     "mean": (None,),
     "output": (None,),
     "patterns": (None,),
@@ -58,7 +60,9 @@ _LATER: dict[str, tuple[Any, ...]] = {
     "schedule": ("constant", "drop"),  # which of them it is, lr_drop says
     "single_output": ("seen",),
     "std": (None,),
+    "target": (None,),
     "target_classes": (9,),
+    "update": ("momentum",),
     "value_range": (None,),
     "warmup": (0.0,),
 }
@@ -66,6 +70,7 @@ _LATER: dict[str, tuple[Any, ...]] = {
 # Such parameters of one experiment, whose namesakes of another were there from the start.
 _LATER_OF: dict[str, dict[str, tuple[Any, ...]]] = {
     "attack": {"norm": (None,), "solver": ("closest",)},
+    "universal": {"clip": (False,)},
 }
 
 # What a value that leaves a choice to the program counts as: it decides how, not what is computed.

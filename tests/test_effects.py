@@ -103,6 +103,11 @@ def test_a_parameter_needs_what_it_says_or_what_a_registry_says(
         ("universal model=m workers=3", "solver=closest; it needs solver=cobyla"),
         ("universal model=m algorithm=3 matrix=x label_source=prediction", "needs matrix=none"),
         ("universal model=m algorithm=1 norm=l2:3 draws=3", "it needs algorithm=2, 3 or 4"),
+        ("universal model=m clip=true", "algorithm=2; it needs algorithm=gradient"),
+        (
+            "universal model=m algorithm=gradient norm=l2:3 loss=cosine target=1",
+            "it needs loss=margin, cross_entropy or logit",
+        ),
         ("mnist coefficients=first draws=9", "it needs coefficients=gaussian or singular"),
         ("mnist coefficients=first", ""),
         ("reproduce target=all report_only=true dry_run=true", "it needs report_only=false"),
@@ -123,7 +128,8 @@ def test_commands_refuse_what_has_no_effect(line: str, sentence: str) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_defaults_may_be_given(name: str) -> None:
-    required = {"arch": "mlp", "model": "m", "target": "all"}
+    required = {"arch": "mlp", "model": "m"}
+    required |= {"target": "all"} if name == "reproduce" else {}
     required |= {"norm": "l2:3", "algorithm": "random"} if name == "universal" else {}
     parameters = COMMANDS[name].parameters.items()
     given = {n: required.get(n, show(one.default)) for n, one in parameters}

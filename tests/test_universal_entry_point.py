@@ -109,6 +109,22 @@ def test_every_algorithm_ends_with_a_perturbation_of_the_norm(
         assert run.data.metrics["final_fooling_rate"] > random
 
 
+@pytest.mark.usefixtures("unpainted")
+def test_a_target_is_what_images_of_other_classes_become(
+    store: MlflowClient, trained: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options: dict[str, Any] = ASCENT | {"target": 3, "loss": "logit", "aggregate": 4}
+    options |= {"norm": "l2:3", "clip": True, "update": "adam", "passes": 5}
+    universal.main(words(model=f"runs:/{trained}/model", **options))
+    (run,) = runs_but(store, trained)
+    assert "of other classes become 3" in capsys.readouterr().out
+    metrics = run.data.metrics
+    history = store.get_metric_history(run.info.run_id, "fitting_success_rate")
+    assert [point.step for point in history] == [1, 2, 3, 4, 5]
+    assert metrics["final_success_rate"] <= metrics["final_fooling_rate"]
+    assert metrics["final_success_rate"] > metrics["final_random_success_rate"] + 0.3
+
+
 def test_an_interrupted_solve_goes_on(
     store: MlflowClient, trained: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -189,6 +205,9 @@ def refused(capsys: pytest.CaptureFixture[str], **options: Any) -> str:
     return conftest.refused(universal.main, capsys, *words)
 
 
+ASCENT = {"algorithm": "gradient", "norm": "l2:1"}
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -212,6 +231,12 @@ def refused(capsys: pytest.CaptureFixture[str], **options: Any) -> str:
             "needs algorithm=2, 3 or 4",
         ),
         ({"algorithm": "3", "epsilon": 0}, "epsilon=0"),
+        (ASCENT | {"loss": "margn"}, "did you mean 'margin'?"),
+        (ASCENT | {"target": "10"}, "unknown target class '10'"),
+        (ASCENT | {"target": "tree"}, "unknown target class 'tree'; known: 0, 1"),
+        (ASCENT | {"target": "7"}, "target=7 leaves nothing to do: it is the class of all"),
+        (ASCENT | {"aggregate": 9, "batch_size": 8}, "aggregate=9 is more than the images"),
+        ({"algorithm": "gradient"}, "norm is missing"),
         ({"solve_dir": "theirs.keras"}, "solve folder"),
         (
             {"solver": "cobyla", "backend": "ray", "ray_address": "127.0.0.1:1"},
@@ -234,6 +259,8 @@ def test_bad_input_is_refused_in_one_sentence_and_leaves_no_run(
 ) -> None:
     small = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
     small.add(keras.layers.Dense(10))
+    kernel, bias = small.layers[-1].get_weights()
+    small.layers[-1].set_weights([kernel, bias + 100 * np.eye(10)[7]])  # all are sevens to it
     small.save("theirs.keras")
     line = refused(capsys, **({"model": "theirs.keras", "dataset": "digits"} | options))
     assert sentence in line

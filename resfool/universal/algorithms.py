@@ -20,7 +20,9 @@ def fit_algorithm1(work: Work) -> Fit:
 
 def fit_gradient(work: Work) -> Fit:
     """Stochastic gradient ascent."""
-    own: Any = {"images_per_step": largest(work.asked.batch_size)}
+    asked = work.asked
+    own: Any = {n: getattr(asked, n) for n in ("loss", "update", "aggregate", "clip")}
+    own |= {"images_per_step": largest(asked.batch_size), "target": work.target}
     return ascent.gradient_trained(work.model, work.fitting.images, **own, **_in_passes(work))
 
 
@@ -29,10 +31,11 @@ def _in_passes(work: Work) -> dict[str, Any]:
     asked = work.asked
     passes = asked.passes or asked.procedure.passes
     advance = work.monitor.counter(passes)
+    name, did = ("fooling", "fooled") if work.target is None else ("success", "moved")
 
     def report(number: int, rate: float) -> None:
-        work.monitor.point({"step": number + 1, "fitting_fooling_rate": rate})
-        advance(1, f"fooled {rate:.3f} of the fitting images")
+        work.monitor.point({"step": number + 1, f"fitting_{name}_rate": rate})
+        advance(1, f"{did} {rate:.3f} of the fitting images")
 
     shared = {"norm": asked.norm, "seed": asked.seed, "batch_size": work.batch_size}
     return shared | {"passes": passes, "report": report}

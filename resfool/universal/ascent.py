@@ -8,14 +8,22 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from resfool.attacks import lowrank
 from resfool.classifiers import inference
 from resfool.classifiers.inference import BATCH_SIZE
-from resfool.universal.vectors import Best, Fit, Report, perturbed_by, projected
+from resfool.universal import losses, target_class, updates
+from resfool.universal.options import Loss, UpdateRule
+from resfool.universal.vectors import (
+    Best,
+    Fit,
+    Report,
+    perturbed_by,
+    projected,
+    random_vectors,
+)
 from resfool.values import Norm
 
 _FIRST_STEP = 0.04  # of gradient ascent, as a share of the norm; momentum multiplies it by up to 5
-_MOMENTUM = 0.8
+_NOISE = 0.1  # that the cosine's ascent starts from, as a share of the norm
 
 
 def gradient_trained(
@@ -25,6 +33,10 @@ def gradient_trained(
     norm: Norm,
     passes: int = 30,
     seed: int = 0,
+    loss: Loss = "margin",
+    update: UpdateRule = "momentum",
+    aggregate: int = 1,
+    target: int | None = None,
     clip: bool = False,
     images_per_step: int = 100,
     batch_size: int = BATCH_SIZE,
@@ -38,30 +50,41 @@ def gradient_trained(
         norm: the ball, of kind l2 or linf.
         passes: over the images.
         seed: of the order of the images.
+        loss: what is raised, see `losses`.
+        update: from gradients to steps, see `updates`.
+        aggregate: small batches that the images of a step are divided into, see `ascend`.
+        target: class that images of other classes shall become, on which alone it is fitted; None
+            is any other than their own. The cosine has none.
         clip: keep perturbed images in [0, 1].
         images_per_step: that each gradient is of.
         batch_size: images per pass, at most.
-        report: is told each pass and the fooling rate after it.
+        report: is told each pass and the fooling rate after it, or with a target the success rate.
+
+    Raises:
+        InputError: all images are of the target's class.
 
     Source: Shafahi et al., "Universal adversarial training", arXiv:1811.11304.
     """
-
-    def unit(slope: np.ndarray) -> np.ndarray:
-        steepest = np.sign(slope) if norm.kind == "linf" else slope
-        return lowrank.rescaled(steepest[np.newaxis], Norm(norm.kind, 1.0))[0]
-
+    if target is not None:
+        images = target_class.of_other_classes(model, images, target, batch_size)
+    shape = images.shape[1:]
+    start = np.zeros(shape, np.float32)
+    if loss == "cosine":  # its slope is zero where nothing is turned
+        start = random_vectors(shape, np.array([_NOISE * norm.size]), norm.kind, seed)[0]
     steps = -(-len(images) // images_per_step)
     path = ascend(
-        SmoothRate(model, images, clip, batch_size),
-        np.zeros(images.shape[1:], np.float32),
-        direction=unit,
+        Objective(model, images, clip, batch_size, loss, target),
+        start,
+        update=updates.update(update, norm.kind),
+        ahead=updates.steepest(norm.kind),
         retract=lambda vector: projected(vector, norm),
         size=norm.size,
         steps=passes * steps,
         random=np.random.default_rng(seed),
         images_per_step=images_per_step,
+        aggregate=aggregate,
     )
-    best = Best(model, images, clip, batch_size)
+    best = Best(model, images, clip, batch_size, target)
     rates = []
     for number in range(passes):
         *_, vector = itertools.islice(path, steps)
@@ -70,77 +93,119 @@ def gradient_trained(
     return Fit(best.vector, rates)
 
 
-class SmoothRate:
-    """What an ascent raises: a smooth fooling rate of images, float32 (N, H, W, C) in [0, 1].
+class Objective:
+    """What an ascent raises: a loss of images, float32 (N, H, W, C) in [0, 1].
 
     A pass takes at most `batch_size` of them.
-    An image counts as sigmoid(-margin / scale). The margin is how far the logit of its clean class
-    is ahead of the best other, the scale half the mean margin without a perturbation.
+    By default it is a smooth fooling rate: an image counts as sigmoid(-margin / scale). The margin
+    is how far the logit of its clean class is ahead of the best other, the scale half the mean
+    margin without a perturbation. With a target the margin is how far that is behind.
     """
 
-    def __init__(self, model: keras.Model, images: np.ndarray, clip: bool, batch_size: int) -> None:
+    def __init__(
+        self,
+        model: keras.Model,
+        images: np.ndarray,
+        clip: bool,
+        batch_size: int,
+        loss: Loss = "margin",
+        target: int | None = None,
+    ) -> None:
         self.model, self.images, self.clip = model, images, clip
         self.batch_size = batch_size
-        logits = inference.logits(model, images, batch_size)
-        self.clean = inference.predicted(logits)
-        first, second = np.partition(logits, (-2, -1), axis=1)[:, [-1, -2]].T
+        self.loss, self.targeted = loss, target is not None
+        self.logits = inference.logits(model, images, batch_size)
+        self.own = inference.predicted(self.logits)
+        first, second = np.partition(self.logits, (-2, -1), axis=1)[:, [-1, -2]].T
+        if target is not None:
+            second = self.logits[:, target]
+            self.own = np.full_like(self.own, target)
         self.scale = max(float((first - second).mean()) / 2, 1e-6)
 
     def slope(self, rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
-        """The rate's gradient with respect to the vector (H, W, C), of the images of some rows."""
+        """The mean loss's gradient with respect to the vector (H, W, C), over some rows' images."""
         slope_of = inference.compiled(self.model, _slope)
-        settings = tf.constant(self.scale), tf.constant(vector), self.clip
+        moved = tf.constant(self.scale), tf.constant(vector)
+        settings = self.clip, self.loss, self.targeted
         slope = np.zeros_like(vector)
         for part in inference.batches(len(rows), self.batch_size):
             # As they are: what fills up a batch would weigh as an image.
-            images, clean = (tf.constant(of[rows[part]]) for of in (self.images, self.clean))
+            of_images = self.images, self.logits, self.own
+            tensors = (tf.constant(of[rows[part]]) for of in of_images)
             share = np.float32((part.stop - part.start) / len(rows))
-            slope += share * slope_of(images, clean, *settings).numpy()
+            slope += share * slope_of(*tensors, *moved, *settings).numpy()
         return slope
 
 
 def ascend(
-    target: SmoothRate,
+    objective: Objective,
     start: np.ndarray,
     *,
-    direction: Callable[[np.ndarray], np.ndarray],
+    update: updates.Update,
     retract: Callable[[np.ndarray], np.ndarray],
     size: float,
     steps: int,
     random: np.random.Generator,
     images_per_step: int,
+    ahead: updates.Direction | None = None,
+    aggregate: int = 1,
 ) -> Iterator[np.ndarray]:
-    """Stochastic gradient ascent with momentum and shrinking steps.
+    """Stochastic gradient ascent with shrinking steps.
 
     Args:
-        target: what to raise.
+        objective: what to raise.
         start: float32 (H, W, C).
-        direction: from a gradient to a step of norm 1.
+        update: from a gradient to a step; a new one, since it remembers.
         retract: from where a step ended to the nearest vector that is allowed.
         size: the norm of the vectors; a step is a share of it.
         steps: how many.
         random: picks the images of each step.
         images_per_step: how many of them, at most.
+        ahead: from a small batch's gradient to a step of norm 1, where there are several.
+        aggregate: small batches that the images of a step are divided into. Another vector goes
+            ahead, a step after each of them, and the step is along the mean of the gradients that
+            it met: those of small batches, which vary enough to leave a poor maximum, without their
+            quantised steps.
 
     Yields:
         The vector after each step, float32 (H, W, C).
+
+    Source of the aggregation: Liu et al., "Enhancing generalization of universal adversarial
+    perturbation through gradient aggregation", arXiv:2308.06015, Algorithm 1; there the small
+    batches are drawn anew, four times as many.
     """
-    vector, velocity = start, np.zeros_like(start)
+    vector = start
     for step in range(steps):
-        rows = random.permutation(len(target.images))[:images_per_step]
-        velocity = _MOMENTUM * velocity + direction(target.slope(rows, vector))
+        rows = random.permutation(len(objective.images))[:images_per_step]
         length = _FIRST_STEP * size * (1 - step / steps)
-        vector = retract((vector + length * velocity).astype(np.float32))
+        scout, slope = vector, np.zeros_like(vector)
+        parts = np.array_split(rows, min(aggregate, len(rows)))
+        for part in parts:
+            found = objective.slope(part, scout)
+            slope += found * np.float32(len(part) / len(rows))
+            if ahead is not None and len(parts) > 1:
+                scout = retract(
+                    (scout + updates.LONGEST * length * ahead(found)).astype(np.float32)
+                )
+        vector = retract((vector + length * update(slope)).astype(np.float32))
         yield vector
 
 
-def _slope(model: keras.Model, images: Any, clean: Any, scale: Any, vector: Any, clip: bool) -> Any:
-    """The smooth fooling rate's gradient with respect to the vector."""
+def _slope(
+    model: keras.Model,
+    images: Any,
+    clean_logits: Any,
+    own: Any,
+    scale: Any,
+    vector: Any,
+    clip: bool,
+    loss: Loss,
+    targeted: bool,
+) -> Any:
+    """The mean loss's gradient with respect to the vector."""
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(vector)
         logits = model(perturbed_by(images, vector, clip), training=False)
-        own = tf.one_hot(clean, logits.shape[1], on_value=True, off_value=False)
-        others = tf.reduce_max(tf.where(own, -np.inf, logits), axis=1)
-        margins = tf.reduce_max(tf.where(own, logits, -np.inf), axis=1) - others
-        rate = tf.reduce_mean(tf.sigmoid(-margins / scale))
-    return tape.gradient(rate, vector)
+        outcome = losses.Outcome(logits, clean_logits, own, targeted, scale)
+        raised = tf.reduce_mean(losses.RAISED[loss](outcome))
+    return tape.gradient(raised, vector)

@@ -9,8 +9,9 @@ import numpy as np
 from resfool.attacks import lowrank
 from resfool.attacks.lowrank import Decomposition
 from resfool.classifiers.inference import BATCH_SIZE
-from resfool.universal.ascent import SmoothRate, ascend
+from resfool.universal.ascent import Objective, ascend
 from resfool.universal.options import Coefficients
+from resfool.universal.updates import momentum
 from resfool.universal.vectors import applied
 from resfool.values import Norm
 
@@ -120,12 +121,12 @@ def _optimised(
         within = (basis @ slope.ravel()) @ basis
         return lowrank.rescaled(within.reshape(1, *slope.shape), Norm(norm.kind, 1.0))[0]
 
-    target = SmoothRate(model, images, clip, batch_size)
+    objective = Objective(model, images, clip, batch_size)
     paths = [
         ascend(
-            target,
+            objective,
             start,
-            direction=unit,
+            update=momentum(unit),
             retract=lambda vector: lowrank.rescaled(vector[np.newaxis], norm)[0],
             size=norm.size,
             steps=_STEPS,

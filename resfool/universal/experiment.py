@@ -42,6 +42,7 @@ class Fooling:
         patterns: the best patterns of the same norms, on the same held-out images.
         tried: all patterns, a row each (patterns).
         identity: what a matrix must have in common with a run that uses it again.
+        target: class that images of others should become; None if there was none.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Fooling:
     patterns: "Patterns"
     tried: Sequence[dict[str, Any]]
     identity: dict[str, Any]
+    target: int | None = None
 
     @property
     def rates(self) -> Row:
@@ -105,9 +107,9 @@ def universal(
             stored = checkpoints.Arrays(*checkpoints.load(path, given))
 
     devices.import_keras()
-    from resfool.attacks.memory import enough_for, images_per_pass
+    from resfool.attacks.memory import enough_for, images_per_pass, largest
     from resfool.classifiers import inference
-    from resfool.universal import judging, screening
+    from resfool.universal import judging, screening, target_class
     from resfool.universal.matrices import matrix_in
     from resfool.universal.solving import check_kept, digest
     from resfool.universal.work import Work
@@ -127,6 +129,11 @@ def universal(
     matrix = None if stored is None else matrix_in(stored, given, same, asked.made_by)
     if asked.solves:
         check_kept(asked, same, fitting.images)
+    names, target = data.names_of(model.output_shape[-1]), None
+    if asked.target is not None:
+        target = target_class.number_of(asked.target, names)
+        for images in (fitting.images, held_out.images):  # refused before a run begins
+            target_class.of_other_classes(model, images, target, largest(asked.batch_size))
     settings = asked.settings()
     facts = settings | identity.facts("universal", settings, data.digest)
     facts |= {"model_name": source.name, "dataset": data.name, "dataset_digest": data.digest}
@@ -136,7 +143,7 @@ def universal(
     most = max(len(fitting), len(held_out))
     solving = "solver" in asked.procedure.takes
     size = images_per_pass(asked.batch_size, model, most, monitor, solving=solving)
-    work = Work(model, fitting, held_out.images, asked, same, monitor, map, size)
+    work = Work(model, fitting, held_out.images, asked, same, monitor, map, size, target)
     ranked, spectra, rates, tried = None, None, [], ()
     with enough_for(inference.even(most, size)):
         if asked.procedure.makes_matrix:
@@ -153,7 +160,7 @@ def universal(
     return Fooling(
         name=source.name,
         where=f"{data.name} test",
-        class_names=data.names_of(model.output_shape[-1]),
+        class_names=names,
         asked=asked,
         verdict=verdict,
         ranked=ranked,
@@ -163,6 +170,7 @@ def universal(
         patterns=patterns,
         tried=tried,
         identity=same | asked.made_by,
+        target=target,
     )
 
 

@@ -170,6 +170,15 @@ class Verdict:
             "final_linf_norm": float(lowrank.sizes(perturbation, "linf")[0]),
         }
 
+    def success_rates(self, target: int) -> Row:
+        """The shares of the images of other classes that become the target."""
+        others = self.clean != target
+        sides = ("", self.fooled), ("clipped_", self.clipped), ("random_", self.random)
+        return {
+            f"final_{name}success_rate": float((classes[others] == target).mean())
+            for name, classes in sides
+        }
+
     def confusion(self, classes: int) -> np.ndarray:
         """How many images of each predicted class (rows) fall into which class (columns)."""
         counts = np.zeros((classes, classes), np.int64)

@@ -29,6 +29,9 @@ from resfool.values import (
 )
 
 Coefficients = Literal["gaussian", "singular", "first", "optimised"]  # f_i of equation 8
+# What gradients are taken of, and how they become steps.
+Loss = Literal["margin", "cross_entropy", "logit", "cosine"]
+UpdateRule = Literal["sign", "momentum", "adam"]
 _DRAWN = ("gaussian", "singular")  # those that are drawn at random
 _OF_RANK = (*_DRAWN, "optimised")  # those of more singular vectors than one
 
@@ -57,6 +60,7 @@ def _late(name: str) -> Callable[..., Any]:
     return late("resfool.universal.algorithms", name)
 
 
+_OF_ASCENT = ("loss", "update", "aggregate", "target", "clip")
 # What makes a perturbation of a matrix reads.
 _OF_MATRIX = ("matrix", "rank", "ranks", "coefficients", "equal_norm", "draws")
 
@@ -70,7 +74,7 @@ ALGORITHMS: dict[str, Procedure] = {
     "4": Procedure(_late("fit_algorithm4"), ("label_source", *_OF_MATRIX)),
     "random": Procedure(_late("fit_random")),
     "patterns": Procedure(_late("fit_patterns"), ("equal_norm",)),
-    "gradient": Procedure(_late("fit_gradient"), ("passes",), passes=20),
+    "gradient": Procedure(_late("fit_gradient"), ("passes", *_OF_ASCENT), passes=20),
 }
 
 Algorithm = Annotated[Word, Known(ALGORITHMS)]
@@ -105,7 +109,36 @@ class Approximation(Sized):
     ] = 20
 
 
-class UniversalParameters(OneModel, Solving, Labelled, Approximation, Patterned, Drawn, Workers):
+class Ascent(Parameters):
+    """How a perturbation is trained by stochastic gradients."""
+
+    loss: Annotated[
+        Loss,
+        "that gradients raise: margin (a smooth fooling rate), cross_entropy (clamped at 9), logit "
+        "(the lead of another, up to 10) or cosine (the angle to the clean logits).",
+    ] = "margin"
+    update: Annotated[
+        UpdateRule, "from gradients to steps: momentum (of steps of one length), sign or adam."
+    ] = "momentum"
+    aggregate: Annotated[
+        UpToMillion,
+        "small batches that the batch_size images of a step are divided into, whose gradients are "
+        "met one after the other and added up.",
+    ] = 1
+    target: Annotated[
+        str | None,
+        Needs(loss=("margin", "cross_entropy", "logit")),
+        "class that images of other classes shall become, a name or a number; none is any but "
+        "their own.",
+    ] = None
+    clip: Annotated[
+        bool, "fit on images that are clipped to the range of pixels, as they are in use."
+    ] = False
+
+
+class UniversalParameters(
+    OneModel, Solving, Labelled, Approximation, Patterned, Ascent, Drawn, Workers
+):
     """Fit one perturbation for all images and judge it on held-out ones (section VI.B)."""
 
     algorithm: Annotated[
@@ -155,6 +188,11 @@ class UniversalParameters(OneModel, Solving, Labelled, Approximation, Patterned,
             raise InputError(
                 f"epsilon=0 leaves nothing of algorithm {self.algorithm}'s steps; it must be above "
                 "0"
+            )
+        if self.batch_size != "auto" and self.aggregate > self.batch_size:
+            raise InputError(
+                f"aggregate={self.aggregate} is more than the images of a step, which are "
+                f"batch_size={self.batch_size}"
             )
 
     def cost(self, data: Data) -> Cost:

@@ -67,7 +67,8 @@ def transfer_leaves(result: "Transfer") -> Leaves:
 def scalars(result: "Fooling") -> dict[str, float]:
     """The final figures by their names in MLflow."""
     solved = {} if result.solved is None else _solved_scalars(result.solved)
-    return result.rates | solved
+    targeted = {} if result.target is None else result.verdict.success_rates(result.target)
+    return result.rates | targeted | solved
 
 
 def summary(result: "Fooling") -> str:
@@ -104,6 +105,14 @@ def summary(result: "Fooling") -> str:
         lines.append(
             f"best pattern    {rate:.4f}  ({low:.3f} to {high:.3f}; {pattern.name}, same {norm} "
             f"norm, clipped {found[f'final_clipped_{name}_fooling_rate']:.4f})"
+        )
+    if result.target is not None:
+        success = result.verdict.success_rates(result.target)
+        lines.append(
+            f"success rate    {success['final_success_rate']:.4f}  "
+            f"(clipped {success['final_clipped_success_rate']:.4f}, "
+            f"Gaussian {success['final_random_success_rate']:.4f}) of other classes become "
+            f"{result.class_names[result.target]}"
         )
     l2, linf = rates["final_l2_norm"], rates["final_linf_norm"]
     lines.append(f"norm            l2 {l2:.3f}, l-infinity {linf:.4f}")

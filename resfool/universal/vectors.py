@@ -117,10 +117,20 @@ class Fit:
 
 
 class Best:
-    """The best of the perturbations that it meets, by the fooling rate on the fitting images."""
+    """The best of the perturbations that it meets, by the fooling rate on the fitting images.
 
-    def __init__(self, model: keras.Model, images: np.ndarray, clip: bool, batch_size: int) -> None:
-        self._model, self._images = model, images
+    With a target it is the share of them that become it; images of that class are not among them.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        images: np.ndarray,
+        clip: bool,
+        batch_size: int,
+        target: int | None = None,
+    ) -> None:
+        self._model, self._images, self._target = model, images, target
         self._options: Any = {"clip": clip, "batch_size": batch_size}
         self._rate = 0.0
         self.vector = np.zeros(images.shape[1:], np.float32)
@@ -128,6 +138,8 @@ class Best:
     def meet(self, vector: np.ndarray) -> float:
         found = applied(self._model, self._images, vector[np.newaxis], **self._options)
         rate = float(found.rates[0])
+        if self._target is not None:
+            rate = float((found.classes[0] == self._target).mean())
         if rate > self._rate:
             self._rate, self.vector = rate, vector
         return rate

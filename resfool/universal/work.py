@@ -27,6 +27,7 @@ class Work:
         monitor: is told how it goes.
         map: runs images in workers, if there are any.
         batch_size: images per pass, at most.
+        target: class that images of others shall become; None if there is none.
     """
 
     model: keras.Model
@@ -37,6 +38,7 @@ class Work:
     monitor: Monitor
     map: Callable[..., list[Any]] | None
     batch_size: int
+    target: int | None = None
 
     @property
     def labels(self) -> np.ndarray | None:
