@@ -143,7 +143,7 @@ def of_ours(model: "keras.Model", setting: Setting) -> dict[str, Fit]:
             f = coefficients.coefficients(
                 rule, model, images, found, rank, norm=norm, seed=seed, clip=clip
             )
-            return lowrank.combined(f, found).reshape(images.shape[1:])
+            return coefficients.perturbations(f, found, images.shape[1:], norm)[0]
 
         return fit
 

@@ -10,6 +10,7 @@ from resfool.attacks import lowrank
 from resfool.attacks.lowrank import Decomposition
 from resfool.monitor import Advance
 from resfool.universal import judging
+from resfool.universal.judging import Comparison
 from resfool.universal.vectors import random_vectors
 from resfool.values import Norm
 from tests.attacks.test_universal import PIXELS, SHAPE, linear_model
@@ -59,105 +60,120 @@ def test_every_ranks_rates_are_those_of_plain_loops(
 ) -> None:
     fitting, held_out = uniform(40, 0), uniform(60, 1)
     told: list[int] = []
-    ranked = judging.over_ranks(
-        model,
-        fitting,
-        held_out,
-        decomposition,
-        [1, 4],
-        4,
-        rule="gaussian",
-        norm=Norm("none"),
-        equal_norm=Norm("linf", 0.3),
-        draws=6,
-        seed=5,
-        progress=into(told),
-    )
-    options: Any = {"rule": "gaussian", "norm": Norm("none"), "equal_norm": Norm("linf", 0.3)}
-    assert sum(told) == 2 * 2 * 4 * 6 == judging.vectors_over([1, 4], draws=6, **options)
+    norms: Any = {"norm": Norm("none"), "equal_norm": Norm("linf", 0.3)}
+    asked = Comparison([1, 4], 4, "gaussian", **norms, draws=6, seed=5)
+    ranked = judging.over_ranks(model, fitting, held_out, decomposition, asked, progress=into(told))
+    assert sum(told) == 2 * 2 * 6 == asked.vectors
     for row, rank in zip(ranked.rows, (1, 4), strict=True):
         drawn = lowrank.random_coefficients("gaussian", decomposition, rank, seed=5, draws=6)
         vectors = lowrank.combined(drawn, decomposition).reshape(-1, *SHAPE)
-        equal = lowrank.rescaled(vectors, Norm("linf", 0.3))
-        for prefix, these in (("", vectors), ("equal_", equal)):
+        for prefix, these in (("", vectors), ("equal_", np.float32(0.3) * np.sign(vectors))):
             l2 = np.linalg.norm(these.reshape(6, -1), axis=1)
-            noise = random_vectors(SHAPE, l2, "l2", 5)
-            plain, clipped, random = (
-                rates(kernel, held_out, these),
-                rates(kernel, held_out, these, clip=True),
-                rates(kernel, held_out, noise),
-            )
-            assert row["rank"] == rank
-            assert row[f"{prefix}l2_norm"] == pytest.approx(l2.mean(), rel=1e-5)
-            assert row[f"{prefix}fooling_rate"] == pytest.approx(plain.mean())
-            assert row[f"{prefix}fooling_rate_std"] == pytest.approx(plain.std())
-            assert row[f"{prefix}clipped_fooling_rate"] == pytest.approx(clipped.mean())
-            assert row[f"{prefix}random_fooling_rate"] == pytest.approx(random.mean())
-            assert row[f"{prefix}random_fooling_rate_std"] == pytest.approx(random.std())
             largest = np.abs(these).max(axis=(1, 2, 3))
+            noise = random_vectors(SHAPE, l2, "l2", 5)
             signs = random_vectors(SHAPE, largest, "linf", 5)
             np.testing.assert_allclose(np.abs(signs), np.ones(SHAPE) * largest[:, None, None, None])
-            of_signs = rates(kernel, held_out, signs)
-            assert row[f"{prefix}sign_noise_fooling_rate"] == pytest.approx(of_signs.mean())
-            assert row[f"{prefix}sign_noise_fooling_rate_std"] == pytest.approx(of_signs.std())
+            assert row["rank"] == rank
+            assert row[f"{prefix}l2_norm"] == pytest.approx(l2.mean(), rel=1e-5)
+            for name, judged in (("", these), ("random_", noise), ("sign_noise_", signs)):
+                plain = rates(kernel, held_out, judged)
+                assert row[f"{prefix}{name}fooling_rate"] == pytest.approx(plain.mean())
+                assert row[f"{prefix}{name}fooling_rate_std"] == pytest.approx(plain.std())
+                clipped = rates(kernel, held_out, judged, clip=True).mean()
+                assert row[f"{prefix}clipped_{name}fooling_rate"] == pytest.approx(clipped)
     # The draw that is kept is the best where it was fitted, whatever the held-out images say.
     best = rates(kernel, fitting, vectors).argmax()
     np.testing.assert_array_equal(ranked.vector, vectors[best])
 
 
+def test_many_draws_share_the_images_evenly(
+    model: keras.Model,
+    kernel: np.ndarray,
+    decomposition: Decomposition,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held_out = uniform(60, 1)
+    monkeypatch.setattr(judging, "_PASSES", 120)
+    asked = Comparison([3], 3, "gaussian", Norm("none"), Norm("none"), draws=20, seed=5)
+    (row,) = judging.over_ranks(model, uniform(9, 0), held_out, decomposition, asked).rows
+    drawn = lowrank.random_coefficients("gaussian", decomposition, 3, seed=5, draws=20)
+    vectors = lowrank.combined(drawn, decomposition).reshape(-1, *SHAPE)
+    six = [
+        rates(kernel, held_out[number % 10 * 6 :][:6], vector[np.newaxis])[0]
+        for number, vector in enumerate(vectors)
+    ]
+    assert row["fooling_rate"] == pytest.approx(np.mean(six))
+    everyone = rates(kernel, held_out, vectors)
+    assert row["fooling_rate"] == pytest.approx(everyone.mean(), abs=0.1)
+    # Six images can't tell rates apart as 60 do, and what they add isn't called a deviation.
+    assert row["fooling_rate_std"] < np.std(six)
+
+
+def test_a_share_of_the_images_adds_nothing_to_the_deviation() -> None:
+    """Of perturbations that fool the same share of the images, and of some that don't."""
+    random = np.random.default_rng(0)
+    for rates_of_all in (np.full(4000, 0.3), random.choice([0.1, 0.6], 4000)):
+        good = (100 * rates_of_all).round().astype(int)
+        fooled = random.hypergeometric(good, 100 - good, 40) / 40
+        found = judging._deviation(fooled, 40, 100)
+        assert found == pytest.approx(rates_of_all.std(), abs=0.02)
+        assert found < fooled.std()
+
+
 def test_one_norm_is_judged_once(model: keras.Model, decomposition: Decomposition) -> None:
     told: list[int] = []
+    asked = Comparison([2], 2, "singular", Norm("l2", 1.5), Norm("l2", 1.5), draws=3, seed=0)
     ranked = judging.over_ranks(
-        model,
-        uniform(10, 0),
-        uniform(10, 1),
-        decomposition,
-        [2],
-        2,
-        rule="singular",
-        norm=Norm("l2", 1.5),
-        equal_norm=Norm("l2", 1.5),
-        draws=3,
-        seed=0,
-        progress=into(told),
+        model, uniform(10, 0), uniform(10, 1), decomposition, asked, progress=into(told)
     )
     (row,) = ranked.rows
-    assert sum(told) == 4 * 3
+    assert sum(told) == 3 == asked.vectors
     names = [name for name in row if name != "rank" and not name.startswith("equal_")]
-    assert len(names) == 8
+    assert len(names) == 10
     for name in names:
         assert row[f"equal_{name}"] == row[name]
+
+
+def test_the_search_goes_on_from_rank_to_rank(
+    model: keras.Model, kernel: np.ndarray, decomposition: Decomposition
+) -> None:
+    images = uniform(80, 0)
+    norm = Norm("l2", 0.6)
+    asked = Comparison([1, 2, 6, 20], 20, "optimised", norm, norm, draws=1, seed=0)
+    # On the images that it is fitted on no rank is worse than a smaller one, which it contains.
+    found = [
+        row["fooling_rate"]
+        for row in judging.over_ranks(model, images, images, decomposition, asked).rows
+    ]
+    assert found == sorted(found) and found[-1] > found[0]
 
 
 def test_the_verdict_on_a_perturbation(model: keras.Model, kernel: np.ndarray) -> None:
     held_out = uniform(80, 4)
     vector = np.random.default_rng(6).normal(size=SHAPE).astype(np.float32) / 2
-    verdict = judging.verdict(model, held_out, vector, seed=7, pictures=3)
+    verdict = judging.verdict(model, held_out, vector, seed=7, draws=20)
     found = verdict.rates
     l2, linf = np.linalg.norm(vector), np.abs(vector).max()
     assert found["final_l2_norm"] == pytest.approx(l2, rel=1e-6)
     assert found["final_linf_norm"] == pytest.approx(linf, rel=1e-6)
-    assert np.linalg.norm(verdict.noise) == pytest.approx(l2, rel=1e-6)
-    assert found["final_fooling_rate"] == rates(kernel, held_out, vector[np.newaxis])[0]
-    assert found["final_random_fooling_rate"] == rates(kernel, held_out, verdict.noise[None])[0]
-    clipped = rates(kernel, held_out, vector[np.newaxis], clip=True)[0]
-    assert found["final_clipped_fooling_rate"] == clipped
+    noise = verdict.gaussian.vector
+    assert np.linalg.norm(noise) == pytest.approx(l2, rel=1e-6)
+    for name, judged in (("", vector), ("random_", noise)):
+        plain, clipped = (rates(kernel, held_out, judged[None], clip=c)[0] for c in (False, True))
+        assert found[f"final_{name}fooling_rate"] == plain
+        assert found[f"final_clipped_{name}fooling_rate"] == clipped
+    assert found["final_fooling_rate_low"] < found["final_fooling_rate"]
     signs = random_vectors(SHAPE, np.full(20, linf), "linf", 7)
     expected = rates(kernel, held_out, signs).mean()
     assert found["final_sign_noise_fooling_rate"] == pytest.approx(expected)
+    np.testing.assert_array_equal(verdict.signs.vector, signs[0])
 
     counts = verdict.confusion(5)
     clean = (held_out.reshape(-1, PIXELS) @ kernel).argmax(axis=1)
     np.testing.assert_array_equal(counts.sum(axis=1), np.bincount(clean, minlength=5))
     assert 1 - np.trace(counts) / 80 == pytest.approx(found["final_fooling_rate"])
 
-    assert len(verdict.shown) == 3 and (verdict.fooled != verdict.clean)[verdict.shown].all()
-    images = held_out[verdict.shown]
-    shown = np.stack([images, images + vector, images + verdict.noise], axis=1)
-    np.testing.assert_array_equal(verdict.pictures, shown)
 
-
-def test_nothing_fooled_leaves_no_pictures(model: keras.Model) -> None:
+def test_nothing_is_fooled_by_nothing(model: keras.Model) -> None:
     verdict = judging.verdict(model, uniform(12, 0), np.zeros(SHAPE, np.float32), seed=0)
-    assert not len(verdict.shown) and len(verdict.pictures) == 0
     assert verdict.rates["final_fooling_rate"] == 0

@@ -59,7 +59,7 @@ def test_algorithm_2_leaves_rates_figures_matrix_and_perturbation(
     found = artifacts(run)
     for name in ("fooling_rate_over_rank", "perturbation", "confusion"):
         assert (found / f"{name}.png").exists()
-    assert len(pd.read_csv(found / "beside_noise.csv")) == 7
+    assert len(pd.read_csv(found / "beside_noise.csv")) == 10
     vector = np.load(found / "perturbation.npy")
     assert vector.shape == (8, 8, 1)
     metrics = run.data.metrics
@@ -123,6 +123,35 @@ def test_a_target_is_what_images_of_other_classes_become(
     assert [point.step for point in history] == [1, 2, 3, 4, 5]
     assert metrics["final_success_rate"] <= metrics["final_fooling_rate"]
     assert metrics["final_success_rate"] > metrics["final_random_success_rate"] + 0.3
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_a_target_and_clipping_serve_a_matrix_too(
+    store: MlflowClient, trained: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options: dict[str, Any] = {"target": 3, "clip": True, "coefficients": "optimised"}
+    options |= {
+        "norm": "linf:0.2",
+        "equal_norm": "linf:0.2",
+        "ranks": "1,5",
+        "rank": 5,
+        "draws": 20,
+    }
+    uri = f"runs:/{trained}/model"
+    universal.main(words(model=uri, **options))
+    (run,) = runs_but(store, trained)
+    said = capsys.readouterr().out
+    assert "of other classes become 3" in said and "moved" in said
+    metrics, vector = run.data.metrics, np.load(artifacts(run) / "perturbation.npy")
+    assert metrics["final_success_rate"] > metrics["final_random_success_rate"] + 0.2
+    np.testing.assert_allclose(np.unique(np.abs(vector[vector != 0])), 0.2, rtol=1e-5)
+    table = pd.read_csv(artifacts(run) / "ranks.csv")
+    assert table["success_rate"][1] >= table["success_rate"][0]
+    # What is asked of the matrix otherwise is not what it was made for.
+    again = f"runs:/{run.info.run_id}"
+    for changed, sentence in (({"clip": False}, "clip=true"), ({"target": 4}, "target=3")):
+        other = {"model": uri, "matrix": again, "dataset": "digits"} | options | changed
+        assert f"was made with {sentence}; say so" in refused(capsys, **other)
 
 
 def test_an_interrupted_solve_goes_on(

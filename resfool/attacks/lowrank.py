@@ -136,6 +136,16 @@ def rescaled(vectors: np.ndarray, norm: Norm) -> np.ndarray:
     return vectors * factors.astype(np.float32).reshape(-1, *[1] * (vectors.ndim - 1))
 
 
+def aligned(vectors: np.ndarray, norm: Norm) -> np.ndarray:
+    """Of all vectors of a norm those along which some vectors, float32 (K, ...), go furthest.
+
+    In l2 they are the same ones, stretched or shrunk, and in linf their signs, as large as the norm
+    allows in every entry: a vector whose largest entry is stretched to it would leave most of the
+    ball unused. Zeros stay zero, and a norm of kind "none" leaves all as it is.
+    """
+    return rescaled(np.sign(vectors) if norm.kind == "linf" else vectors, norm)
+
+
 def singular_values(matrix: "Matrix") -> np.ndarray:
     """The singular values of a matrix of one perturbation a row, largest first.
 

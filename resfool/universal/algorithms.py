@@ -15,7 +15,8 @@ from resfool.universal.work import Work
 def fit_algorithm1(work: Work) -> Fit:
     """Smallest perturbations, added up from image to image."""
     own: Any = {"solver": work.asked.solver, "desired_rate": work.asked.desired_rate}
-    return iterated.algorithm1(work.model, work.fitting.images, **own, **_in_passes(work))
+    own |= {"clip": work.asked.clip} | _in_passes(work)
+    return iterated.algorithm1(work.judge, work.fitting.images, **own)
 
 
 def fit_gradient(work: Work) -> Fit:
@@ -65,11 +66,17 @@ def fit_algorithm2(work: Work) -> Matrix:
 def fit_algorithm3(work: Work) -> Matrix:
     """A step along the sign of each image's gradient."""
     images, asked = work.fitting.images, work.asked
-    options: Any = {"epsilon": asked.epsilon, "batch_size": work.batch_size}
-    return matrices.sign_matrix(work.model, images, work.labels, **options)
+    own: Any = {"epsilon": asked.epsilon} | _in_one_go(work)
+    return matrices.sign_matrix(work.model, images, work.labels, **own)
 
 
 def fit_algorithm4(work: Work) -> Matrix:
     """The shortest such step of each image that changes its class."""
-    images, batch_size = work.fitting.images, work.batch_size
-    return matrices.smallest_sign_matrix(work.model, images, work.labels, batch_size=batch_size)
+    images = work.fitting.images
+    return matrices.smallest_sign_matrix(work.model, images, work.labels, **_in_one_go(work))
+
+
+def _in_one_go(work: Work) -> dict[str, Any]:
+    """Options of what makes a row of each image's gradient."""
+    own = {"target": work.target, "clip": work.asked.clip}
+    return own | {"batch_size": work.batch_size}

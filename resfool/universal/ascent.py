@@ -66,7 +66,8 @@ def gradient_trained(
     Source: Shafahi et al., "Universal adversarial training", arXiv:1811.11304.
     """
     if target is not None:
-        images = target_class.of_other_classes(model, images, target, batch_size)
+        others = target_class.of_other_classes(model, images, target, batch_size)
+        images = images if len(others) == len(images) else images[others]
     shape = images.shape[1:]
     start = np.zeros(shape, np.float32)
     if loss == "cosine":  # its slope is zero where nothing is turned

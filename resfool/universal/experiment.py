@@ -1,7 +1,7 @@
 """One perturbation for all images (section VI): fitted on training images, judged on others."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,12 +17,13 @@ from resfool.values import Row, show
 
 if TYPE_CHECKING:
     from resfool.attacks.minimal import Minimal
-    from resfool.universal.judging import Ranked, Verdict
+    from resfool.universal.judging import Judged, Ranked, Verdict
     from resfool.universal.matrices import Matrix
     from resfool.universal.screening import Patterns
     from resfool.universal.work import Work
 
 _CHOICE = "passes to choose the best pattern"
+_SHOWN = 6  # images that a figure has
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Fooling:
         tried: all patterns, a row each (patterns).
         identity: what a matrix must have in common with a run that uses it again.
         target: class that images of others should become; None if there was none.
+        pictures: a few of the images worth a look, float32 (H, W, C), by their numbers.
     """
 
     name: str
@@ -57,12 +59,17 @@ class Fooling:
     patterns: "Patterns"
     tried: Sequence[dict[str, Any]]
     identity: dict[str, Any]
-    target: int | None = None
+    target: int | None
+    pictures: Mapping[int, np.ndarray]
 
     @property
     def rates(self) -> Row:
-        """Fooling rates and norms of the perturbation, of noise and of the best patterns."""
-        return self.verdict.rates | self.patterns.rates
+        """Rates and norms of the perturbation, of noise and of the best patterns."""
+        found = self.verdict.rates | self.patterns.rates
+        if self.target is None:
+            return found
+        success = self.verdict.success_rates(self.target)
+        return found | success | self.patterns.success_rates(self.target)
 
     @property
     def solved(self) -> "Minimal | None":
@@ -126,14 +133,21 @@ def universal(
             if name != "input_range"
         },
     }
+    names, target, judge, moved = data.names_of(model.output_shape[-1]), None, model, held_out
+    if asked.target is not None:
+        target = target_class.number_of(asked.target, names)
+        judge = target_class.reached(model, target)
+        fitting, moved = (
+            split.take(
+                target_class.of_other_classes(
+                    model, split.images, target, largest(asked.batch_size)
+                )
+            )
+            for split in (fitting, held_out)
+        )
     matrix = None if stored is None else matrix_in(stored, given, same, asked.made_by)
     if asked.solves:
         check_kept(asked, same, fitting.images)
-    names, target = data.names_of(model.output_shape[-1]), None
-    if asked.target is not None:
-        target = target_class.number_of(asked.target, names)
-        for images in (fitting.images, held_out.images):  # refused before a run begins
-            target_class.of_other_classes(model, images, target, largest(asked.batch_size))
     settings = asked.settings()
     facts = settings | identity.facts("universal", settings, data.digest)
     facts |= {"model_name": source.name, "dataset": data.name, "dataset_digest": data.digest}
@@ -143,7 +157,7 @@ def universal(
     most = max(len(fitting), len(held_out))
     solving = "solver" in asked.procedure.takes
     size = images_per_pass(asked.batch_size, model, most, monitor, solving=solving)
-    work = Work(model, fitting, held_out.images, asked, same, monitor, map, size, target)
+    work = Work(model, judge, fitting, moved.images, asked, same, monitor, map, size, target)
     ranked, spectra, rates, tried = None, None, [], ()
     with enough_for(inference.even(most, size)):
         if asked.procedure.makes_matrix:
@@ -156,7 +170,7 @@ def universal(
         options: Any = {"seed": asked.seed, "batch_size": size}
         verdict = judging.verdict(model, held_out.images, vector, **options)
         advance = monitor.counter(2 * work.screen.passes, _CHOICE)
-        patterns = screening.beside(work.screen, work.held_out, vector, advance)
+        patterns = screening.beside(work.screen, model, held_out.images, vector, advance)
     return Fooling(
         name=source.name,
         where=f"{data.name} test",
@@ -171,7 +185,16 @@ def universal(
         tried=tried,
         identity=same | asked.made_by,
         target=target,
+        pictures=_worth_a_look(verdict.universal, held_out.images, target),
     )
+
+
+def _worth_a_look(found: "Judged", images: np.ndarray, target: int | None) -> dict[int, np.ndarray]:
+    """The first images that are fooled or, if there is a target, that become it."""
+    moved = found.fooled != found.clean
+    if target is not None:
+        moved &= found.fooled == target
+    return {int(number): images[number] for number in np.flatnonzero(moved)[:_SHOWN]}
 
 
 def _chosen(
@@ -207,20 +230,17 @@ def _approximated(work: "Work", matrix: "Matrix") -> tuple["Ranked", tuple[np.nd
     if lost := sorted(set(asked.ranks or ()) - others):
         most = decomposition.numerical_rank
         monitor.say(f"ranks={show(tuple(lost))} are left out: the matrix's rank is {most}")
-    options: Any = {n: getattr(asked, n) for n in ("norm", "equal_norm", "draws")}
-    options["rule"] = asked.coefficients
-    judged = judging.vectors_over(ranks, **options)
+    names = "norm", "equal_norm", "draws", "seed", "clip"
+    options: Any = {name: getattr(asked, name) for name in names}
+    comparison = judging.Comparison(ranks, rank, asked.coefficients, **options)
     ranked = judging.over_ranks(
-        work.model,
+        work.judge,
         work.fitting.images,
         work.held_out,
         decomposition,
-        ranks,
-        rank,
-        seed=asked.seed,
+        comparison,
         batch_size=work.batch_size,
-        progress=monitor.counter(judged, "perturbations judged"),
-        **options,
+        progress=monitor.counter(comparison.vectors, "perturbations fitted and judged"),
     )
     norms: Any = {"norm": asked.norm, "equal_norm": asked.equal_norm}
     choices = screening.choices(**norms)
@@ -228,6 +248,9 @@ def _approximated(work: "Work", matrix: "Matrix") -> tuple["Ranked", tuple[np.nd
     ranked = screening.beside_ranks(
         work.screen, work.held_out, ranked, rank, **norms, progress=advance
     )
+    if work.target is not None:  # the judge's fooling rates are success rates
+        rows = [{n.replace("fooling", "success"): r for n, r in row.items()} for row in ranked.rows]
+        ranked = replace(ranked, rows=rows)
     for row in ranked.rows:
         monitor.point({"step": int(row["rank"])} | row)
     noise = lowrank.singular_values(lowrank.GaussianRows(matrix.rows, asked.seed))

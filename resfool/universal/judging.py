@@ -1,6 +1,6 @@
 """How well universal perturbations fool a model on held-out images (Figures 7 to 10)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -9,18 +9,66 @@ import numpy as np
 
 from resfool.attacks import lowrank
 from resfool.attacks.lowrank import Decomposition, RandomCoefficients
-from resfool.classifiers import scores
+from resfool.classifiers import inference, scores
 from resfool.classifiers.inference import BATCH_SIZE
 from resfool.monitor import Advance, quiet
 from resfool.universal import coefficients
 from resfool.universal.options import Coefficients
-from resfool.universal.vectors import applied, random_vectors
-from resfool.values import Norm, NormKind, Row
+from resfool.universal.vectors import applied, classes_of, random_vectors
+from resfool.values import BallNorm, Norm, Row
 
 RANKS = 1, 2, 3, 5, 10, 20, 30, 50, 100  # numbers of singular vectors that Figure 7 is drawn for
 
-_VECTORS = 4  # that are judged for each draw: it, the same clipped, and noise of two kinds
-_KINDS: tuple[NormKind, NormKind] = ("l2", "linf")
+_PASSES = 8000  # at least, that the rate of several draws is taken from, one image each
+_NOISE_PASSES = 4000  # the same of noise
+_KINDS: tuple[BallNorm, BallNorm] = ("l2", "linf")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One perturbation on held-out images.
+
+    Attributes:
+        name: such as Gaussian, or checkerboard_4_shifted.
+        vector: float32 (H, W, C).
+        clean: int (M,), predictions without it; `fooled` and `clipped` are those under it, and
+            under it with images clipped to [0, 1].
+    """
+
+    name: str
+    vector: np.ndarray
+    clean: np.ndarray
+    fooled: np.ndarray
+    clipped: np.ndarray
+
+    def rates(self, name: str) -> Row:
+        """Fooling rates by their names in MLflow, with the ends of their 95% intervals."""
+        found = scores.rate(f"final_{name}fooling_rate", self.fooled != self.clean)
+        return found | scores.rate(f"final_clipped_{name}fooling_rate", self.clipped != self.clean)
+
+    def success_rates(self, name: str, target: int) -> Row:
+        """The shares of the images of other classes that become the target."""
+        others = self.clean != target
+        found = scores.rate(f"final_{name}success_rate", self.fooled[others] == target)
+        clipped = self.clipped[others] == target
+        return found | scores.rate(f"final_clipped_{name}success_rate", clipped)
+
+
+def judged(
+    model: keras.Model,
+    held_out: np.ndarray,
+    vectors: Mapping[str, np.ndarray],
+    *,
+    batch_size: int = BATCH_SIZE,
+) -> list[Judged]:
+    """Judge perturbations, float32 (H, W, C), by their names, on held-out images (M, H, W, C)."""
+    stacked = np.stack(list(vectors.values()))
+    plain, clipped = (
+        applied(model, held_out, stacked, clip=clip, batch_size=batch_size)
+        for clip in (False, True)
+    )
+    each = zip(vectors.items(), plain.classes, clipped.classes, strict=True)
+    return [Judged(*item, plain.clean_classes, *classes) for item, *classes in each]
 
 
 @dataclass(frozen=True)
@@ -30,8 +78,9 @@ class Ranked:
     Attributes:
         rows: a dict for each rank: rank, l2_norm (mean), fooling_rate with its deviation over
             draws (_std), clipped_fooling_rate for the same with clipping, random_fooling_rate for
-            Gaussian vectors of the same l2 norm (and _std), sign_noise_fooling_rate for random
-            signs of the same l-infinity norm (and _std); the same as equal_..., at equal norm.
+            Gaussian vectors of the same l2 norms (_std, and clipped_random_fooling_rate),
+            sign_noise_fooling_rate for random signs of the same l-infinity norms (and _std); the
+            same as equal_..., at equal norm.
         vector: float32 (H, W, C), of the rank that was asked for; of several draws the one that
             fools most of the fitting images.
         patterns: names of the best patterns of the same norm, as they come and at equal norm,
@@ -43,29 +92,11 @@ class Ranked:
     patterns: tuple[str, str] = ("", "")
 
 
-def over_ranks(
-    model: keras.Model,
-    fitting: np.ndarray,
-    held_out: np.ndarray,
-    decomposition: Decomposition,
-    ranks: Sequence[int],
-    rank: int,
-    *,
-    rule: Coefficients,
-    norm: Norm,
-    equal_norm: Norm,
-    draws: int,
-    seed: int,
-    batch_size: int = BATCH_SIZE,
-    progress: Advance = quiet,
-) -> Ranked:
-    """Judge low-rank perturbations (equation 8) of several ranks, as drawn and at equal norm.
+@dataclass(frozen=True)
+class Comparison:
+    """Which low-rank perturbations (equation 8) are compared.
 
-    Args:
-        model: from images to logits.
-        fitting: float32 (N, H, W, C), what coefficients may be chosen on.
-        held_out: float32 (M, H, W, C), what fooling rates are measured on.
-        decomposition: of the matrix of perturbations.
+    Attributes:
         ranks: numbers of singular vectors, rising.
         rank: the one of them whose perturbation is returned.
         rule: for the coefficients.
@@ -73,116 +104,169 @@ def over_ranks(
         equal_norm: that all of them are scaled to for the fair comparison.
         draws: perturbations of each rank, and random vectors to compare with.
         seed: of the draws.
-        batch_size: images per pass, at most.
-        progress: is told of the perturbations, each on all held-out images; see `vectors_over`.
+        clip: fit on clipped images.
     """
-    rows: list[Row] = []
+
+    ranks: Sequence[int]
+    rank: int
+    rule: Coefficients
+    norm: Norm
+    equal_norm: Norm
+    draws: int
+    seed: int
+    clip: bool = False
+
+    @property
+    def sides(self) -> dict[str, Norm]:
+        """The norms by what the names of their rates begin with; equal ones are judged once."""
+        both = {"": self.norm, "equal_": self.equal_norm}
+        return both if self.norm != self.equal_norm else {"": self.norm}
+
+    @property
+    def vectors(self) -> int:
+        """How many perturbations are judged; of several draws each counts."""
+        drawn = self.draws if self.rule in get_args(RandomCoefficients) else 1
+        return len(self.ranks) * len(self.sides) * drawn
+
+
+def over_ranks(
+    model: keras.Model,
+    fitting: np.ndarray,
+    held_out: np.ndarray,
+    decomposition: Decomposition,
+    asked: Comparison,
+    *,
+    batch_size: int = BATCH_SIZE,
+    progress: Advance = quiet,
+) -> Ranked:
+    """Judge low-rank perturbations (equation 8) of several ranks, as drawn and at equal norm.
+
+    The search for the best coefficients goes on from rank to rank. For a rate over several draws
+    not every draw is tried on every image, but on its share of them, all images about equally
+    often: 8,000 passes or more for a rate, 4,000 for one of noise.
+
+    Args:
+        model: from images to logits, whose predictions shall change.
+        fitting: float32 (N, H, W, C), what coefficients may be chosen on.
+        held_out: float32 (M, H, W, C), what fooling rates are measured on.
+        decomposition: of the matrix of perturbations.
+        asked: what is compared.
+        batch_size: images per pass, at most.
+        progress: is told of the perturbations, see `Comparison.vectors`.
+    """
+    rows: list[Row] = [{"rank": number} for number in asked.ranks]
     vector = np.zeros(held_out.shape[1:], np.float32)
-    options: Any = {"seed": seed, "batch_size": batch_size}
-    for number in ranks:
-        row: Row = {"rank": number}
-        for prefix, size in (("", norm), ("equal_", equal_norm)):
-            if prefix and equal_norm == norm:
-                row |= {f"equal_{name}": row[name] for name in row if name != "rank"}
-                continue
+    jury = _Jury(model, held_out, asked.seed, batch_size)
+    options: Any = {"clip": asked.clip, "batch_size": batch_size}
+    for prefix, norm in asked.sides.items():
+        own: Any = options | {"norm": norm, "seed": asked.seed, "draws": asked.draws}
+        best = None
+        for row, number in zip(rows, asked.ranks, strict=True):
             f = coefficients.coefficients(
-                rule, model, fitting, decomposition, number, norm=size, draws=draws, **options
+                asked.rule, model, fitting, decomposition, number, start=best, **own
             )
-            vectors = lowrank.combined(f, decomposition).reshape(-1, *held_out.shape[1:])
-            row |= _rates(model, held_out, vectors, prefix, **options)
-            progress(_VECTORS * len(vectors))
-            if prefix == "" and number == rank:  # the best; held-out images have no say
-                found = applied(model, fitting, vectors, batch_size=batch_size)
-                vector = vectors[found.rates.argmax()]
-        rows.append(row)
+            best = f[0] if asked.rule == "optimised" else None
+            vectors = coefficients.perturbations(f, decomposition, fitting.shape[1:], norm)
+            row |= {f"{prefix}{name}": rate for name, rate in jury.rates(vectors).items()}
+            if prefix == "" and number == asked.rank:  # held-out images have no say
+                vector = vectors[applied(model, fitting, vectors, **options).rates.argmax()]
+            progress(len(vectors))
+    if len(asked.sides) == 1:
+        rows = [row | {f"equal_{n}": r for n, r in row.items() if n != "rank"} for row in rows]
     return Ranked(rows, vector)
 
 
-def vectors_over(
-    ranks: Sequence[int], *, rule: Coefficients, norm: Norm, equal_norm: Norm, draws: int
-) -> int:
-    """How many perturbations `over_ranks` judges, its arguments being these."""
-    sides = 1 if norm == equal_norm else 2
-    drawn = draws if rule in get_args(RandomCoefficients) else 1
-    return len(ranks) * sides * _VECTORS * drawn
+class _Jury:
+    """Held-out images (M, H, W, C), on which perturbations and noise are tried."""
+
+    def __init__(
+        self, model: keras.Model, held_out: np.ndarray, seed: int, batch_size: int
+    ) -> None:
+        self._model, self._images, self._batch_size = model, held_out, batch_size
+        self._seed = seed
+        self._clean = inference.predicted(inference.logits(model, held_out, batch_size))
+        self._noise: dict[tuple[float | str, ...], Row] = {}
+
+    def rates(self, vectors: np.ndarray) -> Row:
+        """What a row of `Ranked` tells of perturbations (K, H, W, C)."""
+        row: Row = {"l2_norm": float(lowrank.sizes(vectors, "l2").mean())}
+        row |= self._shared_out(vectors, _PASSES, "")
+        for kind, name in zip(_KINDS, ("random_", "sign_noise_"), strict=True):
+            sizes = lowrank.sizes(vectors, kind).round(5)
+            known = kind, *sizes.tolist()
+            if known not in self._noise:  # at equal norm it is the same for all ranks
+                noise = random_vectors(vectors.shape[1:], sizes, kind, self._seed)
+                self._noise[known] = self._shared_out(noise, _NOISE_PASSES, name)
+            row |= self._noise[known]
+        return row
+
+    def _shared_out(self, vectors: np.ndarray, passes: int, name: str) -> Row:
+        """Rates and their deviation over perturbations, each tried on its share of the images."""
+        count = len(self._images)
+        share = min(count, -(-passes // len(vectors)))
+        rates = np.empty((2, len(vectors)))
+        for number, vector in enumerate(vectors):
+            rows = np.sort((number * share + np.arange(share)) % count)
+            for clip in (False, True):
+                under = classes_of(
+                    self._model, self._images[rows], vector, clip=clip, batch_size=self._batch_size
+                )
+                rates[int(clip), number] = (under != self._clean[rows]).mean()
+        plain, clipped = rates
+        return {
+            f"{name}fooling_rate": float(plain.mean()),
+            f"{name}fooling_rate_std": _deviation(plain, share, count),
+            f"clipped_{name}fooling_rate": float(clipped.mean()),
+        }
 
 
-def _rates(
-    model: keras.Model,
-    held_out: np.ndarray,
-    vectors: np.ndarray,
-    prefix: str,
-    *,
-    seed: int,
-    batch_size: int,
-) -> Row:
-    lengths, largest = (lowrank.sizes(vectors, kind) for kind in _KINDS)
-    noise = random_vectors(vectors.shape[1:], lengths, "l2", seed)
-    signs = random_vectors(vectors.shape[1:], largest, "linf", seed)
-    row: Row = {f"{prefix}l2_norm": float(lengths.mean())}
-    for name, these, clip in (
-        ("fooling_rate", vectors, False),
-        ("clipped_fooling_rate", vectors, True),
-        ("random_fooling_rate", noise, False),
-        ("sign_noise_fooling_rate", signs, False),
-    ):
-        rates = applied(model, held_out, these, clip=clip, batch_size=batch_size).rates
-        row[f"{prefix}{name}"] = float(rates.mean())
-        if not clip:
-            row[f"{prefix}{name}_std"] = float(rates.std())
-    return row
+def _deviation(rates: np.ndarray, share: int, count: int) -> float:
+    """The deviation over perturbations, without what comes of trying each on a share of images.
+
+    A rate p on n of N images, drawn without replacement, has the variance
+    p(1 - p) / (n - 1) (1 - n / N), as far as the images can tell.
+    """
+    sampling = rates * (1 - rates) / max(share - 1, 1) * (1 - share / count)
+    return float(max(rates.var() - sampling.mean(), 0.0) ** 0.5)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One universal perturbation on held-out images.
+    """One universal perturbation on held-out images, beside noise of the same size.
 
     Attributes:
-        vector: float32 (H, W, C).
-        noise: float32 (H, W, C), Gaussian, of the same l2 norm.
-        clean: int (M,), predictions without it; `fooled`, `clipped` and `random` are those under
-            it, under it with clipping, and under the noise.
-        sign_noise_rate: fooling rate of random signs of the same l-infinity norm.
-        shown: numbers of a few images worth a look.
-        pictures: float32 (S, 3, H, W, C), those images as they are, under it, under the noise.
+        universal: it.
+        gaussian: Gaussian noise of the same l2 norm.
+        signs: random signs of the same l-infinity norm.
+        sign_noise_rate: fooling rate of several draws of these.
     """
 
-    vector: np.ndarray
-    noise: np.ndarray
-    clean: np.ndarray
-    fooled: np.ndarray
-    clipped: np.ndarray
-    random: np.ndarray
+    universal: Judged
+    gaussian: Judged
+    signs: Judged
     sign_noise_rate: float
-    shown: np.ndarray
-    pictures: np.ndarray
 
     @property
     def rates(self) -> Row:
         """Fooling rates and norms of the perturbation and of the noise."""
-        perturbation = self.vector[np.newaxis]
+        perturbation = self.universal.vector[np.newaxis]
         return {
-            "final_fooling_rate": float((self.fooled != self.clean).mean()),
-            "final_clipped_fooling_rate": float((self.clipped != self.clean).mean()),
-            "final_random_fooling_rate": float((self.random != self.clean).mean()),
+            **self.universal.rates(""),
+            **self.gaussian.rates("random_"),
             "final_sign_noise_fooling_rate": self.sign_noise_rate,
             "final_l2_norm": float(lowrank.sizes(perturbation, "l2")[0]),
             "final_linf_norm": float(lowrank.sizes(perturbation, "linf")[0]),
         }
 
     def success_rates(self, target: int) -> Row:
-        """The shares of the images of other classes that become the target."""
-        others = self.clean != target
-        sides = ("", self.fooled), ("clipped_", self.clipped), ("random_", self.random)
-        return {
-            f"final_{name}success_rate": float((classes[others] == target).mean())
-            for name, classes in sides
-        }
+        """The shares of the images of other classes that become the target, under it and noise."""
+        found = self.universal.success_rates("", target)
+        return found | self.gaussian.success_rates("random_", target)
 
     def confusion(self, classes: int) -> np.ndarray:
         """How many images of each predicted class (rows) fall into which class (columns)."""
         counts = np.zeros((classes, classes), np.int64)
-        np.add.at(counts, (self.clean, self.fooled), 1)
+        np.add.at(counts, (self.universal.clean, self.universal.fooled), 1)
         return counts
 
 
@@ -192,7 +276,7 @@ def verdict(
     vector: np.ndarray,
     *,
     seed: int,
-    pictures: int = 6,
+    draws: int = 5,
     batch_size: int = BATCH_SIZE,
 ) -> Verdict:
     """Judge one universal perturbation, beside noise of the same size.
@@ -202,28 +286,16 @@ def verdict(
         held_out: float32 (M, H, W, C).
         vector: float32 (H, W, C).
         seed: of the noise.
-        pictures: how many images to show.
+        draws: of random signs.
         batch_size: images per pass, at most.
     """
-    options: Any = {"batch_size": batch_size}
     (l2,), (linf,) = (lowrank.sizes(vector[np.newaxis], kind) for kind in _KINDS)
-    noise = random_vectors(vector.shape, np.array([l2]), "l2", seed)[0]
-    signs = random_vectors(vector.shape, np.full(20, linf), "linf", seed)
-    both = applied(model, held_out, np.stack([vector, noise]), **options)
-    clipped = applied(model, held_out, vector[np.newaxis], clip=True, **options).classes[0]
-    fooled = np.flatnonzero(both.classes[0] != both.clean_classes)[:pictures]
-    images = held_out[fooled]
-    return Verdict(
-        vector=vector,
-        noise=noise,
-        clean=both.clean_classes,
-        fooled=both.classes[0],
-        clipped=clipped,
-        random=both.classes[1],
-        sign_noise_rate=float(applied(model, held_out, signs, **options).rates.mean()),
-        shown=fooled,
-        pictures=np.stack([images, images + vector, images + noise], axis=1),
-    )
+    gaussian = random_vectors(vector.shape, np.array([l2]), "l2", seed)[0]
+    signs = random_vectors(vector.shape, np.full(draws, linf), "linf", seed)
+    named = {"universal": vector, "Gaussian": gaussian, "random signs": signs[0]}
+    rates = applied(model, held_out, signs, batch_size=batch_size).rates
+    universal, gaussian, sign = judged(model, held_out, named, batch_size=batch_size)
+    return Verdict(universal, gaussian, sign, float(rates.mean()))
 
 
 def transferred(

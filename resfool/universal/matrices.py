@@ -13,8 +13,11 @@ from resfool.attacks import gradient, minimal
 from resfool.attacks.methods.smallest_epsilon import smallest_epsilons
 from resfool.attacks.minimal import Minimal
 from resfool.checkpoints import Arrays
+from resfool.classifiers import inference
 from resfool.classifiers.inference import BATCH_SIZE
 from resfool.errors import InputError
+from resfool.universal import target_class
+from resfool.values import show
 from resfool.wording import told
 
 
@@ -55,8 +58,10 @@ def matrix_in(
         InputError: it is another model's, was made otherwise, or is damaged.
     """
     # Matrices from before the range, or what made them, was recorded are taken as they are; none of
-    # those from before interfaces was made through one.
-    facts = {"input_range": identity["input_range"], "interface": {}, **made_by, **stored.facts}
+    # those from before interfaces was made through one, or clipped, or towards a target.
+    before = {"clip": show(False), "target": show(None)}
+    facts = {"input_range": identity["input_range"], "interface": {}, **made_by, **before}
+    facts |= stored.facts
     for name, kind in (
         ("image_shape", "images of the shape"),
         ("model", "a model with digest"),
@@ -112,6 +117,8 @@ def sign_matrix(
     labels: np.ndarray | None,
     epsilon: float,
     *,
+    target: int | None = None,
+    clip: bool = False,
     batch_size: int = BATCH_SIZE,
 ) -> Matrix:
     """Algorithm 3: epsilon * sign(gradient of the loss) of each image.
@@ -121,14 +128,18 @@ def sign_matrix(
         images: float32 (N, H, W, C) in [0, 1].
         labels: int (N,), or None for the model's own predictions.
         epsilon: length of the step in every pixel, in pixel units.
+        target: class, whose loss is lowered instead.
+        clip: keep perturbed images in [0, 1].
         batch_size: images per pass.
 
     Returns:
         A row for each image whose gradient isn't zero everywhere.
     """
-    signs = gradient.sign_gradients(model, images, labels, batch_size=batch_size).signs
-    moved = np.asarray(signs.reshape(len(signs), -1).any(axis=1))
-    return _matrix(np.float32(epsilon) * signs, moved)
+    steps = np.float32(epsilon) * _signs(model, images, labels, target, batch_size)
+    if clip:
+        steps = np.clip(images + steps, 0.0, 1.0) - images
+    moved = np.asarray(steps.reshape(len(steps), -1).any(axis=1))
+    return _matrix(steps, moved)
 
 
 def smallest_sign_matrix(
@@ -136,6 +147,8 @@ def smallest_sign_matrix(
     images: np.ndarray,
     labels: np.ndarray | None,
     *,
+    target: int | None = None,
+    clip: bool = False,
     tolerance: float = 1e-4,
     batch_size: int = BATCH_SIZE,
 ) -> Matrix:
@@ -147,23 +160,41 @@ def smallest_sign_matrix(
         model: from images to logits.
         images: float32 (N, H, W, C) in [0, 1].
         labels: int (N,), or None for the model's own predictions.
+        target: class, whose loss is lowered instead, until images have become it.
+        clip: keep perturbed images in [0, 1].
         tolerance: of the smallest epsilon, in pixel units.
         batch_size: images per pass.
 
     Returns:
         A row for each image whose class changes on the way.
     """
-    options: Any = {"clip": False, "batch_size": batch_size}
-    first = gradient.sign_gradients(model, images, labels, batch_size=batch_size)
+    options: Any = {"clip": clip, "batch_size": batch_size}
+    signs = _signs(model, images, labels, target, batch_size)
+    judge = model if target is None else target_class.reached(model, target)
+    clean = inference.predicted(inference.logits(judge, images, batch_size))
     grid = np.geomspace(1 / 256, 1.0, 17).tolist()
-    clean = first.logits.argmax(axis=1)
-    on_grid = gradient.along(model, images, first.signs, grid, **options).classes
+    on_grid = gradient.along(judge, images, signs, grid, **options).classes
     epsilons = smallest_epsilons(
-        model, images, first.signs, clean, on_grid, grid, tolerance=tolerance, **options
+        judge, images, signs, clean, on_grid, grid, tolerance=tolerance, **options
     )
     found = np.isfinite(epsilons)
     lengths = np.where(found, epsilons, 0.0).astype(np.float32).reshape(-1, 1, 1, 1)
-    return _matrix(lengths * first.signs, found)
+    steps = lengths * signs
+    return _matrix(np.clip(images + steps, 0.0, 1.0) - images if clip else steps, found)
+
+
+def _signs(
+    model: keras.Model,
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    target: int | None,
+    batch_size: int,
+) -> np.ndarray:
+    """Where each image's loss rises, or the target's falls, int8 (N, H, W, C)."""
+    if target is not None:
+        labels = np.full(len(images), target)
+    found = gradient.sign_gradients(model, images, labels, batch_size=batch_size).signs
+    return found if target is None else -found
 
 
 def _matrix(perturbations: np.ndarray, found: np.ndarray, solved: Minimal | None = None) -> Matrix:

@@ -26,6 +26,7 @@ from resfool.values import (
     SizedNorm,
     UpToMillion,
     Word,
+    show,
 )
 
 Coefficients = Literal["gaussian", "singular", "first", "optimised"]  # f_i of equation 8
@@ -60,12 +61,15 @@ def _late(name: str) -> Callable[..., Any]:
     return late("resfool.universal.algorithms", name)
 
 
-_OF_ASCENT = ("loss", "update", "aggregate", "target", "clip")
+_OF_ASCENT = ("loss", "update", "aggregate")
+_OF_FIT = ("target", "clip")  # what is fitted on images reads
 # What makes a perturbation of a matrix reads.
-_OF_MATRIX = ("matrix", "rank", "ranks", "coefficients", "equal_norm", "draws")
+_OF_MATRIX = ("matrix", "rank", "ranks", "coefficients", "equal_norm", "draws", *_OF_FIT)
 
 ALGORITHMS: dict[str, Procedure] = {
-    "1": Procedure(_late("fit_algorithm1"), ("solver", "desired_rate", "passes"), passes=6),
+    "1": Procedure(
+        _late("fit_algorithm1"), ("solver", "desired_rate", "passes", *_OF_FIT), passes=6
+    ),
     "2": Procedure(
         _late("fit_algorithm2"),
         ("solver", "subspace", "solve_dir", "workers", "backend", *_OF_MATRIX),
@@ -73,8 +77,8 @@ ALGORITHMS: dict[str, Procedure] = {
     "3": Procedure(_late("fit_algorithm3"), ("epsilon", "label_source", *_OF_MATRIX)),
     "4": Procedure(_late("fit_algorithm4"), ("label_source", *_OF_MATRIX)),
     "random": Procedure(_late("fit_random")),
-    "patterns": Procedure(_late("fit_patterns"), ("equal_norm",)),
-    "gradient": Procedure(_late("fit_gradient"), ("passes", *_OF_ASCENT), passes=20),
+    "patterns": Procedure(_late("fit_patterns"), ("equal_norm", *_OF_FIT)),
+    "gradient": Procedure(_late("fit_gradient"), ("passes", *_OF_ASCENT, *_OF_FIT), passes=20),
 }
 
 Algorithm = Annotated[Word, Known(ALGORITHMS)]
@@ -125,15 +129,6 @@ class Ascent(Parameters):
         "small batches that the batch_size images of a step are divided into, whose gradients are "
         "met one after the other and added up.",
     ] = 1
-    target: Annotated[
-        str | None,
-        Needs(loss=("margin", "cross_entropy", "logit")),
-        "class that images of other classes shall become, a name or a number; none is any but "
-        "their own.",
-    ] = None
-    clip: Annotated[
-        bool, "fit on images that are clipped to the range of pixels, as they are in use."
-    ] = False
 
 
 class UniversalParameters(
@@ -144,6 +139,15 @@ class UniversalParameters(
     algorithm: Annotated[
         Algorithm, "1 to 4 as in the paper, or gradient, random or patterns, to compare with."
     ] = "2"
+    target: Annotated[
+        str | None,
+        Needs(loss=("margin", "cross_entropy", "logit")),
+        "class that images of other classes shall become, a name or a number; none is any but "
+        "their own.",
+    ] = None
+    clip: Annotated[
+        bool, "fit on images that are clipped to the range of pixels, as they are in use."
+    ] = False
     matrix: Annotated[
         str | None,
         "runs:/RUN_ID of an earlier run, whose matrix of perturbations is used again, or its .npz "
@@ -229,7 +233,8 @@ class UniversalParameters(
     def made_by(self) -> dict[str, str]:
         """What a matrix must be made by to be used again."""
         solver = {"solver": self.solver} if "solver" in self.procedure.takes else {}
-        return {"algorithm": self.algorithm} | solver
+        fitted = {name: show(getattr(self, name)) for name in _OF_FIT}
+        return {"algorithm": self.algorithm} | fitted | solver
 
     @property
     def spreads(self) -> bool:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from resfool.attacks import lowrank
 from resfool.classifiers import scores
 from resfool.monitor import Leaves
 from resfool.report.drawing import (
@@ -23,7 +24,7 @@ from resfool.values import show
 if TYPE_CHECKING:
     from resfool.attacks.minimal import Minimal
     from resfool.universal.experiment import Fooling
-    from resfool.universal.screening import Pattern
+    from resfool.universal.judging import Judged
     from resfool.universal.transfer import Transfer
 
 _MOST_CLASSES = 40  # that a confusion matrix can show
@@ -31,7 +32,7 @@ _MOST_CLASSES = 40  # that a confusion matrix can show
 
 def leaves(result: "Fooling") -> Leaves:
     """The perturbation, its matrix, and what figures and tables show of them."""
-    found: dict[str, Any] = {"perturbation.npy": result.verdict.vector}
+    found: dict[str, Any] = {"perturbation.npy": result.verdict.universal.vector}
     if result.matrix is not None:
         found["matrix.npz"] = result.matrix.stored(result.identity)
     if result.solved is not None:
@@ -67,8 +68,7 @@ def transfer_leaves(result: "Transfer") -> Leaves:
 def scalars(result: "Fooling") -> dict[str, float]:
     """The final figures by their names in MLflow."""
     solved = {} if result.solved is None else _solved_scalars(result.solved)
-    targeted = {} if result.target is None else result.verdict.success_rates(result.target)
-    return result.rates | targeted | solved
+    return result.rates | solved
 
 
 def summary(result: "Fooling") -> str:
@@ -82,38 +82,21 @@ def summary(result: "Fooling") -> str:
             f"{of['evaluations_per_image']:.0f} passes each"
         )
     if result.ranked is not None:
-        columns = ("rank", 6), ("l2 norm", 9), ("fooled", 8), ("random", 8), ("pattern", 9)
+        word, kind = ("fooled", "fooling") if result.target is None else ("moved", "success")
+        columns = ("rank", 6), ("l2 norm", 9), (word, 8), ("random", 8), ("pattern", 9)
         names = "".join(f"{name:>{width}}" for name, width in columns)
         lines.append(f"{names}   {'at equal norm':>13}{'pattern':>9}")
         for row in result.ranked.rows:
             lines.append(
-                f"{row['rank']:>6.0f}{row['l2_norm']:>9.2f}{row['fooling_rate']:>8.3f}"
-                f"{row['random_fooling_rate']:>8.3f}{row['pattern_fooling_rate']:>9.3f}   "
-                f"{row['equal_fooling_rate']:>13.3f}{row['equal_pattern_fooling_rate']:>9.3f}"
+                f"{row['rank']:>6.0f}{row['l2_norm']:>9.2f}{row[f'{kind}_rate']:>8.3f}"
+                f"{row[f'random_{kind}_rate']:>8.3f}{row[f'pattern_{kind}_rate']:>9.3f}   "
+                f"{row[f'equal_{kind}_rate']:>13.3f}{row[f'equal_pattern_{kind}_rate']:>9.3f}"
             )
-    rates = result.verdict.rates
-    lines.append(
-        f"fooling rate    {rates['final_fooling_rate']:.4f}  "
-        f"(clipped {rates['final_clipped_fooling_rate']:.4f}, "
-        f"Gaussian of the same norm {rates['final_random_fooling_rate']:.4f})"
-    )
-    for norm, name, pattern in _patterns_of(result):
-        found = pattern.rates(name)
-        rate, low, high = (
-            found[f"final_{name}_fooling_rate{end}"] for end in ("", "_low", "_high")
-        )
-        lines.append(
-            f"best pattern    {rate:.4f}  ({low:.3f} to {high:.3f}; {pattern.name}, same {norm} "
-            f"norm, clipped {found[f'final_clipped_{name}_fooling_rate']:.4f})"
-        )
+    rates = result.rates
     if result.target is not None:
-        success = result.verdict.success_rates(result.target)
-        lines.append(
-            f"success rate    {success['final_success_rate']:.4f}  "
-            f"(clipped {success['final_clipped_success_rate']:.4f}, "
-            f"Gaussian {success['final_random_success_rate']:.4f}) of other classes become "
-            f"{result.class_names[result.target]}"
-        )
+        lines.append(f"of other classes become {result.class_names[result.target]}:")
+        lines += _rate_lines(result, "success")
+    lines += _rate_lines(result, "fooling")
     l2, linf = rates["final_l2_norm"], rates["final_linf_norm"]
     lines.append(f"norm            l2 {l2:.3f}, l-infinity {linf:.4f}")
     return "\n".join(lines)
@@ -135,28 +118,47 @@ def transfer_summary(result: "Transfer") -> str:
     return "\n".join(lines)
 
 
-def _patterns_of(result: "Fooling") -> list[tuple[str, str, "Pattern"]]:
-    """The best patterns: which norm they share with the perturbation, their metrics' name, they."""
-    found = result.patterns
-    return [("l2", "pattern", found.l2), ("l-infinity", "linf_pattern", found.linf)]
+def _rate_lines(result: "Fooling", kind: str) -> list[str]:
+    """The fooling or the success rates of the perturbation, of noise and of the best patterns."""
+    rates, patterns = result.rates, result.patterns
+    lines = []
+    for title, name, what in (
+        (f"{kind} rate", "", ""),
+        ("Gaussian", "random_", "same l2 norm; "),
+        ("best pattern", "pattern_", f"{patterns.l2.name}, same l2 norm; "),
+        ("best pattern", "linf_pattern_", f"{patterns.linf.name}, same l-infinity norm; "),
+    ):
+        rate, low, high = (rates[f"final_{name}{kind}_rate{end}"] for end in ("", "_low", "_high"))
+        clipped = rates[f"final_clipped_{name}{kind}_rate"]
+        lines.append(
+            f"{title:<16}{rate:.4f}  ({low:.3f} to {high:.3f}; {what}clipped {clipped:.4f})"
+        )
+    return lines
+
+
+def _all_judged(result: "Fooling") -> list[tuple[str, "Judged"]]:
+    """The perturbation, noise and the best patterns, with what they are called in tables."""
+    verdict, patterns = result.verdict, result.patterns
+    return [
+        ("universal", verdict.universal),
+        ("Gaussian, same l2 norm", verdict.gaussian),
+        ("random signs, same l-infinity norm", verdict.signs),
+        (f"{patterns.l2.name}, same l2 norm", patterns.l2),
+        (f"{patterns.linf.name}, same l-infinity norm", patterns.linf),
+    ]
 
 
 def _beside_table(result: "Fooling") -> pd.DataFrame:
     """The perturbation, noise and the best patterns, clipped and not, with 95% intervals."""
-    verdict = result.verdict
-    rows: list[tuple[str, str, np.ndarray]] = [
-        ("universal", "no", verdict.fooled),
-        ("universal", "yes", verdict.clipped),
-        ("Gaussian, same l2 norm", "no", verdict.random),
-    ]
-    for norm, _, pattern in _patterns_of(result):
-        name = f"{pattern.name}, same {norm} norm"
-        rows += [(name, "no", pattern.fooled), (name, "yes", pattern.clipped)]
-    return pd.DataFrame(
-        {"perturbation": name, "clipped": clipped}
-        | scores.rate("fooling_rate", classes != verdict.clean)
-        for name, clipped, classes in rows
-    )
+    target, rows = result.target, []
+    for name, one in _all_judged(result):
+        for clipped, classes in (("no", one.fooled), ("yes", one.clipped)):
+            row: dict[str, Any] = {"perturbation": name, "clipped": clipped}
+            row |= scores.rate("fooling_rate", classes != one.clean)
+            if target is not None:
+                row |= scores.rate("success_rate", classes[one.clean != target] == target)
+            rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def _solved_table(solved: "Minimal") -> pd.DataFrame:
@@ -253,7 +255,7 @@ def draw_over_rank(
         left, middle = patterns
         label = f"best pattern: {left}" + ("" if left == middle else f" (left), {middle} (middle)")
         for axes, prefix in ((drawn, ""), (equal, "equal_")):
-            _draw_pattern(axes, rows, f"{prefix}pattern_fooling_rate", label)
+            _draw_pattern(axes, rows, f"{prefix}pattern_{_kind(rows)}_rate", label)
     equal.set_title(f"all scaled to the norm {equal_norm}", fontsize="medium")
     shown = ("perturbations", "-"), ("random matrix, same row norms", ":")
     for values, (label, style) in zip(spectra, shown, strict=True):
@@ -268,22 +270,32 @@ def draw_over_rank(
 
 
 def _draw_rates(axes: Axes, rows: Sequence[Mapping[str, float]], prefix: str) -> None:
+    kind = _kind(rows)
     ranks = [row["rank"] for row in rows]
     for name, label, colour in (
-        ("fooling_rate", "universal", "tab:blue"),
-        ("random_fooling_rate", "Gaussian, same l2 norm", "tab:orange"),
-        ("sign_noise_fooling_rate", "random signs, same l-infinity norm", "tab:green"),
+        (f"{kind}_rate", "universal", "tab:blue"),
+        (f"random_{kind}_rate", "Gaussian, same l2 norm", "tab:orange"),
+        (f"sign_noise_{kind}_rate", "random signs, same l-infinity norm", "tab:green"),
     ):
         means, spreads = (
             np.array([row[f"{prefix}{name}{end}"] for row in rows]) for end in ("", "_std")
         )
         axes.plot(ranks, means, marker=".", color=colour, label=label)
         axes.fill_between(ranks, means - spreads, means + spreads, color=colour, alpha=0.2, lw=0)
-    clipped = [row[f"{prefix}clipped_fooling_rate"] for row in rows]
-    axes.plot(ranks, clipped, color="tab:blue", ls=":", label="universal, clipped to [0, 1]")
+    for name, label, colour in (("", "universal", "blue"), ("random_", "Gaussian", "orange")):
+        key = f"{prefix}clipped_{name}{kind}_rate"
+        if key in rows[0]:  # runs of earlier days clipped no noise
+            clipped = [row[key] for row in rows]
+            label += ", clipped to [0, 1]"
+            axes.plot(ranks, clipped, color=f"tab:{colour}", ls=":", label=label)
     axes.set(xlabel="number of singular vectors", xscale="log")
-    axes.set_ylabel("fooling rate, held out (bands: deviation over draws)")
+    axes.set_ylabel(f"{kind} rate, held out (bands: deviation over draws)")
     axes.set_ylim(-0.02, 1.02)
+
+
+def _kind(rows: Sequence[Mapping[str, float]]) -> str:
+    """Whether rows are of images that are fooled, or that become a target."""
+    return "fooling" if "fooling_rate" in rows[0] else "success"
 
 
 def _draw_pattern(axes: Axes, rows: Sequence[Mapping[str, float]], rate: str, label: str) -> None:
@@ -292,32 +304,41 @@ def _draw_pattern(axes: Axes, rows: Sequence[Mapping[str, float]], rate: str, la
 
 
 def _pictures(result: "Fooling") -> Figure:
-    """The perturbation, noise and the best pattern, and images under each (Figures 8 to 10)."""
-    found, rates, pattern = result.verdict, result.verdict.rates, result.patterns.l2
+    """The perturbation, noise and the best pattern, and images under each (Figures 8 to 10).
+
+    In linf they share the l-infinity norm, and else the l2 norm.
+    """
+    verdict, patterns, linf = result.verdict, result.patterns, result.asked.size.kind == "linf"
+    norm, noise, pattern = (
+        ("l-infinity", verdict.signs, patterns.linf)
+        if linf
+        else ("l2", verdict.gaussian, patterns.l2)
+    )
     names = list(map(caption, result.class_names))
-    rows = len(found.shown)
+    rows = len(result.pictures)
     size = 1.9
     figure = Figure(figsize=(size * 4.5, size * 1.2 * (rows + 1) + 0.9), layout="constrained")
+    (of_norm,) = lowrank.sizes(verdict.universal.vector[np.newaxis], "linf" if linf else "l2")
+    rates = [float((one.fooled != one.clean).mean()) for one in (verdict.universal, noise, pattern)]
     figure.suptitle(
-        f"{_title(result)}\nl2 norm {rates['final_l2_norm']:.3g}, fools "
-        f"{rates['final_fooling_rate']:.1%}, the random one "
-        f"{rates['final_random_fooling_rate']:.1%}\nand the best pattern, {pattern.name}, "
-        f"{result.rates['final_pattern_fooling_rate']:.1%}"
+        f"{_title(result)}\n{norm} norm {of_norm:.3g}, fools {rates[0]:.1%}, the random one "
+        f"{rates[1]:.1%}\nand the best pattern, {pattern.name}, {rates[2]:.1%}"
     )
     grid = figure.subplots(rows + 1, 4, squeeze=False)
     grid[0][0].axis("off")
-    scale = max(float(np.abs(found.vector).max()), 1e-12)
-    vectors = [("universal", found.vector), ("random, same l2 norm", found.noise)]
-    vectors.append(("pattern, same l2 norm", pattern.vector))
-    for axes, (name, vector) in zip(grid[0][1:], vectors, strict=True):
-        draw_image(axes, 0.5 + 0.5 * vector / scale)
+    scale = max(float(np.abs(verdict.universal.vector).max()), 1e-12)
+    shown = [("universal", verdict.universal), (f"random, same {norm} norm", noise)]
+    shown.append((f"pattern, same {norm} norm", pattern))
+    for axes, (name, one) in zip(grid[0][1:], shown, strict=True):
+        draw_image(axes, 0.5 + 0.5 * one.vector / scale)
         axes.set_title(f"{name},\nscaled for viewing", fontsize="medium")
-    for line, number, pictures in zip(grid[1:], found.shown, found.pictures, strict=True):
-        predicted = [of[number] for of in (found.clean, found.fooled, found.random, pattern.fooled)]
-        pictures = [*pictures, pictures[0] + pattern.vector]
-        line[0].set_ylabel(names[predicted[0]])
-        for axes, picture, one in zip(line, pictures, predicted, strict=True):
-            draw_view(axes, ExampleView(picture, names[one], one == predicted[0]))
+    for line, (number, picture) in zip(grid[1:], result.pictures.items(), strict=True):
+        own = verdict.universal.clean[number]
+        line[0].set_ylabel(names[own])
+        draw_view(line[0], ExampleView(picture, names[own], True))
+        for axes, (_, one) in zip(line[1:], shown, strict=True):
+            under = one.fooled[number]
+            draw_view(axes, ExampleView(picture + one.vector, names[under], under == own))
     if rows:
         for axes, name in zip(
             grid[1], ("clean", "+ universal", "+ random", "+ pattern"), strict=True

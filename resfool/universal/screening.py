@@ -9,10 +9,9 @@ import keras
 import numpy as np
 
 from resfool.attacks import lowrank
-from resfool.classifiers import scores
 from resfool.classifiers.inference import BATCH_SIZE
 from resfool.monitor import Advance, quiet
-from resfool.universal.judging import Ranked
+from resfool.universal.judging import Judged, Ranked, judged
 from resfool.universal.patterns import (
     FIRST_IMAGES,
     MOST_IMAGES,
@@ -30,29 +29,6 @@ _CHUNK = 32  # patterns in memory at a time
 
 
 @dataclass(frozen=True)
-class Pattern:
-    """A pattern at a norm, on held-out images.
-
-    Attributes:
-        name: such as checkerboard_4_shifted.
-        vector: float32 (H, W, C).
-        clean: int (M,), predictions without it; `fooled` and `clipped` are those under it, and
-            under it with clipping.
-    """
-
-    name: str
-    vector: np.ndarray
-    clean: np.ndarray
-    fooled: np.ndarray
-    clipped: np.ndarray
-
-    def rates(self, name: str) -> Row:
-        """Fooling rates by their names, with the ends of their 95% intervals."""
-        found = scores.rate(f"final_{name}_fooling_rate", self.fooled != self.clean)
-        return found | scores.rate(f"final_clipped_{name}_fooling_rate", self.clipped != self.clean)
-
-
-@dataclass(frozen=True)
 class Patterns:
     """The best patterns at the norms of a universal perturbation.
 
@@ -61,13 +37,18 @@ class Patterns:
         linf: the best at the same l-infinity norm.
     """
 
-    l2: Pattern
-    linf: Pattern
+    l2: Judged
+    linf: Judged
 
     @property
     def rates(self) -> Row:
         """Fooling rates of both, with the ends of their 95% intervals."""
-        return self.l2.rates("pattern") | self.linf.rates("linf_pattern")
+        return self.l2.rates("pattern_") | self.linf.rates("linf_pattern_")
+
+    def success_rates(self, target: int) -> Row:
+        """The same of images of other classes that become the target."""
+        found = self.l2.success_rates("pattern_", target)
+        return found | self.linf.success_rates("linf_pattern_", target)
 
 
 @dataclass(frozen=True)
@@ -75,11 +56,12 @@ class Screen:
     """What patterns are tried on.
 
     Attributes:
-        model: from images to logits.
+        model: from images to logits, whose predictions shall change.
         fitting: float32 (N, H, W, C), of which the first 200 choose.
         names: of the families of patterns.
         frequencies: of Fourier waves.
         seed: of what is drawn at random.
+        clip: choose on clipped images.
         thorough: whether all patterns are tried on as many images as the best of them.
         batch_size: images per pass, at most.
     """
@@ -89,6 +71,7 @@ class Screen:
     names: Sequence[str]
     frequencies: int
     seed: int
+    clip: bool = False
     thorough: bool = False
     batch_size: int = BATCH_SIZE
 
@@ -123,7 +106,7 @@ class Screen:
         return self.fitting[:MOST_IMAGES]
 
     def best(self, norm: Norm, progress: Advance = quiet) -> tuple[str, np.ndarray]:
-        """The pattern that fools most fitting images at a norm, unclipped, and its name.
+        """The pattern that fools most fitting images at a norm, and its name.
 
         All are tried on the first 50 images, and the best eighth of them on the first 200; if
         thorough, all on these.
@@ -136,11 +119,11 @@ class Screen:
             The name, and float32 (H, W, C) of l2 norm 1.
         """
         images = self._images if self.thorough else self._images[:FIRST_IMAGES]
-        found = self.rates(self.patterns(), images, norm, progress=progress)
+        found = self.rates(self.patterns(), images, norm, clip=self.clip, progress=progress)
         if not self.thorough:
             kept = sorted(found, key=lambda name: -found[name])[: -(-len(found) // _KEPT)]
             left = ((name, pattern) for name, pattern in self.patterns() if name in kept)
-            found = self.rates(left, self._images, norm, progress=progress)
+            found = self.rates(left, self._images, norm, clip=self.clip, progress=progress)
         best = max(found, key=lambda name: found[name])
         return best, self.named(best)
 
@@ -184,33 +167,33 @@ class Screen:
                 rates = self.rates(self.patterns(), self._images, one, clip=clip, progress=progress)
                 for name, rate in rates.items():
                     rows[name][column] = rate
-        return sorted(rows.values(), key=lambda row: -row[f"{norm.kind}_fooling_rate"])
-
-    def judged(self, held_out: np.ndarray, norm: Norm, progress: Advance = quiet) -> Pattern:
-        """The best pattern at a norm, on held-out images (M, H, W, C)."""
-        name, unit = self.best(norm, progress)
-        vectors = sized(unit[np.newaxis], norm)
-        options: Any = {"batch_size": self.batch_size}
-        plain = applied(self.model, held_out, vectors, **options)
-        clipped = applied(self.model, held_out, vectors, clip=True, **options).classes[0]
-        return Pattern(name, vectors[0], plain.clean_classes, plain.classes[0], clipped)
+        by = f"{norm.kind}_{'clipped_' if self.clip else ''}fooling_rate"
+        return sorted(rows.values(), key=lambda row: -row[by])
 
 
 def beside(
-    screen: Screen, held_out: np.ndarray, vector: np.ndarray, progress: Advance = quiet
+    screen: Screen,
+    model: keras.Model,
+    held_out: np.ndarray,
+    vector: np.ndarray,
+    progress: Advance = quiet,
 ) -> Patterns:
     """The best patterns at the norms of a universal perturbation, on held-out images.
 
     Args:
         screen: what chooses them.
+        model: from images to logits, what they are judged by.
         held_out: float32 (M, H, W, C).
         vector: float32 (H, W, C), the perturbation.
         progress: is told of the passes of two choices.
     """
-    l2, linf = (
-        Norm(kind, float(lowrank.sizes(vector[np.newaxis], kind)[0])) for kind in ("l2", "linf")
-    )
-    return Patterns(*(screen.judged(held_out, norm, progress) for norm in (l2, linf)))
+    found = []
+    for kind in ("l2", "linf"):
+        norm = Norm(kind, float(lowrank.sizes(vector[np.newaxis], kind)[0]))
+        name, unit = screen.best(norm, progress)
+        (pattern,) = sized(unit[np.newaxis], norm)
+        found += judged(model, held_out, {name: pattern}, batch_size=screen.batch_size)
+    return Patterns(*found)
 
 
 def beside_ranks(

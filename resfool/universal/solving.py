@@ -35,7 +35,7 @@ def solved_perturbations(work: Work) -> Minimal:
     asked = work.asked
     solve = _solved_one_by_one if SOLVERS[asked.solver].spreads else _solved_in_chunks
     path = _place(asked, work.identity, work.fitting.images)
-    found = solve(work, path, asked.shared(Solving))
+    found = solve(work, path, asked.shared(Solving) | {"clip": asked.clip})
     checkpoints.discard(path)
     return found
 
@@ -63,6 +63,7 @@ def _place(asked: UniversalParameters, identity: Mapping[str, Any], images: np.n
     """Where what is solved of a problem is kept: a file that is named by all of it."""
     problem = {**identity, **asked.shared(Solving), "images": digest(images)}
     problem |= {"batch_size": largest(asked.batch_size), "code": VERSIONS["universal"]}
+    problem |= {"clip": asked.clip, "target": asked.target}
     if SOLVERS[asked.solver].spreads:
         problem["kept"] = "each image"
     name = f"{_NAME}{digest(json.dumps(problem, sort_keys=True))}.npz"
@@ -82,7 +83,7 @@ def _solved_in_chunks(work: Work, path: Path, options: dict[str, Any]) -> Minima
             more = images[done : done + chunk]
             rows = inference.padded(len(more), size)
             solved = minimal.smallest_perturbations(
-                work.model, more[rows], batch_size=size, **options
+                work.judge, more[rows], batch_size=size, **options
             ).first(len(more))
             found = solved if found is None else found.followed_by(solved)
             done += len(more)
@@ -108,7 +109,7 @@ def _solved_one_by_one(work: Work, path: Path, options: dict[str, Any]) -> Minim
     options |= {"map": spread, "progress": _progress(work, len(kept))}
     options |= {"batch_size": work.batch_size}
     with _keeping(save) as more_is_done:
-        return minimal.smallest_perturbations(work.model, work.fitting.images, **options)
+        return minimal.smallest_perturbations(work.judge, work.fitting.images, **options)
 
 
 def _kept_chunks(path: Path, shape: tuple[int, ...]) -> Minimal:

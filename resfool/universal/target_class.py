@@ -25,7 +25,7 @@ def number_of(target: str, class_names: Sequence[str]) -> int:
 def of_other_classes(
     model: keras.Model, images: np.ndarray, target: int, batch_size: int
 ) -> np.ndarray:
-    """The images that the model has in another class than the target.
+    """The numbers of the images that the model has in another class than the target, int (M,).
 
     Args:
         model: from images to logits.
@@ -42,4 +42,21 @@ def of_other_classes(
             f"target={target} leaves nothing to do: it is the class of all {len(images)} images "
             "already"
         )
-    return images if others.all() else images[others]
+    return np.flatnonzero(others)
+
+
+def reached(model: keras.Model, target: int) -> keras.Model:
+    """A model of two classes: any other than the target, by the largest of their logits, and it.
+
+    Whatever makes an image of another class change its prediction moves it to the target: so what
+    is written for any change of class serves here too.
+
+    Args:
+        model: from images to logits.
+        target: class.
+    """
+    (images,), (logits,) = model.inputs, model.outputs
+    others = [number for number in range(logits.shape[1]) if number != target]
+    best = keras.ops.max(keras.ops.take(logits, others, axis=1), axis=1, keepdims=True)
+    both = keras.ops.concatenate([best, keras.ops.take(logits, [target], axis=1)], axis=1)
+    return keras.Model(images, both, name=f"{model.name}_reached")

@@ -20,8 +20,7 @@ def steepest(kind: NormKind) -> Direction:
     """The step of norm 1 along which a function with this gradient rises most."""
 
     def unit(slope: np.ndarray) -> np.ndarray:
-        along = np.sign(slope) if kind == "linf" else slope
-        return lowrank.rescaled(along[np.newaxis], Norm(kind, 1.0))[0]
+        return lowrank.aligned(slope[np.newaxis], Norm(kind, 1.0))[0]
 
     return unit
 

@@ -66,6 +66,23 @@ def applied(
     return Applied(classes[1:], classes[0])
 
 
+def classes_of(
+    model: keras.Model,
+    images: np.ndarray,
+    vector: np.ndarray,
+    *,
+    clip: bool = False,
+    batch_size: int = BATCH_SIZE,
+) -> np.ndarray:
+    """The predictions, int64 (N,), for images (N, H, W, C) under one perturbation (H, W, C)."""
+    classify = inference.compiled(model, classes_under)
+    classes = np.empty(len(images), np.int64)
+    for rows, (batch,) in inference.tensors(images, batch_size=batch_size):
+        found = classify(batch, tf.constant(vector, tf.float32), clip)
+        classes[rows] = found.numpy()[: rows.stop - rows.start]
+    return classes
+
+
 def projected(vector: np.ndarray, norm: Norm) -> np.ndarray:
     """Equation 7: the nearest vector whose norm is at most `norm`; "none" has no bounds."""
     if norm.kind == "linf":

@@ -20,8 +20,10 @@ class Work:
 
     Attributes:
         model: from images to logits.
-        fitting: the images to fit on, with their labels.
-        held_out: float32 (M, H, W, C), the images to judge on.
+        judge: whose predictions shall change: the model or, if there is a target, one of two
+            classes, the others and it.
+        fitting: the images to fit on, with their labels; none of the target's class.
+        held_out: float32 (M, H, W, C), the images to judge on; none of the target's class.
         asked: the experiment's parameters.
         identity: of the model, for what is kept to be used again.
         monitor: is told how it goes.
@@ -31,6 +33,7 @@ class Work:
     """
 
     model: keras.Model
+    judge: keras.Model
     fitting: Split
     held_out: np.ndarray
     asked: UniversalParameters
@@ -50,11 +53,12 @@ class Work:
         """What chooses the best pattern."""
         asked = self.asked
         return Screen(
-            self.model,
+            self.judge,
             self.fitting.images,
             asked.patterns or tuple(PATTERNS),
             asked.frequencies,
             asked.seed,
+            clip=asked.clip,
             thorough=asked.algorithm == "patterns",
             batch_size=self.batch_size,
         )

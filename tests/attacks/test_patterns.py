@@ -184,9 +184,9 @@ def test_the_pattern_that_was_planted_is_chosen(
     count = len(named(SHAPE, frequencies=63))
     passes = count * 120 if thorough else count * 50 + -(-count // 8) * 120
     assert sum(told) == passes == one.passes
-    judged = one.judged(images, Norm("l2", 0.45))
-    assert (judged.fooled != judged.clean).all()
-    rates = judged.rates("pattern")
+    found_l2 = screening.beside(one, model, images, 0.45 * unit).l2
+    assert found_l2.name == name and (found_l2.fooled != found_l2.clean).all()
+    rates = found_l2.rates("pattern_")
     assert rates["final_pattern_fooling_rate"] == 1
     assert 0.95 < rates["final_pattern_fooling_rate_low"] < 1
 
@@ -243,7 +243,8 @@ def test_the_pattern_stands_beside_every_rank_at_its_norm(images: np.ndarray) ->
 
 
 def test_noise_and_nothing_have_a_best_pattern_too(images: np.ndarray) -> None:
-    one = screen(linear_model(np.zeros((20, 2)), np.array([1.0, 0.0])), images[:3, :4, :5])
-    found = screening.beside(one, images[:3, :4, :5], np.zeros((4, 5, 1), np.float32))
+    model = linear_model(np.zeros((20, 2)), np.array([1.0, 0.0]))
+    one = screen(model, images[:3, :4, :5])
+    found = screening.beside(one, model, images[:3, :4, :5], np.zeros((4, 5, 1), np.float32))
     assert not found.l2.vector.any() and not found.linf.vector.any()
     assert found.rates["final_pattern_fooling_rate"] == 0

@@ -223,9 +223,14 @@ def test_every_rule_gives_the_norm_and_repeats_itself(
     )
     np.testing.assert_array_equal(found, again)
     assert found.shape == (3 if rule in ("gaussian", "singular") else 1, 4)
+    vectors = coefficients.perturbations(found, decomposition, SHAPE, norm)
     if norm.kind != "none":
-        vectors = lowrank.combined(found, decomposition)
         np.testing.assert_allclose(lowrank.sizes(vectors, norm.kind), norm.size, rtol=1e-5)
+    sums = lowrank.combined(found, decomposition).reshape(-1, *SHAPE)
+    if norm.kind == "linf":  # of the whole ball, what goes furthest along the sum
+        np.testing.assert_array_equal(vectors, np.float32(norm.size) * np.sign(sums))
+    else:
+        np.testing.assert_allclose(vectors, sums, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("norm", [Norm("l2", 0.3), Norm("linf", 0.06)])
@@ -239,7 +244,7 @@ def test_optimised_is_no_worse_than_first_and_than_gaussian_where_it_was_fitted(
         chosen = coefficients.coefficients(
             rule, five_classes, images, decomposition, 4, norm=norm, seed=0, draws=20
         )
-        vectors = lowrank.combined(chosen, decomposition).reshape(-1, *SHAPE)
+        vectors = coefficients.perturbations(chosen, decomposition, SHAPE, norm)
         return applied(five_classes, images, vectors).rates
 
     best = rates("optimised")[0]
@@ -284,7 +289,7 @@ def test_the_mnist_networks_figures(seed: int) -> None:
         chosen = coefficients.coefficients(
             rule, model, fitting, decomposition, rank, norm=norm, seed=0, draws=50
         )
-        return lowrank.combined(chosen, decomposition).reshape(-1, *fitting.shape[1:])
+        return coefficients.perturbations(chosen, decomposition, fitting.shape[1:], norm)
 
     for rank in (5, 10):
         drawn = perturbations("gaussian", rank, Norm("none"))
