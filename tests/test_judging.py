@@ -9,7 +9,8 @@ import pytest
 from resfool.attacks import lowrank
 from resfool.attacks.lowrank import Decomposition
 from resfool.monitor import Advance
-from resfool.universal import judging
+from resfool.universal import coefficients, judging
+from resfool.universal.coefficients import Search
 from resfool.universal.judging import Comparison
 from resfool.universal.vectors import random_vectors
 from resfool.values import Norm
@@ -134,18 +135,38 @@ def test_one_norm_is_judged_once(model: keras.Model, decomposition: Decompositio
         assert row[f"equal_{name}"] == row[name]
 
 
-def test_the_search_goes_on_from_rank_to_rank(
+def test_a_search_that_goes_on_is_never_worse_where_it_is_fitted(
+    model: keras.Model, kernel: np.ndarray, decomposition: Decomposition
+) -> None:
+    images, norm = uniform(80, 0), Norm("l2", 0.6)
+    search = Search(model, images, decomposition, seed=0)
+
+    def rate(f: np.ndarray) -> float:
+        vectors = coefficients.perturbations(f, decomposition, SHAPE, norm)
+        return float(rates(kernel, images, vectors)[0])
+
+    weak = np.eye(12)[:1]
+    at_once = search.best(6, norm)
+    for rank in (4, 12, 20):  # a part of it, all of it, and all of it in a larger span
+        begun = np.zeros((1, rank))
+        begun[0, :12] = weak[0, :rank]
+        assert rate(search.best(rank, norm, weak[0])) >= rate(begun)
+        more = np.zeros((1, max(rank, 6)))
+        more[0, :6] = at_once
+        assert rate(search.best(max(rank, 6), norm, at_once[0])) >= rate(at_once)
+
+
+def test_ranks_are_searched_from_each_other_and_all_are_judged(
     model: keras.Model, kernel: np.ndarray, decomposition: Decomposition
 ) -> None:
     images = uniform(80, 0)
-    norm = Norm("l2", 0.6)
-    asked = Comparison([1, 2, 6, 20], 20, "optimised", norm, norm, draws=1, seed=0)
-    # On the images that it is fitted on no rank is worse than a smaller one, which it contains.
-    found = [
-        row["fooling_rate"]
-        for row in judging.over_ranks(model, images, images, decomposition, asked).rows
-    ]
-    assert found == sorted(found) and found[-1] > found[0]
+    norms = Norm("l2", 0.6), Norm("linf", 0.2)
+    asked = Comparison([1, 2, 6, 20], 6, "optimised", *norms, draws=1, seed=0)
+    ranked = judging.over_ranks(model, images, images, decomposition, asked)
+    found = [row["fooling_rate"] for row in ranked.rows]
+    assert [row["rank"] for row in ranked.rows] == [1, 2, 6, 20]
+    assert found[2] == rates(kernel, images, ranked.vector[np.newaxis])[0]
+    assert found[3] > found[0] and ranked.rows[3]["equal_fooling_rate"] > found[0]
 
 
 def test_the_verdict_on_a_perturbation(model: keras.Model, kernel: np.ndarray) -> None:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -112,7 +112,8 @@ class Objective:
         loss: Loss = "margin",
         target: int | None = None,
     ) -> None:
-        self.model, self.images, self.clip = model, images, clip
+        self.model, self.clip = model, clip
+        self.images: np.ndarray = images
         self.batch_size = batch_size
         self.loss, self.targeted = loss, target is not None
         self.logits = inference.logits(model, images, batch_size)
@@ -138,8 +139,19 @@ class Objective:
         return slope
 
 
+class Raised(Protocol):
+    """What an ascent needs of its objective."""
+
+    @property
+    def images(self) -> np.ndarray:
+        """(N, ...), of which each step takes some."""
+
+    def slope(self, rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
+        """The gradient with respect to the vector, of its shape, over some rows' images."""
+
+
 def ascend(
-    objective: Objective,
+    objective: Raised,
     start: np.ndarray,
     *,
     update: updates.Update,

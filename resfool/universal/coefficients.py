@@ -14,33 +14,18 @@ from resfool.classifiers.inference import BATCH_SIZE
 from resfool.universal.ascent import Objective, ascend
 from resfool.universal.options import Coefficients
 from resfool.universal.updates import momentum, steepest
-from resfool.universal.vectors import applied
+from resfool.universal.vectors import applied, classes_of
 from resfool.values import Norm
 
-_IMAGES_PER_STEP = 100  # of the search for the best ones
-
-
-@dataclass(frozen=True)
-class _Effort:
-    """How thoroughly the best coefficients are searched for.
-
-    Attributes:
-        candidates: Gaussian draws among the starting points.
-        first_look: images that candidates are compared on.
-        starts: ascents, each from one of the best candidates.
-        kept: of them, that go on after a quarter of the steps.
-        steps: of each ascent that goes on.
-    """
-
-    candidates: int
-    first_look: int
-    starts: int
-    kept: int
-    steps: int
-
-
-_ALONE = _Effort(candidates=64, first_look=250, starts=6, kept=2, steps=80)
-_FROM_LESS = _Effort(candidates=16, first_look=100, starts=2, kept=1, steps=40)
+# Of the search for the best ones.
+_SIGNED = 32  # singular vectors that are tried with both signs
+_CANDIDATES = 64  # Gaussian draws that are tried
+_FIRST_LOOK = 100  # images that these are tried on
+_STARTS = 4  # ascents, each from one of the best tried
+_STEPS = 60  # of the ascent that goes on, when it is a quarter through
+_STEPS_ON = 30  # of one that starts where another search ended
+_FEW = 10  # singular vectors, which are searched anew in any case
+_IMAGES_PER_STEP = 50
 
 
 def coefficients(
@@ -54,7 +39,6 @@ def coefficients(
     seed: int,
     draws: int = 1,
     clip: bool = False,
-    start: np.ndarray | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> np.ndarray:
     """The coefficients f_i of equation 8, by any of the rules.
@@ -66,12 +50,11 @@ def coefficients(
         images: float32 (N, H, W, C) in [0, 1], to fit on.
         decomposition: of the matrix of perturbations.
         rank: number of singular vectors.
-        norm: the norm that the perturbation shall have; see `perturbations`.
+        norm: the norm that the perturbation shall have, see `perturbations`; what is chosen on the
+            images needs one.
         seed: of the draws, or of the search.
         draws: how many, of the random rules; the others give one.
         clip: keep perturbed images in [0, 1].
-        start: what was "optimised" for a smaller rank, float64 (a,), from which the search goes
-            on. It is never worse than that on the images, and takes a fifth of the passes.
         batch_size: images per pass, at most.
 
     Returns:
@@ -81,10 +64,9 @@ def coefficients(
     if rule == "first":
         chosen = np.zeros((1, rank))
         chosen[0, 0] = first_vector_sign(model, images, decomposition, norm=norm, **options)
-        return _scaled(chosen, _definite(norm, 1))
+        return _scaled(chosen, norm)
     if rule == "optimised":
-        search = _Search(model, images, decomposition, rank, _definite(norm, rank), **options)
-        return search.best(start, np.random.default_rng(seed))
+        return Search(model, images, decomposition, seed=seed, **options).best(rank, norm)
     random = lowrank.random_coefficients(rule, decomposition, rank, seed=seed, draws=draws)
     return _scaled(random, norm)
 
@@ -121,19 +103,28 @@ def first_vector_sign(
 ) -> int:
     """The sign, 1 or -1, with which the first singular vector fools more of the fitting images."""
     signs = np.array([[1.0], [-1.0]])
-    vectors = perturbations(signs, decomposition, images.shape[1:], _definite(norm, 1))
+    vectors = perturbations(signs, decomposition, images.shape[1:], norm)
     rates = applied(model, images, vectors, clip=clip, batch_size=batch_size).rates
     return 1 if rates[0] >= rates[1] else -1
 
 
-class _Search:
-    """Coefficients that fool as many of the fitting images as can be at a norm.
+class Search:
+    """The search for coefficients that fool as many of the fitting images as can be at a norm.
 
-    Each singular vector with both signs and Gaussian draws are judged; from the best of them a
+    The first singular vectors with both signs and Gaussian draws are tried; from the best of them a
     stochastic gradient ascent on a smooth fooling rate goes on, over directions in the span of the
     vectors, and after a quarter of the steps only from what is best by then. The best on all
-    fitting images is returned, starts included: so it is never worse there than the first vector.
-    In linf the slope at the perturbation counts as that at the sum whose signs it has.
+    fitting images is kept, starts included. What was found for one rank is where the search for
+    another may start, with an eighth of the passes: of what goes on from there it is never worse
+    than that. In linf the slope at the perturbation counts as that at the sum whose signs it has.
+
+    Args:
+        model: from images to logits, whose predictions shall change.
+        images: float32 (N, H, W, C) in [0, 1], to fit on.
+        decomposition: of the matrix of perturbations.
+        seed: of the search.
+        clip: keep perturbed images in [0, 1].
+        batch_size: images per pass, at most.
     """
 
     def __init__(
@@ -141,93 +132,95 @@ class _Search:
         model: keras.Model,
         images: np.ndarray,
         decomposition: Decomposition,
-        rank: int,
-        norm: Norm,
         *,
-        clip: bool,
-        batch_size: int,
+        seed: int,
+        clip: bool = False,
+        batch_size: int = BATCH_SIZE,
     ) -> None:
         self.model, self.images, self.decomposition = model, images, decomposition
-        self.rank, self.norm, self.clip, self.batch_size = rank, norm, clip, batch_size
-        self.basis = decomposition.vectors[:rank]
+        self.seed, self.clip, self.batch_size = seed, clip, batch_size
+        self.objective = Objective(model, images, clip, batch_size)
 
-    def best(self, start: np.ndarray | None, random: np.random.Generator) -> np.ndarray:
-        """The best coefficients (1, rank), searched for from the start (a,) if there is one."""
-        rank = self.rank
-        signed = np.concatenate([np.eye(rank), -np.eye(rank)])
+    def best(self, rank: int, norm: Norm, start: np.ndarray | None = None) -> np.ndarray:
+        """The best coefficients for a rank and a norm.
+
+        Args:
+            rank: number of singular vectors.
+            norm: that the perturbation shall have.
+            start: what was found for another rank or norm, float64 (a,), to go on from.
+
+        Returns:
+            float64 (1, rank).
+        """
+        random = np.random.default_rng(self.seed)
+        signed = np.concatenate([np.eye(rank)[:_SIGNED], -np.eye(rank)[:_SIGNED]])
         if rank == 1:
-            return _scaled(signed[self._ordered(signed, self.images)[:1]], self.norm)
-        effort = _ALONE if start is None else _FROM_LESS
-        tried = [signed, random.standard_normal((effort.candidates, rank))]
-        safe = signed[[0, rank]]
+            return self._best_of(signed, norm)
+        safe, steps = signed[[0, len(signed) // 2]], _STEPS
         if start is not None:
-            safe = np.pad(start, (0, rank - len(start)))[np.newaxis]
-            tried[0] = np.concatenate(
-                [safe, signed[len(start) : rank], signed[rank + len(start) :]]
-            )
-        final = np.concatenate([safe, *self._climbed(np.concatenate(tried), effort, random)])
-        return _scaled(final[self._ordered(final, self.images)[:1]], self.norm)
+            safe, steps = np.zeros((1, rank)), _STEPS_ON
+            safe[0, : len(start)] = start[:rank]
+        begun = safe
+        first_look = random.permutation(len(self.images))[:_FIRST_LOOK]
+        if start is None or rank <= _FEW:
+            drawn = random.standard_normal((_CANDIDATES, rank))
+            tried = np.concatenate([safe, signed, drawn])
+            begun, steps = tried[self._ordered(tried, norm, first_look)[:_STARTS]], _STEPS
+        paths = [self._path(f, norm, random, steps) for f in begun]
+        early = self._after(paths, steps // 4, rank)
+        ahead = self._ordered(early, norm, first_look)[0] if len(paths) > 1 else 0
+        end = self._after([paths[ahead]], steps - steps // 4, rank)
+        return self._best_of(np.concatenate([safe, begun[:1], end]), norm)
 
-    def _climbed(
-        self, tried: np.ndarray, effort: _Effort, random: np.random.Generator
+    def _best_of(self, rows: np.ndarray, norm: Norm) -> np.ndarray:
+        """The best of coefficients on all images, (1, a)."""
+        return _scaled(rows[self._ordered(rows, norm, slice(None))[:1]], norm)
+
+    def _path(
+        self, start: np.ndarray, norm: Norm, random: np.random.Generator, steps: int
     ) -> Iterator[np.ndarray]:
-        """Coefficients (K, rank) where ascents from the best of those tried start, are and end."""
-        first_look = self.images[random.permutation(len(self.images))[: effort.first_look]]
-        begun = tried[self._ordered(tried, first_look)[: effort.starts]]
-        yield begun
-        objective = _Objective(self)
-        paths = [
-            ascend(
-                objective,
-                start,
-                update=momentum(self._within),
-                retract=steepest("l2"),
-                size=1.0,
-                steps=effort.steps,
-                random=random,
-                images_per_step=_IMAGES_PER_STEP,
-            )
-            for start in lowrank.combined(_scaled(begun, Norm("l2", 1.0)), self.decomposition)
-        ]
+        """Directions in the span, float32 (D,), from the sum of coefficients (a,) on."""
+        basis = self.decomposition.vectors[: len(start)]
+        return ascend(
+            _Along(self.objective, norm),
+            steepest("l2")(start.astype(np.float32) @ basis),
+            update=momentum(lambda slope: steepest("l2")((basis @ slope) @ basis)),
+            retract=steepest("l2"),
+            size=1.0,
+            steps=steps,
+            random=random,
+            images_per_step=_IMAGES_PER_STEP,
+        )
 
-        def after(paths: Sequence[Iterator[np.ndarray]], steps: int) -> np.ndarray:
-            """The coefficients that ascents come to after some more steps."""
-            ends = [list(itertools.islice(path, steps))[-1] for path in paths]
-            return np.stack(ends).astype(np.float64) @ self.basis.T
+    def _after(self, paths: Sequence[Iterator[np.ndarray]], steps: int, rank: int) -> np.ndarray:
+        """The coefficients that ascents come to after some more steps, float64 (K, a)."""
+        ends = [list(itertools.islice(path, steps))[-1] for path in paths]
+        return np.stack(ends).astype(np.float64) @ self.decomposition.vectors[:rank].T
 
-        early = effort.steps // 4
-        halfway = after(paths, early)
-        yield halfway
-        ahead = self._ordered(halfway, first_look)[: effort.kept]
-        yield after([paths[i] for i in ahead], effort.steps - early)
-
-    def _within(self, slope: np.ndarray) -> np.ndarray:
-        """The step of length 1 in the span that goes furthest along a slope, (D,)."""
-        return steepest("l2")((self.basis @ slope) @ self.basis)
-
-    def _ordered(self, rows: np.ndarray, on: np.ndarray) -> np.ndarray:
+    def _ordered(self, rows: np.ndarray, norm: Norm, on: np.ndarray | slice) -> np.ndarray:
         """The numbers of coefficients (K, a), what fools most of some images first."""
-        vectors = perturbations(rows, self.decomposition, on.shape[1:], self.norm)
+        images, own = self.images[on], self.objective.own[on]
         options: Any = {"clip": self.clip, "batch_size": self.batch_size}
-        return np.argsort(-applied(self.model, on, vectors, **options).rates, kind="stable")
+        vectors = perturbations(rows, self.decomposition, images.shape[1:], norm)
+        rates = [(classes_of(self.model, images, v, **options) != own).mean() for v in vectors]
+        return np.argsort(-np.array(rates), kind="stable")
 
 
-class _Objective(Objective):
-    """The smooth fooling rate of the perturbations that go along directions (D,)."""
+@dataclass(frozen=True)
+class _Along:
+    """An objective of the perturbations that go along directions (D,)."""
 
-    def __init__(self, search: _Search) -> None:
-        super().__init__(search.model, search.images, search.clip, search.batch_size)
-        self.norm = search.norm
+    of: Objective
+    norm: Norm
+
+    @property
+    def images(self) -> np.ndarray:
+        return self.of.images
 
     def slope(self, rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
         """Its slope at the perturbation of a direction, (D,)."""
         perturbation = lowrank.aligned(vector.reshape(1, *self.images.shape[1:]), self.norm)
-        return super().slope(rows, perturbation[0]).ravel()
-
-
-def _definite(norm: Norm, rank: int) -> Norm:
-    """A norm that has a size: for "none", the paper's coefficients' root mean square l2 norm."""
-    return Norm("l2", lowrank.DEVIATION * rank**0.5) if norm.kind == "none" else norm
+        return self.of.slope(rows, perturbation[0]).ravel()
 
 
 def _scaled(rows: np.ndarray, norm: Norm) -> np.ndarray:

@@ -230,8 +230,8 @@ def _approximated(work: "Work", matrix: "Matrix") -> tuple["Ranked", tuple[np.nd
     if lost := sorted(set(asked.ranks or ()) - others):
         most = decomposition.numerical_rank
         monitor.say(f"ranks={show(tuple(lost))} are left out: the matrix's rank is {most}")
-    names = "norm", "equal_norm", "draws", "seed", "clip"
-    options: Any = {name: getattr(asked, name) for name in names}
+    names = "equal_norm", "draws", "seed", "clip"
+    options: Any = {name: getattr(asked, name) for name in names} | {"norm": asked.size}
     comparison = judging.Comparison(ranks, rank, asked.coefficients, **options)
     ranked = judging.over_ranks(
         work.judge,
@@ -242,7 +242,7 @@ def _approximated(work: "Work", matrix: "Matrix") -> tuple["Ranked", tuple[np.nd
         batch_size=work.batch_size,
         progress=monitor.counter(comparison.vectors, "perturbations fitted and judged"),
     )
-    norms: Any = {"norm": asked.norm, "equal_norm": asked.equal_norm}
+    norms: Any = {"norm": asked.size, "equal_norm": asked.equal_norm}
     choices = screening.choices(**norms)
     advance = monitor.counter(choices * work.screen.passes, _CHOICE)
     ranked = screening.beside_ranks(

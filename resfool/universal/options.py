@@ -225,8 +225,9 @@ class UniversalParameters(
 
     @property
     def size(self) -> Norm:
-        """That the perturbation has; of patterns it may be left to `equal_norm`."""
-        left = self.norm.kind == "none" and self.algorithm == "patterns"
+        """That the perturbation has; what has none of its own may leave it to `equal_norm`."""
+        chosen = self.procedure.makes_matrix and self.coefficients not in _DRAWN
+        left = self.norm.kind == "none" and (chosen or self.algorithm == "patterns")
         return self.equal_norm if left else self.norm
 
     @property
