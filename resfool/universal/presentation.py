@@ -23,6 +23,7 @@ from resfool.values import show
 if TYPE_CHECKING:
     from resfool.attacks.minimal import Minimal
     from resfool.universal.experiment import Fooling
+    from resfool.universal.prediction import Prediction
     from resfool.universal.screening import Pattern
     from resfool.universal.transfer import Transfer
 
@@ -39,6 +40,9 @@ def leaves(result: "Fooling") -> Leaves:
     if result.ranked is not None:
         found["fooling_rate_over_rank.png"] = _over_rank(result)
         found["ranks"] = pd.DataFrame(result.ranked.rows)
+    if result.prediction is not None and result.singular_values is not None:
+        random = result.singular_values[1]
+        found["spectrum.png"] = draw_spectrum(result.prediction, random, _title(result))
     if result.tried:
         found["patterns"] = pd.DataFrame(result.tried)
     found["beside_noise"] = _beside_table(result)
@@ -68,7 +72,8 @@ def scalars(result: "Fooling") -> dict[str, float]:
     """The final figures by their names in MLflow."""
     solved = {} if result.solved is None else _solved_scalars(result.solved)
     targeted = {} if result.target is None else result.verdict.success_rates(result.target)
-    return result.rates | targeted | solved
+    predicted = {} if result.prediction is None else result.prediction.figures
+    return result.rates | targeted | solved | predicted
 
 
 def summary(result: "Fooling") -> str:
@@ -81,6 +86,8 @@ def summary(result: "Fooling") -> str:
             f"{of.get('mean_l2_norm', np.nan):.3f}, {of['seconds_per_image']:.4f} s and "
             f"{of['evaluations_per_image']:.0f} passes each"
         )
+    if result.prediction is not None:
+        lines.append(f"spectrum        {_predicted_line(result.prediction)}")
     if result.ranked is not None:
         columns = ("rank", 6), ("l2 norm", 9), ("fooled", 8), ("random", 8), ("pattern", 9)
         names = "".join(f"{name:>{width}}" for name, width in columns)
@@ -133,6 +140,21 @@ def transfer_summary(result: "Transfer") -> str:
             l2 = " " * 9 if kind else f"{result.l2_norms[p]:>9.3f}"
             lines.append(f"{text or perturbation:<{width}}{l2}{cells}")
     return "\n".join(lines)
+
+
+def _predicted_line(prediction: "Prediction") -> str:
+    """How the spectrum of smallest perturbations was predicted, for the terminal."""
+    of, law = prediction.figures, prediction.measured.law
+    text = (
+        f"predicted {of['predicted_spectrum_deviation']:.1%} off: scale "
+        f"{of['predicted_scale_ratio']:.3f} times, shape {of['predicted_shape_deviation']:.1%} off"
+    )
+    if law is not None and "predicted_spectrum_exponent" in of:
+        text += (
+            f"; values {law.first} to {law.last} fall as i^-{law.exponent:.2f}, predicted "
+            f"{of['predicted_spectrum_exponent']:.2f}"
+        )
+    return text
 
 
 def _patterns_of(result: "Fooling") -> list[tuple[str, str, "Pattern"]]:
@@ -211,10 +233,14 @@ def _over_rank(result: "Fooling") -> Figure:
     assert result.ranked is not None and result.singular_values is not None, "there is a matrix"
     values, random = (v.tolist() for v in result.singular_values)
     norm, equal_norm = show(result.asked.norm), show(result.asked.equal_norm)
-    spectra = values, random
-    title = _title(result)
+    predicted = [] if result.prediction is None else result.prediction.predicted.values.tolist()
     return draw_over_rank(
-        result.ranked.rows, norm, equal_norm, spectra, title, result.ranked.patterns
+        result.ranked.rows,
+        norm,
+        equal_norm,
+        (values, random, predicted),
+        _title(result),
+        result.ranked.patterns,
     )
 
 
@@ -222,7 +248,7 @@ def draw_over_rank(
     rows: Sequence[Mapping[str, float]],
     norm: str,
     equal_norm: str,
-    spectra: tuple[Sequence[float], Sequence[float]],
+    spectra: Sequence[Sequence[float]],
     title: str,
     patterns: tuple[str, str] = ("", ""),
 ) -> Figure:
@@ -232,7 +258,8 @@ def draw_over_rank(
         rows: points with "rank" and the rates of `judging.over_ranks`, in order of the rank.
         norm: that the first panel's perturbations are scaled to; none leaves them as they come.
         equal_norm: that the second panel's are scaled to.
-        spectra: singular values of the matrix and of a random one, largest first.
+        spectra: singular values of the matrix and of a random one, largest first; and perhaps those
+            that the network predicts.
         title: says which model and algorithm.
         patterns: names of the best patterns of the two panels, if rows have their rates.
     """
@@ -255,16 +282,54 @@ def draw_over_rank(
         for axes, prefix in ((drawn, ""), (equal, "equal_")):
             _draw_pattern(axes, rows, f"{prefix}pattern_fooling_rate", label)
     equal.set_title(f"all scaled to the norm {equal_norm}", fontsize="medium")
-    shown = ("perturbations", "-"), ("random matrix, same row norms", ":")
-    for values, (label, style) in zip(spectra, shown, strict=True):
-        spectrum.plot(range(1, len(values) + 1), values, ls=style, color="tab:blue", label=label)
-    spectrum.set(xlabel="index", ylabel="singular value", xscale="log")
+    _draw_spectra(spectrum, spectra)
     spectrum.set_ylim(bottom=0)
     for axes in (drawn, equal, spectrum):
         axes.grid(alpha=0.3)
     spectrum.legend()
     figure.legend(*equal.get_legend_handles_labels(), loc="outside lower left", ncols=4)
     return figure
+
+
+def draw_spectrum(prediction: "Prediction", random: np.ndarray, title: str) -> Figure:
+    """The spectrum of smallest perturbations beside what the network predicts: all, and its shape.
+
+    Args:
+        prediction: of the matrix of smallest perturbations.
+        random: singular values of a matrix of noise whose rows have the same norms, largest first.
+        title: says which model and algorithm.
+    """
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    figure.suptitle(title)
+    ours, theirs = prediction.measured, prediction.predicted
+    whole, shape = figure.subplots(1, 2)
+    _draw_spectra(whole, (ours.values, random, theirs.values))
+    for law, colour in ((ours.law, "tab:blue"), (theirs.law, "tab:red")):
+        if law is not None:
+            numbers = np.array([law.first, law.last])
+            label = f"{law.first} to {law.last}: $i^{{-{law.exponent:.2f}}}$"
+            whole.plot(numbers, 1.25 * law.at(numbers), color=colour, lw=1, label=label)
+    _draw_spectra(shape, (ours.directions, [], theirs.directions))
+    whole.set_title("perturbations as they are: scale and shape", fontsize="medium")
+    shape.set_title("all at norm 1: the shape alone", fontsize="medium")
+    for axes, values in ((whole, ours.values), (shape, ours.directions)):
+        axes.set(yscale="log", ylim=(values[0] / 1000, 2 * values[0]))
+        axes.grid(alpha=0.3, which="both")
+        axes.legend()
+    return figure
+
+
+def _draw_spectra(axes: Axes, spectra: Sequence[Sequence[float] | np.ndarray]) -> None:
+    """Singular values of a matrix, of a random one and of a predicted one, where there are any."""
+    shown = (
+        ("perturbations", "-", "tab:blue"),
+        ("random matrix, same row norms", ":", "tab:blue"),
+        ("predicted, without solving", "--", "tab:red"),
+    )
+    for values, (label, style, colour) in zip(spectra, shown, strict=False):
+        if len(values):
+            axes.plot(range(1, len(values) + 1), values, ls=style, color=colour, label=label)
+    axes.set(xlabel="index", ylabel="singular value", xscale="log")
 
 
 def _draw_rates(axes: Axes, rows: Sequence[Mapping[str, float]], prefix: str) -> None:

@@ -1,0 +1,198 @@
+"""What a network says of Algorithm 2's matrix before it is solved for: its singular values.
+
+The paper wishes for "a theory that could predict the scaling of the singular values for a given
+classifier" (section VI.C). If all logits were affine, the smallest perturbation of an image would
+be one step of DeepFool (Moosavi-Dezfooli, Fawzi, Frossard, arXiv:1511.04599, algorithm 2), from its
+class y to the class j whose boundary is nearest:
+
+    r = d u,  d = gap / ||w||,  u = w / ||w||,  gap = z_y - z_j,  w = grad(z_j - z_y).
+
+The matrix of these rows is diag(d) U. Its scale is that of the distances alone, for the sum of its
+squared singular values is the sum of d^2. Its shape is that of the unit directions U, as far as the
+distances don't depend on them. Affine logits of C classes have gradients whose differences span
+C - 1 dimensions, so only so many singular values: those from the C-th on come from gradients that
+turn from image to image, and are the ones that a power law is fitted to.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from resfool.attacks import balls, lowrank
+from resfool.attacks.solvers.batches import gaps_and_slopes, nearest_boundary, top_gradients
+from resfool.classifiers import inference
+from resfool.monitor import Advance, quiet
+from resfool.values import Row
+
+ENERGY = 0.99  # of a matrix, in the singular values that are compared
+_CANDIDATES = 10  # classes to look at, as solvers do
+_FEWEST = 5  # singular values that a power law is fitted to
+_LOST = 1e-6  # of the largest singular value: what is smaller is rounding
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """Singular values that go as scale * i^-exponent, where i is 1 for the largest.
+
+    Attributes:
+        exponent: how fast they fall.
+        scale: what the first would be.
+        first: i of the first that it was fitted to.
+        last: i of the last.
+        error: root mean square of what log10 of them is off by.
+    """
+
+    exponent: float
+    scale: float
+    first: int
+    last: int
+    error: float
+
+    def at(self, numbers: np.ndarray) -> np.ndarray:
+        """The singular values of these numbers i."""
+        return self.scale * numbers**-self.exponent
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The singular values of a matrix of one perturbation a row.
+
+    Attributes:
+        values: float64 (min(N, D),), largest first.
+        directions: the same of its rows at norm 1.
+        law: fitted to `values`; None where too few of them can be.
+    """
+
+    values: np.ndarray
+    directions: np.ndarray
+    law: PowerLaw | None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The spectrum of a matrix of smallest perturbations, and what the network predicts.
+
+    Attributes:
+        measured: of the perturbations that were solved for.
+        predicted: of one step to the nearest linearised boundary, of the same images.
+    """
+
+    measured: Spectrum
+    predicted: Spectrum
+
+    @property
+    def figures(self) -> Row:
+        """How they compare: in all, in scale, in shape, and by their exponents if there are any."""
+        ours, theirs = self.measured, self.predicted
+        found = {
+            "predicted_spectrum_deviation": deviation(theirs.values, ours.values),
+            "predicted_scale_ratio": _norm(theirs.values) / _norm(ours.values),
+            "predicted_shape_deviation": deviation(theirs.directions, ours.directions),
+            "predicted_energy_of_10_directions": lowrank.energy(theirs.values, 10),
+        }
+        laws = {"spectrum_exponent": ours.law, "predicted_spectrum_exponent": theirs.law}
+        return found | {name: law.exponent for name, law in laws.items() if law is not None}
+
+
+def predicted(
+    model: keras.Model,
+    rows: np.ndarray,
+    images: np.ndarray,
+    *,
+    batch_size: int,
+    progress: Advance = quiet,
+) -> Prediction:
+    """The spectrum of smallest perturbations beside what the network predicts without solving.
+
+    Args:
+        model: from images to logits.
+        rows: float32 (N, D), the smallest perturbation of each image, in l2 and unclipped.
+        images: float32 (N, H, W, C) in [0, 1].
+        batch_size: images per pass.
+        progress: is told how many more images are done.
+    """
+    steps = linearised(model, images, batch_size=batch_size, progress=progress)
+    values = lowrank.singular_values(rows)
+    first, last = model.output_shape[-1], holding(values, ENERGY)
+    spectra = []
+    for matrix, own in ((rows, values), (steps, lowrank.singular_values(steps))):
+        directions = lowrank.singular_values(lowrank.UnitRows(matrix))
+        spectra.append(Spectrum(own, directions, power_law(own, first, last)))
+    return Prediction(*spectra)
+
+
+def linearised(
+    model: keras.Model, images: np.ndarray, *, batch_size: int, progress: Advance = quiet
+) -> np.ndarray:
+    """The step of each image to the nearest boundary of its logits, linearised there, in l2.
+
+    Args:
+        model: from images to logits of two classes or more.
+        images: float32 (N, H, W, C), at least one.
+        batch_size: images per pass.
+        progress: is told how many more images are done.
+
+    Returns:
+        float32 (N, D), flat; zero where the logits have no gradient, or none that is a number.
+    """
+    candidates = min(_CANDIDATES, model.output_shape[-1])
+    found = []
+    for rows in inference.batches(len(images), batch_size):
+        some = images[rows]
+        found += inference.rowwise(model, _step, (some,), candidates, batch_size=batch_size)
+        progress(len(some))
+    return np.concatenate(found)
+
+
+def _step(model: keras.Model, images: Any, candidates: int) -> tuple[Any]:
+    _, logits, gradients = top_gradients(model, images, candidates)
+    gap, slope = nearest_boundary(*gaps_and_slopes(logits, gradients), "l2")
+    step = balls.shortest(slope, gap, "l2")
+    return (tf.where(tf.math.is_finite(step), step, 0.0),)
+
+
+def holding(values: np.ndarray, share: float) -> int:
+    """How many singular values, largest first, hold a share of the sum of their squares."""
+    energies = np.cumsum(np.square(values))
+    return int(np.searchsorted(energies, share * energies[-1])) + 1
+
+
+def deviation(predicted: np.ndarray, measured: np.ndarray) -> float:
+    """By what share predicted singular values are off, up or down, from measured ones.
+
+    It is the mean over the largest measured ones, which hold 99% of the sum of squares.
+
+    Args:
+        predicted: (K,), largest first.
+        measured: (K,), largest first.
+    """
+    count = holding(measured, ENERGY)
+    return float(np.abs(predicted[:count] / measured[:count] - 1).mean())
+
+
+def power_law(values: np.ndarray, first: int, last: int) -> PowerLaw | None:
+    """A power law through singular values: a line through their logarithms, by least squares.
+
+    Args:
+        values: largest first.
+        first: number of the first that it is fitted to; 1 is the largest.
+        last: number of the last.
+
+    Returns:
+        None if these are fewer than five, or some of them nothing but rounding.
+    """
+    numbers = np.arange(first, last + 1)
+    if len(numbers) < _FEWEST or values[last - 1] <= _LOST * values[0]:
+        return None
+    along, heights = np.log10(numbers), np.log10(values[first - 1 : last])
+    slope, height = np.polyfit(along, heights, 1)
+    error = float(np.sqrt(np.mean((slope * along + height - heights) ** 2)))
+    return PowerLaw(float(-slope), float(10**height), first, last, error)
+
+
+def _norm(values: np.ndarray) -> float:
+    """The root of a matrix's sum of squares, by its singular values."""
+    return float(np.linalg.norm(values))
