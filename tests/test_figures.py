@@ -3,6 +3,7 @@
 import io
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 import matplotlib
 import numpy as np
@@ -14,7 +15,7 @@ from resfool.attacks.presentation import ExampleRow, FoolingCurve, draw_examples
 from resfool.report.drawing import ExampleView, legible
 from resfool.training.presentation import accuracy_curves, trainings
 from resfool.trials.presentation import draw_tuning
-from resfool.universal.prediction import PowerLaw, Prediction, Spectrum
+from resfool.universal.prediction import Kind, Law, Prediction, Spectrum
 from resfool.universal.presentation import (
     draw_confusion,
     draw_over_rank,
@@ -172,19 +173,24 @@ def test_ranks_are_titled_by_the_norm_that_they_are_drawn_at() -> None:
         )
 
 
+ERRORS: dict[Kind, float] = {"exponential": 0.02, "power": 0.01}
+
+
 def test_a_predicted_spectrum_is_drawn_beside_the_measured_one() -> None:
-    law = PowerLaw(0.75, 2.0, first=2, last=6, error=0.01)
     numbers = np.arange(1.0, 9)
-    measured, predicted = (Spectrum(s / numbers, 1 / numbers, law) for s in (2, 3))
-    figure = draw_spectrum(Prediction(measured, predicted), np.ones(8), "title")
-    whole, shape = figure.axes
-    labels = [str(line.get_label()) for line in whole.lines]
-    assert labels[2] == "predicted, without solving"
-    assert labels[3:] == ["2 to 6: $i^{-0.75}$"] * 2
-    np.testing.assert_allclose(np.asarray(whole.lines[2].get_ydata()), 3 / numbers)
-    assert len(shape.lines) == 2
-    none = Spectrum(measured.values, measured.directions, None)
-    plain = draw_spectrum(Prediction(none, none), np.ones(8), "title")
+    found = {kind: Law(kind, 0.75, 2.0, 2, 6, error) for kind, error in ERRORS.items()}
+    measured, predicted = (Spectrum(s / numbers, 1 / numbers, found) for s in (2, 3))
+    figure = draw_spectrum(Prediction(measured, predicted, np.ones(8)), "title")
+    spectrum, ratios = figure.axes
+    labels = [str(line.get_label()) for line in spectrum.lines]
+    assert labels[2:] == ["predicted, without solving", "i^-0.75, predicted 0.75 (2 to 6)"]
+    np.testing.assert_allclose(np.asarray(spectrum.lines[2].get_ydata()), 3 / numbers)
+    whole, shape, random = (np.asarray(line.get_ydata()) for line in ratios.lines[:3])
+    np.testing.assert_allclose(whole, 1.5)
+    np.testing.assert_allclose(shape, 1)
+    np.testing.assert_allclose(random, numbers[: len(random)] / 2)
+    none = replace(measured, laws={})
+    plain = draw_spectrum(Prediction(none, predicted, np.ones(8)), "title")
     assert len(plain.axes[0].lines) == 3
 
 

@@ -288,7 +288,7 @@ def test_a_spectrum_is_predicted_of_smallest_perturbations_of_our_images_alone(
     work: Any = SimpleNamespace(asked=asked, fitting=Split(images, np.zeros(3, np.int64)))
     named = digest(images) if fitted_on == "ours" else fitted_on
     matrix = Matrix(np.ones((2, 4), np.float32), np.array([0, last]), 1, fitted_on=named)
-    assert experiment._predicted(work, matrix) is None
+    assert experiment._predicted(work, matrix, np.ones(2)) is None
 
 
 @pytest.mark.slow

@@ -153,7 +153,7 @@ def universal(
         if asked.procedure.makes_matrix:
             matrix = matrix or _fitted_matrix(work)
             ranked, spectra = _approximated(work, matrix)
-            prediction = _predicted(work, matrix)
+            prediction = _predicted(work, matrix, spectra[1])
             vector = ranked.vector
         else:
             fit = asked.procedure.fit(work)
@@ -244,7 +244,7 @@ def _approximated(work: "Work", matrix: "Matrix") -> tuple["Ranked", tuple[np.nd
     return ranked, (decomposition.singular_values, noise)
 
 
-def _predicted(work: "Work", matrix: "Matrix") -> "Prediction | None":
+def _predicted(work: "Work", matrix: "Matrix", noise: np.ndarray) -> "Prediction | None":
     """What the network predicts of the spectrum of Algorithm 2's matrix, if it is of our images."""
     from resfool.universal import prediction
     from resfool.universal.solving import digest
@@ -256,4 +256,5 @@ def _predicted(work: "Work", matrix: "Matrix") -> "Prediction | None":
         return None
     advance = work.monitor.counter(len(matrix.rows), "images linearised")
     options: Any = {"batch_size": work.batch_size, "progress": advance}
-    return prediction.predicted(work.model, matrix.rows, images[matrix.images], **options)
+    images = images[matrix.images]
+    return prediction.predicted(work.model, matrix.rows, images, noise, **options)

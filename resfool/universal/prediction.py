@@ -11,11 +11,12 @@ The matrix of these rows is diag(d) U. Its scale is that of the distances alone,
 squared singular values is the sum of d^2. Its shape is that of the unit directions U, as far as the
 distances don't depend on them. Affine logits of C classes have gradients whose differences span
 C - 1 dimensions, so only so many singular values: those from the C-th on come from gradients that
-turn from image to image, and are the ones that a power law is fitted to.
+turn from image to image, and are the ones that laws are fitted to.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -29,31 +30,40 @@ from resfool.values import Row
 
 ENERGY = 0.99  # of a matrix, in the singular values that are compared
 _CANDIDATES = 10  # classes to look at, as solvers do
-_FEWEST = 5  # singular values that a power law is fitted to
+_FEWEST = 5  # singular values that a law is fitted to
 _LOST = 1e-6  # of the largest singular value: what is smaller is rounding
+
+Kind = Literal["power", "exponential"]  # of law
+_ALONG: dict[Kind, Callable[[np.ndarray], np.ndarray]] = {
+    "power": np.log,
+    "exponential": np.asarray,
+}
+_NAMES: dict[Kind, str] = {"power": "exponent", "exponential": "decay"}  # of their rates
 
 
 @dataclass(frozen=True)
-class PowerLaw:
-    """Singular values that go as scale * i^-exponent, where i is 1 for the largest.
+class Law:
+    """How singular values fall with their number i, which is 1 for the largest.
 
     Attributes:
-        exponent: how fast they fall.
-        scale: what the first would be.
-        first: i of the first that it was fitted to.
+        kind: "power" is height * i^-rate, "exponential" is height * exp(-rate * i).
+        rate: how fast they fall.
+        height: before they have fallen.
+        first: i of the first that it is fitted to.
         last: i of the last.
-        error: root mean square of what log10 of them is off by.
+        error: root mean square of what log10 of these is off by.
     """
 
-    exponent: float
-    scale: float
+    kind: Kind
+    rate: float
+    height: float
     first: int
     last: int
     error: float
 
     def at(self, numbers: np.ndarray) -> np.ndarray:
         """The singular values of these numbers i."""
-        return self.scale * numbers**-self.exponent
+        return self.height * np.exp(-self.rate * _ALONG[self.kind](numbers))
 
 
 @dataclass(frozen=True)
@@ -63,12 +73,19 @@ class Spectrum:
     Attributes:
         values: float64 (min(N, D),), largest first.
         directions: the same of its rows at norm 1.
-        law: fitted to `values`; None where too few of them can be.
+        laws: that are fitted to `values`, one of each kind; none where too few of them can be.
     """
 
     values: np.ndarray
     directions: np.ndarray
-    law: PowerLaw | None
+    laws: dict[Kind, Law]
+
+    @classmethod
+    def of(cls, matrix: np.ndarray, first: int, last: int) -> "Spectrum":
+        """That of a matrix (N, D), with laws of the values from the `first` to the `last`."""
+        values = lowrank.singular_values(matrix)
+        directions = lowrank.singular_values(lowrank.UnitRows(matrix))
+        return cls(values, directions, laws(values, first, last))
 
 
 @dataclass(frozen=True)
@@ -78,50 +95,72 @@ class Prediction:
     Attributes:
         measured: of the perturbations that were solved for.
         predicted: of one step to the nearest linearised boundary, of the same images.
+        random: singular values of noise whose rows have the norms of the measured ones.
     """
 
     measured: Spectrum
     predicted: Spectrum
+    random: np.ndarray
 
     @property
     def figures(self) -> Row:
-        """How they compare: in all, in scale, in shape, and by their exponents if there are any."""
+        """How they compare: in all, in scale, in shape, and by the laws that they follow."""
         ours, theirs = self.measured, self.predicted
+        norm, predicted_norm = (float(np.linalg.norm(one.values)) for one in (ours, theirs))
         found = {
             "predicted_spectrum_deviation": deviation(theirs.values, ours.values),
-            "predicted_scale_ratio": _norm(theirs.values) / _norm(ours.values),
+            "random_spectrum_deviation": deviation(self.random, ours.values),
+            "predicted_scale_ratio": predicted_norm / norm,
             "predicted_shape_deviation": deviation(theirs.directions, ours.directions),
             "predicted_energy_of_10_directions": lowrank.energy(theirs.values, 10),
         }
-        laws = {"spectrum_exponent": ours.law, "predicted_spectrum_exponent": theirs.law}
-        return found | {name: law.exponent for name, law in laws.items() if law is not None}
+        for prefix, spectrum in (("", ours), ("predicted_", theirs)):
+            for kind, law in spectrum.laws.items():
+                name = f"{prefix}spectrum_{_NAMES[kind]}"
+                found |= {name: law.rate, f"{name}_error": law.error}
+        return found
+
+    @property
+    def compared(self) -> int:
+        """How many singular values are: those that hold 99% of the measured sum of squares."""
+        return holding(self.measured.values, ENERGY)
+
+    @property
+    def better(self) -> tuple[Law, Law] | None:
+        """The law that fits the measured values better, and the same one of the predicted ones."""
+        both = [
+            (law, self.predicted.laws[kind])
+            for kind, law in self.measured.laws.items()
+            if kind in self.predicted.laws
+        ]
+        return min(both, key=lambda pair: pair[0].error) if both else None
 
 
 def predicted(
     model: keras.Model,
     rows: np.ndarray,
     images: np.ndarray,
+    random: np.ndarray,
     *,
     batch_size: int,
     progress: Advance = quiet,
 ) -> Prediction:
     """The spectrum of smallest perturbations beside what the network predicts without solving.
 
+    Laws are fitted from the C-th singular value of C classes on, to the last one of those that hold
+    99% of the measured sum of squares.
+
     Args:
         model: from images to logits.
         rows: float32 (N, D), the smallest perturbation of each image, in l2 and unclipped.
         images: float32 (N, H, W, C) in [0, 1].
+        random: singular values of noise whose rows have the same norms.
         batch_size: images per pass.
         progress: is told how many more images are done.
     """
     steps = linearised(model, images, batch_size=batch_size, progress=progress)
-    values = lowrank.singular_values(rows)
-    first, last = model.output_shape[-1], holding(values, ENERGY)
-    spectra = []
-    for matrix, own in ((rows, values), (steps, lowrank.singular_values(steps))):
-        directions = lowrank.singular_values(lowrank.UnitRows(matrix))
-        spectra.append(Spectrum(own, directions, power_law(own, first, last)))
-    return Prediction(*spectra)
+    where = model.output_shape[-1], holding(lowrank.singular_values(rows), ENERGY)
+    return Prediction(Spectrum.of(rows, *where), Spectrum.of(steps, *where), random)
 
 
 def linearised(
@@ -173,8 +212,8 @@ def deviation(predicted: np.ndarray, measured: np.ndarray) -> float:
     return float(np.abs(predicted[:count] / measured[:count] - 1).mean())
 
 
-def power_law(values: np.ndarray, first: int, last: int) -> PowerLaw | None:
-    """A power law through singular values: a line through their logarithms, by least squares.
+def laws(values: np.ndarray, first: int, last: int) -> dict[Kind, Law]:
+    """A law of each kind through singular values: lines through their logarithms by least squares.
 
     Args:
         values: largest first.
@@ -182,17 +221,16 @@ def power_law(values: np.ndarray, first: int, last: int) -> PowerLaw | None:
         last: number of the last.
 
     Returns:
-        None if these are fewer than five, or some of them nothing but rounding.
+        None of them if these are fewer than five, or some of them nothing but rounding.
     """
     numbers = np.arange(first, last + 1)
     if len(numbers) < _FEWEST or values[last - 1] <= _LOST * values[0]:
-        return None
-    along, heights = np.log10(numbers), np.log10(values[first - 1 : last])
-    slope, height = np.polyfit(along, heights, 1)
-    error = float(np.sqrt(np.mean((slope * along + height - heights) ** 2)))
-    return PowerLaw(float(-slope), float(10**height), first, last, error)
-
-
-def _norm(values: np.ndarray) -> float:
-    """The root of a matrix's sum of squares, by its singular values."""
-    return float(np.linalg.norm(values))
+        return {}
+    found: dict[Kind, Law] = {}
+    heights = np.log(values[first - 1 : last])
+    for kind, along in _ALONG.items():
+        slope, height = np.polyfit(along(numbers), heights, 1)
+        off = (height + slope * along(numbers) - heights) / np.log(10)
+        error = float(np.sqrt(np.square(off).mean()))
+        found[kind] = Law(kind, float(-slope), float(np.exp(height)), first, last, error)
+    return found

@@ -23,7 +23,7 @@ from resfool.values import show
 if TYPE_CHECKING:
     from resfool.attacks.minimal import Minimal
     from resfool.universal.experiment import Fooling
-    from resfool.universal.prediction import Prediction
+    from resfool.universal.prediction import Law, Prediction
     from resfool.universal.screening import Pattern
     from resfool.universal.transfer import Transfer
 
@@ -40,9 +40,8 @@ def leaves(result: "Fooling") -> Leaves:
     if result.ranked is not None:
         found["fooling_rate_over_rank.png"] = _over_rank(result)
         found["ranks"] = pd.DataFrame(result.ranked.rows)
-    if result.prediction is not None and result.singular_values is not None:
-        random = result.singular_values[1]
-        found["spectrum.png"] = draw_spectrum(result.prediction, random, _title(result))
+    if result.prediction is not None:
+        found["spectrum.png"] = draw_spectrum(result.prediction, _title(result))
     if result.tried:
         found["patterns"] = pd.DataFrame(result.tried)
     found["beside_noise"] = _beside_table(result)
@@ -144,17 +143,20 @@ def transfer_summary(result: "Transfer") -> str:
 
 def _predicted_line(prediction: "Prediction") -> str:
     """How the spectrum of smallest perturbations was predicted, for the terminal."""
-    of, law = prediction.figures, prediction.measured.law
+    of = prediction.figures
     text = (
         f"predicted {of['predicted_spectrum_deviation']:.1%} off: scale "
         f"{of['predicted_scale_ratio']:.3f} times, shape {of['predicted_shape_deviation']:.1%} off"
     )
-    if law is not None and "predicted_spectrum_exponent" in of:
-        text += (
-            f"; values {law.first} to {law.last} fall as i^-{law.exponent:.2f}, predicted "
-            f"{of['predicted_spectrum_exponent']:.2f}"
-        )
+    if prediction.better is not None:
+        ours, theirs = prediction.better
+        text += f"; falls as {_formula(ours)}, predicted {theirs.rate:.3g}, from {ours.first} on"
     return text
+
+
+def _formula(law: "Law") -> str:
+    rate = f"{law.rate:.3g}"
+    return f"i^-{rate}" if law.kind == "power" else f"exp(-{rate} i)"
 
 
 def _patterns_of(result: "Fooling") -> list[tuple[str, str, "Pattern"]]:
@@ -291,30 +293,41 @@ def draw_over_rank(
     return figure
 
 
-def draw_spectrum(prediction: "Prediction", random: np.ndarray, title: str) -> Figure:
-    """The spectrum of smallest perturbations beside what the network predicts: all, and its shape.
+def draw_spectrum(prediction: "Prediction", title: str) -> Figure:
+    """The spectrum of smallest perturbations, what the network predicts, and how far off that is.
 
     Args:
         prediction: of the matrix of smallest perturbations.
-        random: singular values of a matrix of noise whose rows have the same norms, largest first.
         title: says which model and algorithm.
     """
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     figure.suptitle(title)
-    ours, theirs = prediction.measured, prediction.predicted
-    whole, shape = figure.subplots(1, 2)
-    _draw_spectra(whole, (ours.values, random, theirs.values))
-    for law, colour in ((ours.law, "tab:blue"), (theirs.law, "tab:red")):
-        if law is not None:
-            numbers = np.array([law.first, law.last])
-            label = f"{law.first} to {law.last}: $i^{{-{law.exponent:.2f}}}$"
-            whole.plot(numbers, 1.25 * law.at(numbers), color=colour, lw=1, label=label)
-    _draw_spectra(shape, (ours.directions, [], theirs.directions))
-    whole.set_title("perturbations as they are: scale and shape", fontsize="medium")
-    shape.set_title("all at norm 1: the shape alone", fontsize="medium")
-    for axes, values in ((whole, ours.values), (shape, ours.directions)):
-        axes.set(yscale="log", ylim=(values[0] / 1000, 2 * values[0]))
-        axes.grid(alpha=0.3, which="both")
+    spectrum, ratios = figure.subplots(1, 2)
+    ours, theirs, random = prediction.measured, prediction.predicted, prediction.random
+    count = prediction.compared
+    _draw_spectra(spectrum, (ours.values, random, theirs.values))
+    if prediction.better is not None:
+        law, other = prediction.better
+        numbers = np.arange(law.first, law.last + 1)
+        label = f"{_formula(law)}, predicted {other.rate:.3g} ({law.first} to {law.last})"
+        spectrum.plot(numbers, law.at(numbers), color="black", lw=1, ls="-.", label=label)
+    least = ours.values[count - 1]
+    spectrum.set(yscale="log", ylim=(least / 5, 2 * max(ours.values[0], theirs.values[0])))
+    for values, of, label, style, colour in (
+        (theirs.values, ours.values, "predicted: scale and shape", "--", "tab:red"),
+        (theirs.directions, ours.directions, "predicted, all at norm 1: shape", "-", "tab:red"),
+        (random, ours.values, "random matrix", ":", "tab:blue"),
+    ):
+        ratio = values[:count] / of[:count]
+        ratios.plot(range(1, count + 1), ratio, ls=style, color=colour, label=label)
+    scale = prediction.figures["predicted_scale_ratio"]
+    ratios.axhline(scale, color="grey", lw=1, ls="--", label=f"predicted scale, {scale:.3f}")
+    ratios.axhline(1, color="black", lw=1)
+    highest = float((theirs.values[:count] / ours.values[:count]).max())
+    ratios.set(xlabel="index", xscale="log", ylim=(0, max(2.0, 1.2 * highest)))
+    ratios.set_ylabel(f"divided by the measured values\n({count} hold 99% of the energy)")
+    for axes in (spectrum, ratios):
+        axes.grid(alpha=0.3)
         axes.legend()
     return figure
 

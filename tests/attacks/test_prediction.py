@@ -7,7 +7,7 @@ import pytest
 from resfool.attacks import lowrank
 from resfool.universal import prediction
 from resfool.universal.matrices import minimal_matrix
-from resfool.universal.prediction import deviation, holding, linearised, power_law, predicted
+from resfool.universal.prediction import Kind, deviation, holding, laws, linearised, predicted
 
 SHAPE = (4, 5, 1)
 PIXELS = 20
@@ -65,7 +65,8 @@ def test_of_a_linear_classifier_it_is_the_matrix_that_is_solved_for(
     steps = linearised(model, images, batch_size=30)
     np.testing.assert_allclose(steps, exact(kernel, images), rtol=1e-4, atol=1e-6)
     solved = minimal_matrix(model, images)
-    found = predicted(model, solved.rows, images, batch_size=30)
+    noise = lowrank.singular_values(lowrank.GaussianRows(solved.rows, 0))
+    found = predicted(model, solved.rows, images, noise, batch_size=30)
     # So many directions do the differences of the gradients have.
     assert len(solved.rows) == len(images)
     assert (found.predicted.values > 1e-6 * found.predicted.values[0]).sum() == classes - 1
@@ -74,7 +75,8 @@ def test_of_a_linear_classifier_it_is_the_matrix_that_is_solved_for(
     assert figures["predicted_shape_deviation"] < 1e-3
     assert figures["predicted_scale_ratio"] == pytest.approx(1, abs=1e-3)
     assert figures["predicted_energy_of_10_directions"] == pytest.approx(1)
-    assert "spectrum_exponent" not in figures, "nothing is left beyond those"
+    assert figures["random_spectrum_deviation"] > 0.1
+    assert found.better is None and "spectrum_exponent" not in figures, "nothing is left beyond"
 
 
 def test_the_scale_of_the_logits_says_nothing(images: np.ndarray) -> None:
@@ -112,35 +114,49 @@ def test_lengths_are_the_scale_and_directions_the_shape(images: np.ndarray) -> N
     """Perturbations twice as long as predicted have the shape, and twice the singular values."""
     model = network(of_pixels(30), normal(30, 4, seed=2))
     steps = linearised(model, images, batch_size=80)
-    figures = predicted(model, 2 * steps, images, batch_size=80).figures
+    found = predicted(model, 2 * steps, images, np.ones(PIXELS), batch_size=80)
+    figures = found.figures
     assert figures["predicted_scale_ratio"] == pytest.approx(0.5)
     assert figures["predicted_spectrum_deviation"] == pytest.approx(0.5)
     assert figures["predicted_shape_deviation"] < 1e-5
-    assert figures["predicted_spectrum_exponent"] == pytest.approx(figures["spectrum_exponent"])
+    for name in ("exponent", "decay"):
+        rates = [figures[f"{of}spectrum_{name}"] for of in ("", "predicted_")]
+        assert rates[0] == pytest.approx(rates[1])
+    assert found.better is not None
+    ours, theirs = found.better
+    errors = [law.error for law in found.measured.laws.values()]
+    assert ours.error == min(errors) and theirs.kind == ours.kind and ours.first == 4
 
 
-def test_a_planted_exponent_is_recovered() -> None:
+def planted(kind: Kind, numbers: np.ndarray) -> np.ndarray:
+    return 4 * (numbers**-0.7 if kind == "power" else np.exp(-0.03 * numbers))
+
+
+@pytest.mark.parametrize(("kind", "rate"), [("power", 0.7), ("exponential", 0.03)])
+def test_a_planted_law_is_recovered(kind: Kind, rate: float) -> None:
     numbers = np.arange(1, 101)
-    values = 4 * numbers**-0.7
+    values = planted(kind, numbers)
     values[:9] *= 2  # which it isn't fitted to
-    law = power_law(values, 10, 60)
-    assert law is not None and (law.first, law.last) == (10, 60)
-    assert law.exponent == pytest.approx(0.7) and law.scale == pytest.approx(4)
-    assert law.error < 1e-12
+    found = laws(values, 10, 60)
+    law = found[kind]
+    assert (law.kind, law.first, law.last) == (kind, 10, 60)
+    assert law.rate == pytest.approx(rate) and law.height == pytest.approx(4)
+    assert law.error < 1e-12 < 0.02 < max(one.error for one in found.values())
     np.testing.assert_allclose(law.at(numbers[9:]), values[9:])
+    # Of noise in log10 its deviation is left.
     noise = 10 ** (0.1 * np.random.default_rng(0).standard_normal(100))
-    noisy = power_law(values * noise, 10, 100)
-    assert noisy is not None and noisy.error == pytest.approx(0.1, rel=0.2)
-    assert noisy.exponent == pytest.approx(0.7, abs=0.1)
+    noisy = laws(planted(kind, numbers) * noise, 1, 100)[kind]
+    assert noisy.error == pytest.approx(0.1, rel=0.2)
+    assert noisy.rate == pytest.approx(rate, rel=0.1)
 
 
-def test_there_is_no_power_law_of_a_few_values_or_of_none() -> None:
+def test_there_is_no_law_of_a_few_values_or_of_none() -> None:
     values = np.array([8.0, 4, 2, 1, 0.5, 0.25, 0, 0])
-    assert power_law(values, 2, 6) is not None
-    assert power_law(values, 3, 6) is None, "four"
-    assert power_law(values, 2, 7) is None, "one is zero"
-    assert power_law(values, 9, 8) is None
-    assert power_law(np.zeros(8), 1, 8) is None
+    assert laws(values, 2, 6).keys() == {"power", "exponential"}
+    assert not laws(values, 3, 6), "four"
+    assert not laws(values, 2, 7), "one is zero"
+    assert not laws(values, 9, 8)
+    assert not laws(np.zeros(8), 1, 8)
 
 
 def test_deviations_count_up_and_down_where_the_energy_is() -> None:
