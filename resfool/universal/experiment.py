@@ -246,6 +246,7 @@ def _approximated(work: "Work", matrix: "Matrix") -> tuple["Ranked", tuple[np.nd
 
 def _predicted(work: "Work", matrix: "Matrix", noise: np.ndarray) -> "Prediction | None":
     """What the network predicts of the spectrum of Algorithm 2's matrix, if it is of our images."""
+    from resfool.classifiers import inference
     from resfool.universal import prediction
     from resfool.universal.solving import digest
 
@@ -256,5 +257,5 @@ def _predicted(work: "Work", matrix: "Matrix", noise: np.ndarray) -> "Prediction
         return None
     advance = work.monitor.counter(len(matrix.rows), "images linearised")
     options: Any = {"batch_size": work.batch_size, "progress": advance}
-    images = images[matrix.images]
-    return prediction.predicted(work.model, matrix.rows, images, noise, **options)
+    picked = inference.picked(images, matrix.images)
+    return prediction.predicted(work.model, matrix.rows, picked, noise, **options)

@@ -25,6 +25,7 @@ import tensorflow as tf
 from resfool.attacks import balls, lowrank
 from resfool.attacks.solvers.batches import gaps_and_slopes, nearest_boundary, top_gradients
 from resfool.classifiers import inference
+from resfool.classifiers.inference import Rows
 from resfool.monitor import Advance, quiet
 from resfool.values import Row
 
@@ -139,7 +140,7 @@ class Prediction:
 def predicted(
     model: keras.Model,
     rows: np.ndarray,
-    images: np.ndarray,
+    images: Rows,
     random: np.ndarray,
     *,
     batch_size: int,
@@ -164,7 +165,7 @@ def predicted(
 
 
 def linearised(
-    model: keras.Model, images: np.ndarray, *, batch_size: int, progress: Advance = quiet
+    model: keras.Model, images: Rows, *, batch_size: int, progress: Advance = quiet
 ) -> np.ndarray:
     """The step of each image to the nearest boundary of its logits, linearised there, in l2.
 
@@ -190,7 +191,8 @@ def _step(model: keras.Model, images: Any, candidates: int) -> tuple[Any]:
     _, logits, gradients = top_gradients(model, images, candidates)
     gap, slope = nearest_boundary(*gaps_and_slopes(logits, gradients), "l2")
     step = balls.shortest(slope, gap, "l2")
-    return (tf.where(tf.math.is_finite(step), step, 0.0),)
+    usable = tf.reduce_all(tf.math.is_finite(step), axis=1, keepdims=True)
+    return (tf.where(usable, step, 0.0),)
 
 
 def holding(values: np.ndarray, share: float) -> int:
