@@ -150,12 +150,12 @@ def _keep_trial(run: "Run", trained: Trained, curve: Sequence[Row], data: Datase
 def attack(asked: AttackParameters, applied: TransferParameters) -> None:
     """Fool one or several classifiers, or apply perturbations of earlier runs to them."""
     if applied.perturbation is not None:
-        from resfool.universal import presentation as of_transfer
+        from resfool.universal import transfer_presentation as of_transfer
 
         with _recording("transfer, image passes") as (run, archive, _):
             moved = transfers.transfer(applied, run, archive)
-            run.log(of_transfer.transfer_leaves(moved))
-        say(of_transfer.transfer_summary(moved))
+            run.log(of_transfer.leaves(moved))
+        say(of_transfer.summary(moved))
     else:
         from resfool.attacks import presentation
 

@@ -3,6 +3,7 @@
 import io
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 import matplotlib
 import numpy as np
@@ -14,7 +15,13 @@ from resfool.attacks.presentation import ExampleRow, FoolingCurve, draw_examples
 from resfool.report.drawing import ExampleView, legible
 from resfool.training.presentation import accuracy_curves, trainings
 from resfool.trials.presentation import draw_tuning
-from resfool.universal.presentation import draw_confusion, draw_over_rank, draw_transfer
+from resfool.universal.prediction import Kind, Law, Prediction, Spectrum
+from resfool.universal.presentation import (
+    draw_confusion,
+    draw_over_rank,
+    draw_spectrum,
+)
+from resfool.universal.transfer_presentation import draw_transfer
 from tests.conftest import ROOT
 
 HISTORY: list[dict[str, float]] = [
@@ -151,9 +158,12 @@ def test_ranks_are_titled_by_the_norm_that_they_are_drawn_at() -> None:
         figure = draw_over_rank([row], norm, "l2:3", ([2.0], [1.0]), "title")
         assert figure.axes[0].get_title().startswith(title)
         assert figure.axes[1].get_title() == "all scaled to the norm l2:3"
+        assert len(figure.axes[2].lines) == 2
         # The best patterns stand in the legend by their names, if there are any.
         more = {f"{prefix}pattern_fooling_rate": 0.3 for prefix in ("", "equal_")}
-        beside = draw_over_rank([row | more], norm, "l2:3", ([2.0], [1.0]), "title", ("a", "b"))
+        spectra = [2.0], [1.0], [2.1]  # and a predicted one
+        beside = draw_over_rank([row | more], norm, "l2:3", spectra, "title", ("a", "b"))
+        assert len(beside.axes[2].lines) == 3
         texts = [text.get_text() for text in beside.legends[0].get_texts()]
         assert texts[-1] == "best pattern: a (left), b (middle)"
         assert len(texts) == len(figure.legends[0].get_texts()) + 1
@@ -161,6 +171,27 @@ def test_ranks_are_titled_by_the_norm_that_they_are_drawn_at() -> None:
         assert [axes.get_ylabel() for axes in figure.axes].count("l2 norm (dashed)") == (
             norm == "none"
         )
+
+
+ERRORS: dict[Kind, float] = {"exponential": 0.02, "power": 0.01}
+
+
+def test_a_predicted_spectrum_is_drawn_beside_the_measured_one() -> None:
+    numbers = np.arange(1.0, 9)
+    found = {kind: Law(kind, 0.75, 2.0, 2, 6, error) for kind, error in ERRORS.items()}
+    measured, predicted = (Spectrum(s / numbers, 1 / numbers, found) for s in (2, 3))
+    figure = draw_spectrum(Prediction(measured, predicted, np.ones(8)), "title")
+    spectrum, ratios = figure.axes
+    labels = [str(line.get_label()) for line in spectrum.lines]
+    assert labels[2:] == ["predicted, without solving", "i^-0.75, predicted 0.75 (2 to 6)"]
+    np.testing.assert_allclose(np.asarray(spectrum.lines[2].get_ydata()), 3 / numbers)
+    whole, shape, random = (np.asarray(line.get_ydata()) for line in ratios.lines[:3])
+    np.testing.assert_allclose(whole, 1.5)
+    np.testing.assert_allclose(shape, 1)
+    np.testing.assert_allclose(random, numbers[: len(random)] / 2)
+    none = replace(measured, laws={})
+    plain = draw_spectrum(Prediction(none, predicted, np.ones(8)), "title")
+    assert len(plain.axes[0].lines) == 3
 
 
 def test_a_searchs_best_is_that_of_the_finished_trials() -> None:

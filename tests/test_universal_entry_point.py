@@ -2,6 +2,7 @@
 
 import functools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -16,10 +17,12 @@ from mlflow.entities import Run
 from entry_points import mnist, universal
 from resfool import checkpoints, experiments
 from resfool.attacks.solvers import problem
+from resfool.datasets.sets import Split
 from resfool.errors import InputError
 from resfool.monitor import Monitor
-from resfool.universal import solving
+from resfool.universal import experiment, solving
 from resfool.universal.matrices import Matrix, matrix_in
+from resfool.universal.options import UniversalParameters
 from resfool.universal.solving import digest
 from resfool.values import show
 from tests import conftest
@@ -57,7 +60,7 @@ def test_algorithm_2_leaves_rates_figures_matrix_and_perturbation(
     (run,) = runs_but(store, trained)
     assert run.info.status == "FINISHED"
     found = artifacts(run)
-    for name in ("fooling_rate_over_rank", "perturbation", "confusion"):
+    for name in ("fooling_rate_over_rank", "spectrum", "perturbation", "confusion"):
         assert (found / f"{name}.png").exists()
     assert len(pd.read_csv(found / "beside_noise.csv")) == 10
     vector = np.load(found / "perturbation.npy")
@@ -73,7 +76,11 @@ def test_algorithm_2_leaves_rates_figures_matrix_and_perturbation(
     np.testing.assert_allclose([m.value for m in history], table["fooling_rate"])
     np.testing.assert_allclose(table["equal_l2_norm"], 3.0, rtol=1e-5)
     assert not list(Path("checkpoints").glob("solve-*")), "a finished solve needs no file"
-    assert "fooling rate" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "fooling rate" in said and "spectrum        predicted " in said
+    # A network of ReLUs is nearly linear between an image and its boundary.
+    assert metrics["predicted_scale_ratio"] == pytest.approx(1, abs=0.5)
+    assert metrics["predicted_shape_deviation"] < 0.5
 
     # The same matrix again, without solving: the same perturbation at another norm.
     universal.main(
@@ -85,6 +92,8 @@ def test_algorithm_2_leaves_rates_figures_matrix_and_perturbation(
     second = store.get_metric_history(again.info.run_id, "equal_fooling_rate")
     first = store.get_metric_history(run.info.run_id, "equal_fooling_rate")
     assert [m.value for m in second] == pytest.approx([m.value for m in first])
+    predicted = [r.data.metrics["predicted_spectrum_deviation"] for r in (run, again)]
+    assert predicted[0] == pytest.approx(predicted[1]), "it is of the same images"
 
 
 @pytest.mark.usefixtures("unpainted")
@@ -222,7 +231,7 @@ def test_each_image_that_cobyla_has_solved_is_kept(
 def test_a_rank_that_the_matrix_has_not_is_clamped_with_a_sentence(
     store: MlflowClient, trained: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    universal.main(words(model=f"runs:/{trained}/model", rank=60, draws=1))
+    universal.main(words(model=f"runs:/{trained}/model", rank=60, draws=1, clip=False))
     (run,) = runs_but(store, trained)
     rank = int(run.data.params["numerical_rank"])
     assert rank <= 32  # the first layer's width
@@ -294,6 +303,21 @@ def test_bad_input_is_refused_in_one_sentence_and_leaves_no_run(
     line = refused(capsys, **({"model": "theirs.keras", "dataset": "digits"} | options))
     assert sentence in line
     assert not store.search_runs(["0"])
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "fitted_on", "last"),
+    [("3", "ours", 2), ("2", "theirs", 2), ("2", None, 2), ("2", "ours", 4)],
+)
+def test_a_spectrum_is_predicted_of_smallest_perturbations_of_our_images_alone(
+    algorithm: str, fitted_on: str | None, last: int
+) -> None:
+    images = np.zeros((3, 2, 2, 1), np.float32)
+    asked = UniversalParameters(model="m", algorithm=algorithm)
+    work: Any = SimpleNamespace(asked=asked, fitting=Split(images, np.zeros(3, np.int64)))
+    named = digest(images) if fitted_on == "ours" else fitted_on
+    matrix = Matrix(np.ones((2, 4), np.float32), np.array([0, last]), 1, fitted_on=named)
+    assert experiment._predicted(work, matrix, np.ones(2)) is None
 
 
 @pytest.mark.slow
@@ -407,6 +431,7 @@ def test_a_matrix_that_no_run_can_have_left_is_refused(
         return matrix_in(stored, "matrix=runs:/a", IDENTITY, {"algorithm": "2"})
 
     assert taken(ROWS, {"dropped": 3}).dropped == 3
+    assert taken(ROWS, {}).fitted_on is None and taken(ROWS, {"fitted_on": "a"}).fitted_on == "a"
     with pytest.raises(InputError, match=f"^matrix=runs:/a .*{sentence}") as caught:
         taken(ROWS | arrays, facts)
     assert len(str(caught.value)) < 300

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from resfool.attacks.minimal import Minimal
     from resfool.universal.judging import Judged, Ranked, Verdict
     from resfool.universal.matrices import Matrix
+    from resfool.universal.prediction import Prediction
     from resfool.universal.screening import Patterns
     from resfool.universal.work import Work
 
@@ -45,6 +46,8 @@ class Fooling:
         identity: what a matrix must have in common with a run that uses it again.
         target: class that images of others should become; None if there was none.
         pictures: a few of the images worth a look, float32 (H, W, C), by their numbers.
+        prediction: of Algorithm 2's singular values; None of others', or if the matrix isn't known
+            to be of the fitting images.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Fooling:
     identity: dict[str, Any]
     target: int | None
     pictures: Mapping[int, np.ndarray]
+    prediction: "Prediction | None" = None
 
     @property
     def rates(self) -> Row:
@@ -158,11 +162,12 @@ def universal(
     solving = "solver" in asked.procedure.takes
     size = images_per_pass(asked.batch_size, model, most, monitor, solving=solving)
     work = Work(model, judge, fitting, moved.images, asked, same, monitor, map, size, target)
-    ranked, spectra, rates, tried = None, None, [], ()
+    ranked, spectra, prediction, rates, tried = None, None, None, [], ()
     with enough_for(inference.even(most, size)):
         if asked.procedure.makes_matrix:
             matrix = matrix or _fitted_matrix(work)
             ranked, spectra = _approximated(work, matrix)
+            prediction = _predicted(work, matrix, spectra[1])
             vector = ranked.vector
         else:
             fit = asked.procedure.fit(work)
@@ -186,6 +191,7 @@ def universal(
         identity=same | asked.made_by,
         target=target,
         pictures=_worth_a_look(verdict.universal, held_out.images, target),
+        prediction=prediction,
     )
 
 
@@ -204,12 +210,14 @@ def _chosen(
 
 
 def _fitted_matrix(work: "Work") -> "Matrix":
+    from resfool.universal.solving import digest
+
     matrix: Matrix = work.asked.procedure.fit(work)
     if lost := matrix.dropped:
         work.monitor.say(f"no perturbation was found for {lost} of {len(work.fitting)} images")
     if not len(matrix.rows):
         raise InputError("no perturbation was found for any image, so there is no matrix")
-    return matrix
+    return replace(matrix, fitted_on=digest(work.fitting.images))
 
 
 def _approximated(work: "Work", matrix: "Matrix") -> tuple["Ranked", tuple[np.ndarray, np.ndarray]]:
@@ -257,3 +265,20 @@ def _approximated(work: "Work", matrix: "Matrix") -> tuple["Ranked", tuple[np.nd
     share = lowrank.energy(noise, 10)
     monitor.point({"step": 0, "random_energy_of_10_directions": share})
     return ranked, (decomposition.singular_values, noise)
+
+
+def _predicted(work: "Work", matrix: "Matrix", noise: np.ndarray) -> "Prediction | None":
+    """What the network predicts of the spectrum of Algorithm 2's matrix, if it is of our images."""
+    from resfool.classifiers import inference
+    from resfool.universal import prediction
+    from resfool.universal.solving import digest
+
+    if "solver" not in work.asked.procedure.takes:
+        return None
+    images = work.fitting.images
+    if matrix.fitted_on != digest(images) or matrix.images[-1] >= len(images):
+        return None
+    advance = work.monitor.counter(len(matrix.rows), "images linearised")
+    options: Any = {"batch_size": work.batch_size, "progress": advance, "clip": work.asked.clip}
+    picked = inference.picked(images, matrix.images)
+    return prediction.predicted(work.judge, matrix.rows, picked, noise, **options)

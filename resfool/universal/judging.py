@@ -142,9 +142,9 @@ def over_ranks(
 ) -> Ranked:
     """Judge low-rank perturbations (equation 8) of several ranks, as drawn and at equal norm.
 
-    The search for the best coefficients goes on from rank to rank. For a rate over several draws not every draw is tried on
-    every image, but on its share of them, all images about equally often: 2,000 passes or more
-    for a rate, and 1,000 for one of noise.
+    The search for the best coefficients goes on from rank to rank. For a rate over several draws
+    not every draw is tried on every image, but on its share of them, all images about equally
+    often: 2,000 passes or more for a rate, and 1,000 for one of noise.
 
     Args:
         model: from images to logits, whose predictions shall change.

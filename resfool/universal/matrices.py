@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -30,17 +30,20 @@ class Matrix:
         images: int64 (M,), which of the N images each row is of.
         dropped: N - M, the images that nothing was found for.
         solved: what Algorithm 2 made it of, unless an earlier run did.
+        fitted_on: digest of the N images; None if an earlier run made it that didn't say.
     """
 
     rows: np.ndarray
     images: np.ndarray
     dropped: int
     solved: Minimal | None = None
+    fitted_on: str | None = None
 
     def stored(self, identity: Mapping[str, Any]) -> Arrays:
         """What is kept of it, with the identity of its model and what it was made by."""
         arrays = {"rows": self.rows, "images": self.images}
-        return Arrays(arrays, {**identity, "dropped": self.dropped})
+        own = {"dropped": self.dropped, "fitted_on": self.fitted_on}
+        return Arrays(arrays, {**identity, **own})
 
 
 def matrix_in(
@@ -75,9 +78,10 @@ def matrix_in(
         if facts[name] != ours:
             raise InputError(f"{what} was made with {name}={told(facts[name])}; say so")
     with using(what):
-        return _matrix_of(
+        found = _matrix_of(
             stored.arrays, facts.get("dropped", 0), math.prod(identity["image_shape"])
         )
+    return replace(found, fitted_on=facts.get("fitted_on"))
 
 
 def _matrix_of(arrays: Mapping[str, np.ndarray], dropped: Any, pixels: int) -> Matrix:

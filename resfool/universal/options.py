@@ -147,7 +147,7 @@ class UniversalParameters(
     ] = None
     clip: Annotated[
         bool, "fit on images that are clipped to the range of pixels, as they are in use."
-    ] = False
+    ] = True
     matrix: Annotated[
         str | None,
         "runs:/RUN_ID of an earlier run, whose matrix of perturbations is used again, or its .npz "
@@ -305,7 +305,7 @@ class MnistParameters(Solving, Approximation, Patterned, Seeded, Workers, Checkp
 
     def universal(self, model: str) -> UniversalParameters:
         """The perturbation of a model, which is the trained network."""
-        own = {"model": model, "solve_dir": self.checkpoint_dir}
+        own = {"model": model, "solve_dir": self.checkpoint_dir, "clip": False}
         return UniversalParameters(**self.shared(UniversalParameters) | own)
 
     def cost(self, data: Data) -> Cost:

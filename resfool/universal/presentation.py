@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from resfool.attacks.minimal import Minimal
     from resfool.universal.experiment import Fooling
     from resfool.universal.judging import Judged
-    from resfool.universal.transfer import Transfer
+    from resfool.universal.prediction import Law, Prediction
 
 _MOST_CLASSES = 40  # that a confusion matrix can show
 
@@ -40,6 +40,8 @@ def leaves(result: "Fooling") -> Leaves:
     if result.ranked is not None:
         found["fooling_rate_over_rank.png"] = _over_rank(result)
         found["ranks"] = pd.DataFrame(result.ranked.rows)
+    if result.prediction is not None:
+        found["spectrum.png"] = draw_spectrum(result.prediction, _title(result))
     if result.tried:
         found["patterns"] = pd.DataFrame(result.tried)
     found["beside_noise"] = _beside_table(result)
@@ -55,20 +57,11 @@ def mnist_leaves(result: "Fooling") -> Leaves:
     return figures | {"beside_noise": _beside_table(result)}
 
 
-def transfer_leaves(result: "Transfer") -> Leaves:
-    """All rates of perturbations on models, as a figure and as a table."""
-    norms = zip(result.perturbations, result.l2_norms, strict=True)
-    rows = [f"{legible(name)}\nl2 norm {l2:.3g}" for name, l2 in norms]
-    fooling, noise = (result.rates[f"{kind}fooling_rate"] for kind in ("", "random_"))
-    title = f"fooling rates of universal perturbations\n{result.images} images, {result.where}"
-    figure = draw_transfer(fooling, noise, rows, list(map(legible, result.models)), title)
-    return {"transfer.png": figure, "transfer": _transfer_table(result)}
-
-
 def scalars(result: "Fooling") -> dict[str, float]:
     """The final figures by their names in MLflow."""
     solved = {} if result.solved is None else _solved_scalars(result.solved)
-    return result.rates | solved
+    predicted = {} if result.prediction is None else result.prediction.figures
+    return result.rates | solved | predicted
 
 
 def summary(result: "Fooling") -> str:
@@ -81,6 +74,8 @@ def summary(result: "Fooling") -> str:
             f"{of.get('mean_l2_norm', np.nan):.3f}, {of['seconds_per_image']:.4f} s and "
             f"{of['evaluations_per_image']:.0f} passes each"
         )
+    if result.prediction is not None:
+        lines.append(f"spectrum        {_predicted_line(result.prediction)}")
     if result.ranked is not None:
         word, kind = ("fooled", "fooling") if result.target is None else ("moved", "success")
         columns = ("rank", 6), ("l2 norm", 9), (word, 8), ("random", 8), ("pattern", 9)
@@ -99,22 +94,6 @@ def summary(result: "Fooling") -> str:
     lines += _rate_lines(result, "fooling")
     l2, linf = rates["final_l2_norm"], rates["final_linf_norm"]
     lines.append(f"norm            l2 {l2:.3f}, l-infinity {linf:.4f}")
-    return "\n".join(lines)
-
-
-def transfer_summary(result: "Transfer") -> str:
-    """The fooling rates of perturbations on models, for the terminal."""
-    kinds = ("", ""), ("clipped_", "  clipped"), ("random_", "  Gaussian of the same l2 norm")
-    width = max(len(text) for text in (*result.perturbations, kinds[-1][1]))
-    columns = [max(len(name), 6) + 2 for name in result.models]
-    names = "".join(f"{n:>{w}}" for n, w in zip(result.models, columns, strict=True))
-    lines = [f"{'fooling rate':<{width}}  l2 norm{names}"]
-    for p, perturbation in enumerate(result.perturbations):
-        for kind, text in kinds:
-            rates = result.rates[f"{kind}fooling_rate"][p]
-            cells = "".join(f"{r:>{w}.3f}" for r, w in zip(rates, columns, strict=True))
-            l2 = " " * 9 if kind else f"{result.l2_norms[p]:>9.3f}"
-            lines.append(f"{text or perturbation:<{width}}{l2}{cells}")
     return "\n".join(lines)
 
 
@@ -146,6 +125,24 @@ def _all_judged(result: "Fooling") -> list[tuple[str, "Judged"]]:
         (f"{patterns.l2.name}, same l2 norm", patterns.l2),
         (f"{patterns.linf.name}, same l-infinity norm", patterns.linf),
     ]
+
+
+def _predicted_line(prediction: "Prediction") -> str:
+    """How the spectrum of smallest perturbations was predicted, for the terminal."""
+    of = prediction.figures
+    text = (
+        f"predicted {of['predicted_spectrum_deviation']:.1%} off: scale "
+        f"{of['predicted_scale_ratio']:.3f} times, shape {of['predicted_shape_deviation']:.1%} off"
+    )
+    if prediction.better is not None:
+        ours, theirs = prediction.better
+        text += f"; falls as {_formula(ours)}, predicted {theirs.rate:.3g}, from {ours.first} on"
+    return text
+
+
+def _formula(law: "Law") -> str:
+    rate = f"{law.rate:.3g}"
+    return f"i^-{rate}" if law.kind == "power" else f"exp(-{rate} i)"
 
 
 def _beside_table(result: "Fooling") -> pd.DataFrame:
@@ -189,17 +186,6 @@ def _solved_scalars(solved: "Minimal") -> dict[str, float]:
     return found
 
 
-def _transfer_table(result: "Transfer") -> pd.DataFrame:
-    """All rates of perturbations on models, a row for each pair."""
-    rows = []
-    for p, perturbation in enumerate(result.perturbations):
-        norms = {"l2_norm": result.l2_norms[p], "linf_norm": result.linf_norms[p]}
-        for m, model in enumerate(result.models):
-            rates = {key: values[p, m] for key, values in result.rates.items()}
-            rows.append({"perturbation": perturbation, "model": model} | norms | rates)
-    return pd.DataFrame(rows)
-
-
 def _title(result: "Fooling") -> str:
     """What a universal perturbation's figures are called."""
     asked = result.asked
@@ -213,10 +199,14 @@ def _over_rank(result: "Fooling") -> Figure:
     assert result.ranked is not None and result.singular_values is not None, "there is a matrix"
     values, random = (v.tolist() for v in result.singular_values)
     norm, equal_norm = show(result.asked.norm), show(result.asked.equal_norm)
-    spectra = values, random
-    title = _title(result)
+    predicted = [] if result.prediction is None else result.prediction.predicted.values.tolist()
     return draw_over_rank(
-        result.ranked.rows, norm, equal_norm, spectra, title, result.ranked.patterns
+        result.ranked.rows,
+        norm,
+        equal_norm,
+        (values, random, predicted),
+        _title(result),
+        result.ranked.patterns,
     )
 
 
@@ -224,7 +214,7 @@ def draw_over_rank(
     rows: Sequence[Mapping[str, float]],
     norm: str,
     equal_norm: str,
-    spectra: tuple[Sequence[float], Sequence[float]],
+    spectra: Sequence[Sequence[float]],
     title: str,
     patterns: tuple[str, str] = ("", ""),
 ) -> Figure:
@@ -234,7 +224,8 @@ def draw_over_rank(
         rows: points with "rank" and the rates of `judging.over_ranks`, in order of the rank.
         norm: that the first panel's perturbations are scaled to; none leaves them as they come.
         equal_norm: that the second panel's are scaled to.
-        spectra: singular values of the matrix and of a random one, largest first.
+        spectra: singular values of the matrix and of a random one, largest first; and perhaps those
+            that the network predicts.
         title: says which model and algorithm.
         patterns: names of the best patterns of the two panels, if rows have their rates.
     """
@@ -257,16 +248,65 @@ def draw_over_rank(
         for axes, prefix in ((drawn, ""), (equal, "equal_")):
             _draw_pattern(axes, rows, f"{prefix}pattern_{_kind(rows)}_rate", label)
     equal.set_title(f"all scaled to the norm {equal_norm}", fontsize="medium")
-    shown = ("perturbations", "-"), ("random matrix, same row norms", ":")
-    for values, (label, style) in zip(spectra, shown, strict=True):
-        spectrum.plot(range(1, len(values) + 1), values, ls=style, color="tab:blue", label=label)
-    spectrum.set(xlabel="index", ylabel="singular value", xscale="log")
+    _draw_spectra(spectrum, spectra)
     spectrum.set_ylim(bottom=0)
     for axes in (drawn, equal, spectrum):
         axes.grid(alpha=0.3)
     spectrum.legend()
     figure.legend(*equal.get_legend_handles_labels(), loc="outside lower left", ncols=4)
     return figure
+
+
+def draw_spectrum(prediction: "Prediction", title: str) -> Figure:
+    """The spectrum of smallest perturbations, what the network predicts, and how far off that is.
+
+    Args:
+        prediction: of the matrix of smallest perturbations.
+        title: says which model and algorithm.
+    """
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    figure.suptitle(title)
+    spectrum, ratios = figure.subplots(1, 2)
+    ours, theirs, random = prediction.measured, prediction.predicted, prediction.random
+    count = prediction.compared
+    _draw_spectra(spectrum, (ours.values, random, theirs.values))
+    if prediction.better is not None:
+        law, other = prediction.better
+        numbers = np.arange(law.first, law.last + 1)
+        label = f"{_formula(law)}, predicted {other.rate:.3g} ({law.first} to {law.last})"
+        spectrum.plot(numbers, law.at(numbers), color="black", lw=1, ls="-.", label=label)
+    least = ours.values[count - 1]
+    spectrum.set(yscale="log", ylim=(least / 5, 2 * max(ours.values[0], theirs.values[0])))
+    for values, of, label, style, colour in (
+        (theirs.values, ours.values, "predicted: scale and shape", "--", "tab:red"),
+        (theirs.directions, ours.directions, "predicted, all at norm 1: shape", "-", "tab:red"),
+        (random, ours.values, "random matrix", ":", "tab:blue"),
+    ):
+        ratio = values[:count] / of[:count]
+        ratios.plot(range(1, count + 1), ratio, ls=style, color=colour, label=label)
+    scale = prediction.figures["predicted_scale_ratio"]
+    ratios.axhline(scale, color="grey", lw=1, ls="--", label=f"predicted scale, {scale:.3f}")
+    ratios.axhline(1, color="black", lw=1)
+    highest = float((theirs.values[:count] / ours.values[:count]).max())
+    ratios.set(xlabel="index", xscale="log", ylim=(0, max(2.0, 1.2 * highest)))
+    ratios.set_ylabel(f"divided by the measured values\n({count} hold 99% of the energy)")
+    for axes in (spectrum, ratios):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure
+
+
+def _draw_spectra(axes: Axes, spectra: Sequence[Sequence[float] | np.ndarray]) -> None:
+    """Singular values of a matrix, of a random one and of a predicted one, where there are any."""
+    shown = (
+        ("perturbations", "-", "tab:blue"),
+        ("random matrix, same row norms", ":", "tab:blue"),
+        ("predicted, without solving", "--", "tab:red"),
+    )
+    for values, (label, style, colour) in zip(spectra, shown, strict=False):
+        if len(values):
+            axes.plot(range(1, len(values) + 1), values, ls=style, color=colour, label=label)
+    axes.set(xlabel="index", ylabel="singular value", xscale="log")
 
 
 def _draw_rates(axes: Axes, rows: Sequence[Mapping[str, float]], prefix: str) -> None:
@@ -378,43 +418,4 @@ def draw_confusion(counts: np.ndarray, class_names: Sequence[str], title: str) -
                 ink = "white" if shares[i, j] > 0.6 else "black"
                 axes.text(j, i, str(count), ha="center", va="center", color=ink, fontsize="small")
     figure.colorbar(image, label="share of the row")
-    return figure
-
-
-def draw_transfer(
-    rates: np.ndarray,
-    noise: np.ndarray,
-    perturbations: Sequence[str],
-    models: Sequence[str],
-    title: str,
-) -> Figure:
-    """Fooling rates of universal perturbations on models, and of noise below.
-
-    Args:
-        rates: (P, M), of each perturbation on each model.
-        noise: (P, M), of noise of the same norm; its row shows the range, coloured by the mean.
-        perturbations: what the rows are called.
-        models: what the columns are called.
-        title: says which images.
-    """
-    count, columns = rates.shape
-    figsize = 4.2 + 1.1 * columns + room_for(perturbations), 2.6 + 0.62 * count + room_for(models)
-    figure = Figure(figsize=figsize, layout="constrained")
-    figure.suptitle(title, fontsize="medium")
-    axes = figure.subplots()
-    shown = np.vstack([rates, noise.mean(axis=0)])
-    image = axes.imshow(shown, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    axes.set(xlabel="applied to", ylabel="fitted on")
-    turned: dict[str, Any] = {"rotation": 30, "ha": "right"} if columns > 1 else {}
-    axes.set_xticks(range(columns), labels=models, **turned)
-    names = [*perturbations, "Gaussian noise of\nthe same l2 norm"]
-    axes.set_yticks(range(count + 1), labels=names)
-    axes.axhline(count - 0.5, color="white", lw=4)
-    texts = [[f"{rate:.3f}" for rate in row] for row in rates]
-    ends = zip(noise.min(axis=0), noise.max(axis=0), strict=True)
-    texts.append([f"{a:.3f}" if a == b else f"{a:.3f}-{b:.3f}" for a, b in ends])
-    for (i, j), share in np.ndenumerate(shown):
-        ink = "white" if share > 0.6 else "black"
-        axes.text(j, i, texts[i][j], ha="center", va="center", color=ink)
-    figure.colorbar(image, label="fooling rate")
     return figure
