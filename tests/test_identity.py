@@ -42,8 +42,8 @@ NOT_RESULTS = {
 # The digest of that code, for the version of its results.
 PINNED = {
     "train": ("e62de5f69643a9a5", "1ebaf306bbd996e9"),
-    "attack": ("56aa5d1102c24214", "a3fa0942b65143c5"),
-    "universal": ("971b7dcdea6b4867", "f862e391e80e73af"),
+    "attack": ("56aa5d1102c24214", "08bc1557beec043c"),
+    "universal": ("971b7dcdea6b4867", "680cd8b57cbce949"),
 }
 
 

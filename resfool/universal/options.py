@@ -22,6 +22,7 @@ from resfool.values import (
     Norm,
     NormOrSize,
     PositiveCount,
+    Power,
     Share,
     SizedNorm,
     UpToMillion,
@@ -44,11 +45,13 @@ class Procedure:
         fit: from the experiment's `Work` to a `Matrix`, if it makes one, or else to a `Fit`.
         takes: the parameters that it reads and others don't.
         passes: over the fitting images, where nothing else is asked for.
+        tried: what it chooses from, if it leaves a table of that.
     """
 
     fit: Callable[..., Any]
     takes: tuple[str, ...] = ()
     passes: int = 0
+    tried: str = ""
 
     @property
     def makes_matrix(self) -> bool:
@@ -73,8 +76,11 @@ ALGORITHMS: dict[str, Procedure] = {
     "3": Procedure(_late("fit_algorithm3"), ("epsilon", "label_source", *_OF_MATRIX)),
     "4": Procedure(_late("fit_algorithm4"), ("label_source", *_OF_MATRIX)),
     "random": Procedure(_late("fit_random")),
-    "patterns": Procedure(_late("fit_patterns"), ("equal_norm",)),
+    "patterns": Procedure(_late("fit_patterns"), ("equal_norm",), tried="patterns"),
     "gradient": Procedure(_late("fit_gradient"), ("passes", *_OF_ASCENT), passes=20),
+    "singular": Procedure(
+        _late("fit_singular"), ("passes", "layer", "power", "clip"), passes=30, tried="layers"
+    ),
 }
 
 Algorithm = Annotated[Word, Known(ALGORITHMS)]
@@ -136,13 +142,28 @@ class Ascent(Parameters):
     ] = False
 
 
+class OfLayer(Parameters):
+    """Of which layer's Jacobians a singular vector is, in which norm."""
+
+    layer: Annotated[
+        str | None,
+        "whose Jacobians' singular vector is taken, a name; none is the best of up to 6.",
+    ] = None
+    power: Annotated[
+        Power | None,
+        "q of the (p, q)-singular vector, 1 to 100: how much the largest changes of a layer count; "
+        "none is the better of 2 and 10.",
+    ] = None
+
+
 class UniversalParameters(
-    OneModel, Solving, Labelled, Approximation, Patterned, Ascent, Drawn, Workers
+    OneModel, Solving, Labelled, Approximation, Patterned, Ascent, OfLayer, Drawn, Workers
 ):
     """Fit one perturbation for all images and judge it on held-out ones (section VI.B)."""
 
     algorithm: Annotated[
-        Algorithm, "1 to 4 as in the paper, or gradient, random or patterns, to compare with."
+        Algorithm,
+        "1 to 4 as in the paper, or gradient, singular, random or patterns, to compare with.",
     ] = "2"
     matrix: Annotated[
         str | None,
@@ -164,8 +185,9 @@ class UniversalParameters(
     ] = 0.8
     passes: Annotated[
         UpToMillion | None,
-        "over the fitting images, at most; none is "
-        f"{ALGORITHMS['1'].passes} (algorithm 1) or {ALGORITHMS['gradient'].passes} (gradient).",
+        f"over the fitting images, at most; none is {ALGORITHMS['1'].passes} (algorithm 1), "
+        f"{ALGORITHMS['gradient'].passes} (gradient) or {ALGORITHMS['singular'].passes} iterations "
+        "(singular).",
     ] = None
     test_samples: Annotated[
         PositiveCount | None,

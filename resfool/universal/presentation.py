@@ -40,7 +40,7 @@ def leaves(result: "Fooling") -> Leaves:
         found["fooling_rate_over_rank.png"] = _over_rank(result)
         found["ranks"] = pd.DataFrame(result.ranked.rows)
     if result.tried:
-        found["patterns"] = pd.DataFrame(result.tried)
+        found[result.asked.procedure.tried] = pd.DataFrame(result.tried)
     found["beside_noise"] = _beside_table(result)
     names = result.class_names
     counts = result.verdict.confusion(len(names))
