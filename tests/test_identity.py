@@ -42,8 +42,8 @@ NOT_RESULTS = {
 # The digest of that code, for the version of its results.
 PINNED = {
     "train": ("e62de5f69643a9a5", "1ebaf306bbd996e9"),
-    "attack": ("56aa5d1102c24214", "08bc1557beec043c"),
-    "universal": ("971b7dcdea6b4867", "680cd8b57cbce949"),
+    "attack": ("56aa5d1102c24214", "8a4cb72ea895f136"),
+    "universal": ("971b7dcdea6b4867", "cfbce62aa7876bcc"),
 }
 
 

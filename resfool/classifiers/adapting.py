@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from resfool.classifiers.endings import Part, Seen, ending, logits_part
 from resfool.classifiers.interface import Allowed, Interface
-from resfool.classifiers.layers import GraphOf, single
+from resfool.classifiers.reaching import GraphOf, single
 from resfool.classifiers.refusals import keras_at_work
 from resfool.declarations import without_effect
 from resfool.errors import InputError, unknown

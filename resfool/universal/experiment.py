@@ -108,7 +108,7 @@ def universal(
 
     devices.import_keras()
     from resfool.attacks.memory import enough_for, images_per_pass, largest
-    from resfool.classifiers import inference, layers
+    from resfool.classifiers import inference, reaching
     from resfool.universal import judging, screening, target_class
     from resfool.universal.matrices import matrix_in
     from resfool.universal.solving import check_kept, digest
@@ -116,7 +116,7 @@ def universal(
 
     model = load_classifier(source, source.name, data, asked)
     if asked.layer is not None:
-        layers.named(model, asked.layer)  # refused before a run begins, too
+        reaching.named(model, asked.layer)  # refused before a run begins, too
     interface = interface_of(source, asked)
     same = {
         "model": digest(*model.get_weights()),

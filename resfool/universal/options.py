@@ -79,7 +79,7 @@ ALGORITHMS: dict[str, Procedure] = {
     "patterns": Procedure(_late("fit_patterns"), ("equal_norm",), tried="patterns"),
     "gradient": Procedure(_late("fit_gradient"), ("passes", *_OF_ASCENT), passes=20),
     "singular": Procedure(
-        _late("fit_singular"), ("passes", "layer", "power", "clip"), passes=30, tried="layers"
+        _late("fit_singular"), ("passes", "layer", "power", "clip"), passes=10, tried="layers"
     ),
 }
 

@@ -8,9 +8,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from resfool.classifiers import inference, layers
+from resfool.classifiers import inference, reaching
 from resfool.classifiers.inference import BATCH_SIZE
-from resfool.classifiers.layers import Reached
+from resfool.classifiers.reaching import Reached
 from resfool.universal.updates import steepest
 from resfool.universal.vectors import Fit, applied
 from resfool.values import Norm, NormKind
@@ -19,7 +19,7 @@ Report = Callable[["Search"], None]  # is told each iteration of a search
 
 LAYERS = 6  # that are tried, at most
 POWERS = 2.0, 10.0  # that are tried; which is better, models and norms differ in
-_TRIAL = 5  # iterations of each search, before the best goes on
+_ROUND = 5  # iterations, after which it is seen how well the vector fools
 _IMAGES = 64  # whose Jacobians are looked at, at most; more find the same
 _JUDGED = 250  # images by which signs and layers are compared, at most
 _AT_REST = 1e-5  # a change of the entries of a vector of norm 1
@@ -34,7 +34,7 @@ def singular_trained(
     norm: Norm,
     layer: str | None = None,
     power: float | None = None,
-    passes: int = 30,
+    passes: int = 10,
     seed: int = 0,
     clip: bool = False,
     batch_size: int = BATCH_SIZE,
@@ -43,14 +43,15 @@ def singular_trained(
     """A layer's (p, q)-singular vector, scaled to a norm and with the sign that fools more images.
 
     Without a layer all `candidates` are tried for a few iterations, and without a power both of
-    POWERS are; that whose vector fools most goes on.
+    POWERS are; that whose vector fools most goes on. The vector that fools most is kept: where the
+    iterations come to rest in an l2 ball, it may be in a few pixels.
 
     Args:
         model: from images to logits.
         images: float32 (N, H, W, C) in [0, 1], to fit on: up to 64 for the vector, and up to 250
             for its sign and the choice of the layer.
         norm: of the result, of kind l2 (p = 2) or linf (p = inf).
-        layer: a name of `layers.reached`; None tries several.
+        layer: a name of `reaching.layers`; None tries several.
         power: q, at least 1; None tries several.
         passes: iterations, at most.
         seed: of where they start.
@@ -67,7 +68,7 @@ def singular_trained(
     Source: Khrulkov & Oseledets, "Art of singular vectors and universal adversarial
     perturbations", arXiv:1709.03582.
     """
-    chosen = candidates(model) if layer is None else [layers.named(model, layer)]
+    chosen = candidates(model) if layer is None else [reaching.named(model, layer)]
     options: Any = {"kind": norm.kind, "seed": seed, "batch_size": batch_size}
 
     def judged(vector: np.ndarray) -> tuple[np.ndarray, float]:
@@ -78,15 +79,16 @@ def singular_trained(
 
     searches = []
     for one in chosen:
-        part = layers.up_to(model, one)
+        part = reaching.up_to(model, one)
         for q in POWERS if power is None else [power]:
             steps = singular_vectors(part, images[:_IMAGES], power=q, **options)
             searches.append(Search(one.name, q, steps))
-    first = passes if len(searches) == 1 else min(passes, _TRIAL)
+    first, *rounds = [min(_ROUND, passes - done) for done in range(0, passes, _ROUND)]
     for search in searches:
         search.go_on(first, judged, report)
     best = max(searches, key=lambda search: search.rate)
-    best.go_on(passes - first, judged, report)
+    for count in rounds:
+        best.go_on(count, judged, report)
     searches.sort(key=lambda search: -search.rate)
     return Fit(best.vector, [], [search.row for search in searches])
 
@@ -94,7 +96,7 @@ def singular_trained(
 def iterations(layer: str | None, power: float | None, passes: int) -> int:
     """How many iterations there will be, at most; the arguments are those of `singular_trained`."""
     searches = (LAYERS if layer is None else 1) * (len(POWERS) if power is None else 1)
-    return passes + (searches - 1) * min(passes, _TRIAL)
+    return passes + (searches - 1) * min(passes, _ROUND)
 
 
 class Search:
@@ -146,9 +148,9 @@ def candidates(model: keras.Model) -> list[Reached]:
     Args:
         model: from images to logits.
     """
-    narrow = [one for one in layers.reached(model) if one.narrow]
+    narrow = [one for one in reaching.layers(model) if one.narrow]
     with_weights = list(itertools.dropwhile(lambda one: not one.layer.weights, narrow))
-    logits = layers.outputs(model)
+    logits = reaching.logits(model)
     if not with_weights or with_weights[-1].path[0] is not logits.path[0]:
         with_weights.append(logits)
     count = len(with_weights)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from resfool.classifiers import adapting, inference, layers
+from resfool.classifiers import adapting, inference, reaching
 from resfool.errors import InputError
 from resfool.universal import singular
 from resfool.universal.singular import singular_trained, singular_vectors
@@ -103,12 +103,12 @@ def nested() -> keras.Model:
 
 
 def test_layers_are_found_by_name_inside_nested_models(nested: keras.Model) -> None:
-    found = layers.reached(nested)
+    found = reaching.layers(nested)
     names = ["conv", "relu", "skip", "sum", "twice (1)", "twice (2)", "norm", "flat", "classes"]
     assert sorted(one.name for one in found) == sorted(names)
     assert [one.name for one in found if one.narrow] == names[3:]
     with pytest.raises(InputError, match="unknown layer 'skipp'; did you mean 'skip'\\? known: "):
-        layers.named(nested, "skipp")
+        reaching.named(nested, "skipp")
 
 
 @pytest.mark.parametrize("name", ["relu", "twice (1)", "norm", "classes"])
@@ -118,7 +118,7 @@ def test_what_a_step_takes_for_j_is_that_of_finite_differences(
     random = np.random.default_rng(4)
     images = random.random((3, 6, 6, 2), np.float32)
     vector = random.standard_normal((6, 6, 2), np.float32)
-    part = layers.up_to(nested, layers.named(nested, name))
+    part = reaching.up_to(nested, reaching.named(nested, name))
     ahead, behind = (np.asarray(part(images + s * vector), np.float64) for s in (1e-3, -1e-3))
     moved = (ahead - behind) / 2e-3
     _, value = singular._raised(part, images, vector, 3.0, batch_size=2)
@@ -161,7 +161,7 @@ def test_of_a_model_without_a_graph_there_are_the_logits(images: np.ndarray) -> 
     opaque(images)
     model = adapting.as_classifier(opaque, image_shape=SHAPE, classes=3, name="opaque")
     (found,) = singular.candidates(model)
-    moved = inference.logits(layers.up_to(model, found), images)
+    moved = inference.logits(reaching.up_to(model, found), images)
     np.testing.assert_array_equal(moved, inference.logits(model, images))
     with pytest.raises(InputError, match="unknown layer 'within'"):
         singular_trained(model, images, norm=Norm("l2", 1), layer="within")

@@ -7,8 +7,8 @@ from typing import Any
 
 import keras
 
-from resfool.classifiers.finding import distinct_names
 from resfool.errors import unknown
+from resfool.wording import distinct_names
 
 Tensor = Any
 
@@ -31,7 +31,7 @@ class Reached:
     narrow: bool
 
 
-def reached(model: keras.Model) -> list[Reached]:
+def layers(model: keras.Model) -> list[Reached]:
     """The layers that have one output each in a model's graph, in the order of the work.
 
     What a class of its own computes is in no graph: such a model is a layer as a whole. A layer
@@ -51,13 +51,13 @@ def named(model: keras.Model, name: str) -> Reached:
     Raises:
         InputError: there is none; the message lists those that there are.
     """
-    found = {one.name: one for one in reached(model)}
+    found = {one.name: one for one in layers(model)}
     if name not in found:
         raise unknown("layer", name, found)
     return found[name]
 
 
-def outputs(model: keras.Model) -> Reached:
+def logits(model: keras.Model) -> Reached:
     """What a classifier gives as if it were a layer: its logits.
 
     Args:
