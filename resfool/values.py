@@ -336,6 +336,7 @@ BatchSize = Annotated[
 ]
 PositiveFloat = Annotated[Real, Field(gt=0)]
 NonNegativeFloat = Annotated[Real, Field(ge=0)]
+Power = Annotated[Real, Field(ge=1, le=100)]  # of a norm, beyond which it is that of the largest
 Fraction = Annotated[Real, Field(ge=0, lt=1)]
 Share = Annotated[Real, Field(ge=0, le=1)]
 Epsilon = Annotated[float, BeforeValidator(lambda value: parse_epsilon(str(value)))]

@@ -13,7 +13,7 @@ import reprlib
 import sys
 import traceback
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -192,3 +192,14 @@ def hiding_in_logs() -> Iterator[None]:
         yield
     finally:
         logging.setLogRecordFactory(make)
+
+
+# Names.
+
+
+def distinct_names(names: Sequence[str]) -> list[str]:
+    """Names that can be told apart: those that are the same are numbered."""
+    return [
+        f"{name} ({names[: number + 1].count(name)})" if names.count(name) > 1 else name
+        for number, name in enumerate(names)
+    ]

@@ -43,8 +43,8 @@ NOT_RESULTS = {
 # The digest of that code, for the version of its results.
 PINNED = {
     "train": ("e62de5f69643a9a5", "1ebaf306bbd996e9"),
-    "attack": ("56aa5d1102c24214", "ac0958191770d132"),
-    "universal": ("2c09b3a7bf13dfd1", "2c09b3a7bf13dfd1"),
+    "attack": ("56aa5d1102c24214", "670a088cb81f867a"),
+    "universal": ("2c09b3a7bf13dfd1", "bbf8fbe2d4985ee0"),
 }
 
 

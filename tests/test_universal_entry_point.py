@@ -97,7 +97,7 @@ def test_algorithm_2_leaves_rates_figures_matrix_and_perturbation(
 
 
 @pytest.mark.usefixtures("unpainted")
-@pytest.mark.parametrize("algorithm", ["1", "3", "4", "gradient", "random", "patterns"])
+@pytest.mark.parametrize("algorithm", ["1", "3", "4", "gradient", "singular", "random", "patterns"])
 def test_every_algorithm_ends_with_a_perturbation_of_the_norm(
     store: MlflowClient, trained: str, algorithm: str
 ) -> None:
@@ -113,6 +113,11 @@ def test_every_algorithm_ends_with_a_perturbation_of_the_norm(
         assert run.data.params["pattern"] == table["pattern"][0]
         # The same choice on the same images.
         assert metrics["final_pattern_fooling_rate"] == metrics["final_fooling_rate"]
+    if algorithm == "singular":
+        table = pd.read_csv(artifacts(run) / "layers.csv")
+        assert run.data.params["best_layer"] == table["layer"][0]
+        history = store.get_metric_history(run.info.run_id, "singular_value")
+        assert history[-1].value == pytest.approx(table["singular_value"][0])
     if algorithm != "random":
         random = run.data.metrics["final_random_fooling_rate"]
         assert run.data.metrics["final_fooling_rate"] > random
@@ -244,6 +249,7 @@ def refused(capsys: pytest.CaptureFixture[str], **options: Any) -> str:
 
 
 ASCENT = {"algorithm": "gradient", "norm": "l2:1"}
+SINGULAR = {"algorithm": "singular", "norm": "l2:1"}
 
 
 @pytest.mark.parametrize(
@@ -275,6 +281,9 @@ ASCENT = {"algorithm": "gradient", "norm": "l2:1"}
         (ASCENT | {"target": "7"}, "target=7 leaves nothing to do: it is the class of all"),
         (ASCENT | {"aggregate": 9, "batch_size": 8}, "aggregate=9 is more than the images"),
         ({"algorithm": "gradient"}, "norm is missing"),
+        (SINGULAR | {"layer": "dense_9"}, "unknown layer 'dense_9'; did you mean 'dense"),
+        (SINGULAR | {"power": 0.5}, "power=0.5"),
+        (ASCENT | {"layer": "dense"}, "layer=dense has no effect with algorithm=gradient"),
         ({"solve_dir": "theirs.keras"}, "solve folder"),
         (
             {"solver": "cobyla", "backend": "ray", "ray_address": "127.0.0.1:1"},

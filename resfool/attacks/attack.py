@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 from resfool import devices, identity
 from resfool.archive import Archive, ModelSource
 from resfool.attacks.options import AttackParameters
-from resfool.classifiers.finding import distinct_names, find_models, load_classifiers, load_data
+from resfool.classifiers.finding import find_models, load_classifiers, load_data
 from resfool.datasets import sets
 from resfool.monitor import Monitor
 from resfool.values import Part, epsilon_step
+from resfool.wording import distinct_names
 
 if TYPE_CHECKING:
     from resfool.attacks.examples import Attacked

@@ -122,7 +122,20 @@ class Labelled(Parameters):
 _BY_METHOD = Needs(perturbation=(None,))
 
 
-class HowToAttack(Labelled, SmallestEpsilonOptions, PgdOptions, SmallestOptions, StandardOptions):
+class Clipped(Parameters):
+    """Whether perturbed images stay such as a file can hold."""
+
+    clip: Annotated[
+        bool,
+        _BY_METHOD,
+        "keep perturbed images within the range of pixels; of a universal perturbation those that "
+        "it is fitted on, for it is judged both ways.",
+    ] = True
+
+
+class HowToAttack(
+    Labelled, Clipped, SmallestEpsilonOptions, PgdOptions, SmallestOptions, StandardOptions
+):
     """How images are attacked; among the bases are the methods' own options."""
 
     method: Annotated[
@@ -143,7 +156,6 @@ class HowToAttack(Labelled, SmallestEpsilonOptions, PgdOptions, SmallestOptions,
         "of the changes whose size epsilons are: linf or l2; none is linf. Of a perturbation, its "
         "size, such as l2:3 or linf:10/255; none leaves it as it is.",
     ] = None
-    clip: Annotated[bool, _BY_METHOD, "keep perturbed images within the range of pixels."] = True
 
     def check(self) -> None:
         """Refuse epsilons beyond the range of a pixel, where they are changes of one."""

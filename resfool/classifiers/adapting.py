@@ -3,7 +3,7 @@
 import functools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from resfool.classifiers.endings import Part, Seen, ending, logits_part
 from resfool.classifiers.interface import Allowed, Interface
+from resfool.classifiers.reaching import GraphOf, single
 from resfool.classifiers.refusals import keras_at_work
 from resfool.declarations import without_effect
 from resfool.errors import InputError, unknown
@@ -281,18 +282,13 @@ def _run(model: keras.Model, part: Part, x: Tensor, taken: _Taken) -> Tensor:
             _Always(taken.others[n])(x) if n in taken.others else x
             for n in range(len(model.inputs))
         ]
-        features = keras.Model(_single(model.inputs), part.tensor, name=f"{model.name}_features")
+        features = keras.Model(single(model.inputs), part.tensor, name=f"{model.name}_features")
         if "float" not in taken.dtype:
-            features = _GraphOf(features, name=features.name)
-        x = features(_single(given))
+            features = GraphOf(features, name=features.name)
+        x = features(single(given))
     for step in part.head:
         x = step(x)
     return x
-
-
-def _single(tensors: Sequence[Tensor]) -> Any:
-    """A list, or the one thing in it."""
-    return tensors[0] if len(tensors) == 1 else list(tensors)
 
 
 class _Always(keras.Layer):
@@ -311,25 +307,6 @@ class _StraightThrough(keras.Layer):
 
     def call(self, pixels: Tensor) -> Tensor:
         return pixels + tf.stop_gradient(tf.round(pixels) - pixels)
-
-
-class _GraphOf(keras.Layer):
-    """A model's graph on floats, where the model itself would make whole numbers of them."""
-
-    def __init__(self, model: keras.Model, **options: Any) -> None:
-        super().__init__(**options)
-        self._model = model
-
-    def call(self, inputs: Any, training: bool | None = None) -> Tensor:
-        run = functools.partial(_as_in, training)
-        return self._model._run_through_graph(inputs, operation_fn=run)
-
-
-def _as_in(training: bool | None, operation: Any) -> Callable[..., Any]:
-    """An operation, told whether this is training if it asks."""
-    if "training" in getattr(operation, "_call_context_args", ()):
-        return functools.partial(operation, training=training)
-    return operation
 
 
 # What comes out.

@@ -116,14 +116,6 @@ def find_models(archive: Archive, uris: Sequence[str], trust: bool) -> list[Mode
     return sources
 
 
-def distinct_names(names: Sequence[str]) -> list[str]:
-    """Names that can be told apart: those that are the same are numbered."""
-    return [
-        f"{name} ({names[: number + 1].count(name)})" if names.count(name) > 1 else name
-        for number, name in enumerate(names)
-    ]
-
-
 @dataclass(frozen=True)
 class _Loading:
     """How a classifier is loaded, here or in another process.

@@ -257,7 +257,7 @@ class _Builder:
     def needed(self, target: str) -> list[Job]:
         """What a result is made of."""
         if target in _OF_DIGITS:
-            unclipped = self.scale.universal | {"clip": False}  # as the paper's are
+            unclipped = {**self.scale.universal, "clip": False}  # as the paper's are
             return [self._about(self._digits(), "universal", unclipped)]
         if target == "table3":
             return [self._attacked("resnet")]

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from resfool.attacks.memory import largest
-from resfool.universal import ascent, iterated, matrices, solving
+from resfool.universal import ascent, iterated, matrices, singular, solving
 from resfool.universal.matrices import Matrix
 from resfool.universal.patterns import sized
 from resfool.universal.vectors import Fit, random_vectors
@@ -40,6 +40,29 @@ def _in_passes(work: Work) -> dict[str, Any]:
 
     shared = {"norm": asked.norm, "seed": asked.seed, "batch_size": work.batch_size}
     return shared | {"passes": passes, "report": report}
+
+
+def fit_singular(work: Work) -> Fit:
+    """The singular vector of a layer's Jacobians that fools most fitting images."""
+    asked = work.asked
+    own: Any = {n: getattr(asked, n) for n in ("layer", "power")}
+    own |= {"passes": asked.passes or asked.procedure.passes}
+    shared: Any = {n: getattr(asked, n) for n in ("norm", "seed", "clip")}
+    advance = work.monitor.counter(singular.iterations(**own))
+    curves: dict[tuple[str, float], list[float]] = {}
+
+    def report(search: singular.Search) -> None:
+        curves[search.layer, search.power] = search.values
+        advance(1, f"{search.layer}: singular value {search.values[-1]:.3g}")
+
+    options = own | shared | {"batch_size": work.batch_size, "report": report}
+    fit = singular.singular_trained(work.model, work.fitting.images, **options)
+    best = fit.tried[0]
+    for step, value in enumerate(curves[best["layer"], best["power"]], 1):
+        work.monitor.point({"step": step, "singular_value": value})
+    for name in ("layer", "power"):
+        work.monitor.fact(f"best_{name}", best[name])
+    return fit
 
 
 def fit_random(work: Work) -> Fit:

@@ -42,7 +42,7 @@ class Fooling:
         singular_values: of the matrix, largest first, and of a random one with the same row norms.
         fit_rates: the fooling rate on the fitting images after each pass (Algorithm 1, gradient).
         patterns: the best patterns of the same norms, on the same held-out images.
-        tried: all patterns, a row each (patterns).
+        tried: all patterns (patterns) or layers (singular), a row each.
         identity: what a matrix must have in common with a run that uses it again.
         target: class that images of others should become; None if there was none.
         pictures: a few of the images worth a look, float32 (H, W, C), by their numbers.
@@ -119,13 +119,15 @@ def universal(
 
     devices.import_keras()
     from resfool.attacks.memory import enough_for, images_per_pass, largest
-    from resfool.classifiers import inference
+    from resfool.classifiers import inference, reaching
     from resfool.universal import judging, screening, target_class
     from resfool.universal.matrices import matrix_in
     from resfool.universal.solving import check_kept, digest
     from resfool.universal.work import Work
 
     model = load_classifier(source, source.name, data, asked)
+    if asked.layer is not None:
+        reaching.named(model, asked.layer)  # refused before a run begins, too
     interface = interface_of(source, asked)
     same = {
         "model": digest(*model.get_weights()),

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from resfool import costs
 from resfool.archive import Archive, is_address
-from resfool.attacks.options import Labelled, Target
+from resfool.attacks.options import Clipped, Labelled, Target
 from resfool.attacks.solvers import SOLVERS, Solving, late
 from resfool.classifiers.finding import OneModel
 from resfool.costs import Cost, Data
@@ -22,6 +22,7 @@ from resfool.values import (
     Norm,
     NormOrSize,
     PositiveCount,
+    Power,
     Share,
     SizedNorm,
     UpToMillion,
@@ -45,11 +46,13 @@ class Procedure:
         fit: from the experiment's `Work` to a `Matrix`, if it makes one, or else to a `Fit`.
         takes: the parameters that it reads and others don't.
         passes: over the fitting images, where nothing else is asked for.
+        tried: what it chooses from, if it leaves a table of that.
     """
 
     fit: Callable[..., Any]
     takes: tuple[str, ...] = ()
     passes: int = 0
+    tried: str = ""
 
     @property
     def makes_matrix(self) -> bool:
@@ -77,8 +80,11 @@ ALGORITHMS: dict[str, Procedure] = {
     "3": Procedure(_late("fit_algorithm3"), ("epsilon", "label_source", *_OF_MATRIX)),
     "4": Procedure(_late("fit_algorithm4"), ("label_source", *_OF_MATRIX)),
     "random": Procedure(_late("fit_random")),
-    "patterns": Procedure(_late("fit_patterns"), ("equal_norm", *_OF_FIT)),
+    "patterns": Procedure(_late("fit_patterns"), ("equal_norm", *_OF_FIT), tried="patterns"),
     "gradient": Procedure(_late("fit_gradient"), ("passes", *_OF_ASCENT, *_OF_FIT), passes=20),
+    "singular": Procedure(
+        _late("fit_singular"), ("passes", "layer", "power", "clip"), passes=10, tried="layers"
+    ),
 }
 
 Algorithm = Annotated[Word, Known(ALGORITHMS)]
@@ -131,13 +137,28 @@ class Ascent(Parameters):
     ] = 1
 
 
+class OfLayer(Parameters):
+    """Of which layer's Jacobians a singular vector is, in which norm."""
+
+    layer: Annotated[
+        str | None,
+        "whose Jacobians' singular vector is taken, a name; none is the best of up to 6.",
+    ] = None
+    power: Annotated[
+        Power | None,
+        "q of the (p, q)-singular vector, 1 to 100: how much the largest changes of a layer count; "
+        "none is the better of 2 and 10.",
+    ] = None
+
+
 class UniversalParameters(
-    OneModel, Solving, Labelled, Approximation, Patterned, Ascent, Drawn, Workers
+    OneModel, Solving, Labelled, Clipped, Approximation, Patterned, Ascent, OfLayer, Drawn, Workers
 ):
     """Fit one perturbation for all images and judge it on held-out ones (section VI.B)."""
 
     algorithm: Annotated[
-        Algorithm, "1 to 4 as in the paper, or gradient, random or patterns, to compare with."
+        Algorithm,
+        "1 to 4 as in the paper, or gradient, singular, random or patterns, to compare with.",
     ] = "2"
     target: Annotated[
         str | None,
@@ -145,9 +166,6 @@ class UniversalParameters(
         "class that images of other classes shall become, a name or a number; none is any but "
         "their own.",
     ] = None
-    clip: Annotated[
-        bool, "fit on images that are clipped to the range of pixels, as they are in use."
-    ] = True
     matrix: Annotated[
         str | None,
         "runs:/RUN_ID of an earlier run, whose matrix of perturbations is used again, or its .npz "
@@ -168,8 +186,9 @@ class UniversalParameters(
     ] = 0.8
     passes: Annotated[
         UpToMillion | None,
-        "over the fitting images, at most; none is "
-        f"{ALGORITHMS['1'].passes} (algorithm 1) or {ALGORITHMS['gradient'].passes} (gradient).",
+        f"over the fitting images, at most; none is {ALGORITHMS['1'].passes} (algorithm 1), "
+        f"{ALGORITHMS['gradient'].passes} (gradient) or {ALGORITHMS['singular'].passes} iterations "
+        "(singular).",
     ] = None
     test_samples: Annotated[
         PositiveCount | None,

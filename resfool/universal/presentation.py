@@ -43,7 +43,7 @@ def leaves(result: "Fooling") -> Leaves:
     if result.prediction is not None:
         found["spectrum.png"] = draw_spectrum(result.prediction, _title(result))
     if result.tried:
-        found["patterns"] = pd.DataFrame(result.tried)
+        found[result.asked.procedure.tried] = pd.DataFrame(result.tried)
     found["beside_noise"] = _beside_table(result)
     names = result.class_names
     counts = result.verdict.confusion(len(names))

@@ -10,14 +10,14 @@ from resfool import devices
 from resfool.archive import Archive, PerturbationSource
 from resfool.arrayfiles import open_plain, read_npy, using
 from resfool.attacks import lowrank
-from resfool.classifiers.finding import distinct_names, find_models, load_classifiers, load_data
+from resfool.classifiers.finding import find_models, load_classifiers, load_data
 from resfool.datasets import sets
 from resfool.datasets.sets import choose
 from resfool.errors import InputError
 from resfool.monitor import Monitor
 from resfool.universal.options import TransferParameters
 from resfool.values import Norm, Row
-from resfool.wording import metric_keys
+from resfool.wording import distinct_names, metric_keys
 
 
 @dataclass(frozen=True)
