@@ -66,7 +66,7 @@ def add_model(parser: argparse.ArgumentParser, images: int) -> None:
 
 
 def model_and_images(
-    options: argparse.Namespace, part: Part = "test"
+    options: argparse.Namespace, part: Part = "test", seed: int = 0
 ) -> tuple["keras.Model", np.ndarray, np.ndarray]:
     """A model from images to logits, and images with labels, as `attack` takes them."""
     from resfool.attacks.options import AttackParameters
@@ -78,7 +78,7 @@ def model_and_images(
     asked = AttackParameters(model=(options.model,), samples=options.images, **names)
     sources = find_models(MLflowArchive(), asked.model, asked.trust)
     data = load_data(sources, asked)
-    chosen = sets.choose(data, part, options.images, seed=0)
+    chosen = sets.choose(data, part, options.images, seed=seed)
     (model,) = load_classifiers(sources, ["model"], data, asked)
     return model, np.array(chosen.images, np.float32), np.array(chosen.labels)
 

@@ -327,6 +327,7 @@ Whole = Annotated[int, BeforeValidator(_whole)]
 Real = Annotated[float, BeforeValidator(_real)]
 PositiveCount = Annotated[Whole, Field(ge=1)]
 # Of what nobody has more of: gradient steps of an attack, passes over images; workers; cores.
+UpToThousand = Annotated[Whole, Field(ge=0, le=1000)]
 UpToMillion = Annotated[Whole, Field(ge=1, le=10**6)]
 WorkerCount = Annotated[Whole, Field(ge=1, le=10**5)]
 CoreCount = Annotated[Whole, Field(ge=1, le=4096)]

@@ -22,7 +22,7 @@ def fit_algorithm1(work: Work) -> Fit:
 def fit_gradient(work: Work) -> Fit:
     """Stochastic gradient ascent."""
     asked = work.asked
-    own: Any = {n: getattr(asked, n) for n in ("loss", "update", "aggregate", "clip")}
+    own: Any = {n: getattr(asked, n) for n in ("loss", "update", "aggregate", "starts", "clip")}
     own |= {"images_per_step": largest(asked.batch_size), "target": work.target}
     return ascent.gradient_trained(work.model, work.fitting.images, **own, **_in_passes(work))
 

@@ -1,7 +1,8 @@
 """Universal perturbations by stochastic gradient ascent, to compare with."""
 
+import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import keras
@@ -16,6 +17,7 @@ from resfool.universal.vectors import (
     Best,
     Fit,
     Report,
+    classes_of,
     perturbed_by,
     projected,
     random_vectors,
@@ -24,6 +26,9 @@ from resfool.values import Norm
 
 _FIRST_STEP = 0.04  # of gradient ascent, as a share of the norm; momentum multiplies it by up to 5
 _NOISE = 0.1  # that the cosine's ascent starts from, as a share of the norm
+_STEPS_OF_START = 10  # towards a class, and as many to fool
+_IMAGES_OF_START = 50  # in each of them
+_JUDGED_STARTS = 200  # images that the best start is chosen on
 
 
 def gradient_trained(
@@ -31,11 +36,12 @@ def gradient_trained(
     images: np.ndarray,
     *,
     norm: Norm,
-    passes: int = 30,
+    passes: int = 10,
     seed: int = 0,
     loss: Loss = "margin",
     update: UpdateRule = "momentum",
     aggregate: int = 1,
+    starts: int = 10,
     target: int | None = None,
     clip: bool = False,
     images_per_step: int = 100,
@@ -43,6 +49,10 @@ def gradient_trained(
     report: Report = lambda number, rate: None,
 ) -> Fit:
     """A universal perturbation in all pixels, trained by stochastic gradients and projected.
+
+    A perturbation that fools most images takes most of them to one class or a few, and which ones
+    is decided at the beginning. So short ascents go towards some classes first, then a few steps
+    as the loss says, and the whole ascent goes on from the one that fools most by then.
 
     Args:
         model: from images to logits.
@@ -53,6 +63,8 @@ def gradient_trained(
         loss: what is raised, see `losses`.
         update: from gradients to steps, see `updates`.
         aggregate: small batches that the images of a step are divided into, see `ascend`.
+        starts: classes that a start is sought towards, those that most often come second, or all
+            if there are fewer; with 0, or a target, it starts from zero.
         target: class that images of other classes shall become, on which alone it is fitted; None
             is any other than their own. The cosine has none.
         clip: keep perturbed images in [0, 1].
@@ -73,17 +85,21 @@ def gradient_trained(
     if loss == "cosine":  # its slope is zero where nothing is turned
         start = random_vectors(shape, np.array([_NOISE * norm.size]), norm.kind, seed)[0]
     steps = -(-len(images) // images_per_step)
+    random = np.random.default_rng(seed)
+    objective = Objective(model, images, clip, batch_size, loss, target)
+    own: Any = {"retract": lambda vector: projected(vector, norm), "size": norm.size}
+    own |= {"ahead": updates.steepest(norm.kind), "random": random}
+    if target is None and starts:
+        fresh = functools.partial(updates.update, update, norm.kind)
+        start = _best_start(objective, start, _often_second(objective, starts), fresh, own)
     path = ascend(
-        Objective(model, images, clip, batch_size, loss, target),
+        objective,
         start,
         update=updates.update(update, norm.kind),
-        ahead=updates.steepest(norm.kind),
-        retract=lambda vector: projected(vector, norm),
-        size=norm.size,
         steps=passes * steps,
-        random=np.random.default_rng(seed),
         images_per_step=images_per_step,
         aggregate=aggregate,
+        **own,
     )
     best = Best(model, images, clip, batch_size, target)
     rates = []
@@ -92,6 +108,41 @@ def gradient_trained(
         rates.append(best.meet(vector))
         report(number, rates[-1])
     return Fit(best.vector, rates)
+
+
+def _often_second(objective: "Objective", most: int) -> list[int]:
+    """The classes that images come nearest to beside their own, the most frequent first."""
+    others = objective.logits.copy()
+    np.put_along_axis(others, objective.own[:, np.newaxis], -np.inf, axis=1)
+    counts = np.bincount(others.argmax(axis=1), minlength=others.shape[1])
+    return [int(number) for number in np.argsort(-counts, kind="stable")[:most]]
+
+
+def _best_start(
+    objective: "Objective",
+    start: np.ndarray,
+    classes: Sequence[int],
+    update: Callable[[], updates.Update],
+    options: dict[str, Any],
+) -> np.ndarray:
+    """Of a start, and of short ascents from it towards classes, what a few steps make the best."""
+    images, random = objective.images, options["random"]
+    options = options | {"steps": _STEPS_OF_START, "images_per_step": _IMAGES_OF_START}
+    begun = [start]
+    for target in classes:
+        rows = np.flatnonzero(objective.own != target)
+        if len(rows):
+            towards = objective.towards(target, rows)
+            *_, vector = ascend(towards, start, update=update(), **options)
+            begun.append(vector)
+    ends = [list(ascend(objective, each, update=update(), **options))[-1] for each in begun]
+    look = random.permutation(len(images))[:_JUDGED_STARTS]
+    own: Any = {"clip": objective.clip, "batch_size": objective.batch_size}
+    rates = [
+        (classes_of(objective.model, images[look], end, **own) != objective.own[look]).mean()
+        for end in ends
+    ]
+    return ends[int(np.argmax(rates))]
 
 
 class Objective:
@@ -111,18 +162,25 @@ class Objective:
         batch_size: int,
         loss: Loss = "margin",
         target: int | None = None,
+        logits: np.ndarray | None = None,
     ) -> None:
         self.model, self.clip = model, clip
         self.images: np.ndarray = images
         self.batch_size = batch_size
         self.loss, self.targeted = loss, target is not None
-        self.logits = inference.logits(model, images, batch_size)
+        self.logits = inference.logits(model, images, batch_size) if logits is None else logits
         self.own = inference.predicted(self.logits)
         first, second = np.partition(self.logits, (-2, -1), axis=1)[:, [-1, -2]].T
         if target is not None:
             second = self.logits[:, target]
             self.own = np.full_like(self.own, target)
         self.scale = max(float((first - second).mean()) / 2, 1e-6)
+
+    def towards(self, target: int, rows: np.ndarray) -> "Objective":
+        """The smooth rate at which some rows' images become a class."""
+        images, logits = self.images[rows], self.logits[rows]
+        own: Any = {"target": target, "logits": logits}
+        return Objective(self.model, images, self.clip, self.batch_size, "margin", **own)
 
     def slope(self, rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
         """The mean loss's gradient with respect to the vector (H, W, C), over some rows' images."""

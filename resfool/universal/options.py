@@ -26,6 +26,7 @@ from resfool.values import (
     Share,
     SizedNorm,
     UpToMillion,
+    UpToThousand,
     Word,
     show,
 )
@@ -64,7 +65,7 @@ def _late(name: str) -> Callable[..., Any]:
     return late("resfool.universal.algorithms", name)
 
 
-_OF_ASCENT = ("loss", "update", "aggregate")
+_OF_ASCENT = ("loss", "update", "aggregate", "starts")
 _OF_FIT = ("target", "clip")  # what is fitted on images reads
 # What makes a perturbation of a matrix reads.
 _OF_MATRIX = ("matrix", "rank", "ranks", "coefficients", "equal_norm", "draws", *_OF_FIT)
@@ -81,7 +82,7 @@ ALGORITHMS: dict[str, Procedure] = {
     "4": Procedure(_late("fit_algorithm4"), ("label_source", *_OF_MATRIX)),
     "random": Procedure(_late("fit_random")),
     "patterns": Procedure(_late("fit_patterns"), ("equal_norm", *_OF_FIT), tried="patterns"),
-    "gradient": Procedure(_late("fit_gradient"), ("passes", *_OF_ASCENT, *_OF_FIT), passes=20),
+    "gradient": Procedure(_late("fit_gradient"), ("passes", *_OF_ASCENT, *_OF_FIT), passes=10),
     "singular": Procedure(
         _late("fit_singular"), ("passes", "layer", "power", "clip"), passes=10, tried="layers"
     ),
@@ -135,6 +136,12 @@ class Ascent(Parameters):
         "small batches that the batch_size images of a step are divided into, whose gradients are "
         "met one after the other and added up.",
     ] = 1
+    starts: Annotated[
+        UpToThousand,
+        Needs(target=(None,)),
+        "classes that short ascents go towards first, of which the best goes on; with 0 it starts "
+        "from nothing.",
+    ] = 10
 
 
 class OfLayer(Parameters):
