@@ -232,7 +232,7 @@ class UniversalParameters(
         held_out = replace(data, images=self.test_samples or data.images)
         drawn = self.draws if self.procedure.makes_matrix and self.coefficients in _DRAWN else 0
         vectors = replace(data, images=drawn)
-        passes = drawn * held_out.images + (self.passes or 1) * fitting.images
+        passes = drawn + held_out.images + (self.passes or 1) * fitting.images
         passes += self.least_passes(fitting)
         workers = self.memory_of(fitting.images, 0.0) if self.spreads else 0.0
         memory = fitting.memory + held_out.memory + vectors.memory + workers

@@ -198,7 +198,7 @@ def _over_rank(result: "Fooling") -> Figure:
     """The figure of fooling rates over the rank, and of the spectrum (Figure 7)."""
     assert result.ranked is not None and result.singular_values is not None, "there is a matrix"
     values, random = (v.tolist() for v in result.singular_values)
-    norm, equal_norm = show(result.asked.norm), show(result.asked.equal_norm)
+    norm, equal_norm = show(result.asked.size), show(result.asked.equal_norm)
     predicted = [] if result.prediction is None else result.prediction.predicted.values.tolist()
     return draw_over_rank(
         result.ranked.rows,

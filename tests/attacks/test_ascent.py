@@ -27,7 +27,8 @@ def array(values: Any) -> np.ndarray:
 
 
 def model_of(kernel: Any, bias: Any) -> keras.Model:
-    model = keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), keras.layers.Dense(2)])
+    dense = keras.layers.Dense(len(bias))
+    model = keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), dense])
     model.layers[-1].set_weights([array(kernel), array(bias)])
     return model
 
@@ -274,3 +275,22 @@ def test_a_target_is_a_name_or_else_a_number() -> None:
     for wrong in ("2", "-1", "²", "Cat "):
         with pytest.raises(InputError, match="unknown target class"):
             target_class.number_of(wrong, ("dog", "cat"))
+
+
+def test_a_start_is_sought_where_zero_leads_nowhere() -> None:
+    """The class that comes second is out of reach, and hides from the margin the one that isn't."""
+    model = model_of([[0, 0.1, 0], [0, 0, 1]], [0.5, 0.3, 0.0])
+    images = np.zeros((20, *SHAPE), np.float32)
+    options: Any = {"norm": Norm("l2", 0.6), "passes": 3}
+    for starts, rate in ((0, 0), (1, 0), (2, 1)):
+        found = ascent.gradient_trained(model, images, starts=starts, **options)
+        assert found.rates[-1] == rate
+
+
+def test_starts_are_sought_towards_the_classes_that_come_second_most_often() -> None:
+    logits = array([[9, 1, 0, 2], [9, 0, 1, 2], [0, 9, 1, 2], [1, 0, 9, 0], [0, 2, 1, 9]])
+    model = model_of(np.zeros((2, 4)), np.zeros(4))
+    images = np.zeros((5, *SHAPE), np.float32)
+    objective = ascent.Objective(model, images, False, 5, logits=logits)
+    assert ascent._often_second(objective, 3) == [3, 0, 1]
+    assert ascent._often_second(objective, 9) == [3, 0, 1, 2]
