@@ -279,7 +279,7 @@ def test_a_target_is_a_name_or_else_a_number() -> None:
 
 def test_a_start_is_sought_where_zero_leads_nowhere() -> None:
     """The class that comes second is out of reach, and hides from the margin the one that isn't."""
-    model = model_of([[0, 0.1, 0], [0, 0, 1]], [0.5, 0.3, 0.0])
+    model = model_of([[0, 0.1, 0], [0, 0, 1]], [0.5, 0.1, 0.0])
     images = np.zeros((20, *SHAPE), np.float32)
     options: Any = {"norm": Norm("l2", 0.6), "passes": 3}
     for starts, rate in ((0, 0), (1, 0), (2, 1)):
