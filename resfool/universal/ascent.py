@@ -28,7 +28,7 @@ _FIRST_STEP = 0.04  # of gradient ascent, as a share of the norm; momentum multi
 _NOISE = 0.1  # that the cosine's ascent starts from, as a share of the norm
 _STEPS_OF_START = 10  # towards a class, and as many to fool
 _IMAGES_OF_START = 50  # in each of them
-_JUDGED_STARTS = 200  # images that the best start is chosen on
+_JUDGED_STARTS = 500  # images that the best start is chosen on
 
 
 def gradient_trained(
@@ -63,7 +63,7 @@ def gradient_trained(
         loss: what is raised, see `losses`.
         update: from gradients to steps, see `updates`.
         aggregate: small batches that the images of a step are divided into, see `ascend`.
-        starts: classes that a start is sought towards, those that most often come second, or all
+        starts: classes that a start is sought towards, those whose logits are least behind, or all
             if there are fewer; with 0, or a target, it starts from zero.
         target: class that images of other classes shall become, on which alone it is fitted; None
             is any other than their own. The cosine has none.
@@ -91,7 +91,7 @@ def gradient_trained(
     own |= {"ahead": updates.steepest(norm.kind), "random": random}
     if target is None and starts:
         fresh = functools.partial(updates.update, update, norm.kind)
-        start = _best_start(objective, start, _often_second(objective, starts), fresh, own)
+        start = _best_start(objective, start, _nearest(objective, starts), fresh, own)
     path = ascend(
         objective,
         start,
@@ -110,12 +110,14 @@ def gradient_trained(
     return Fit(best.vector, rates)
 
 
-def _often_second(objective: "Objective", most: int) -> list[int]:
-    """The classes that images come nearest to beside their own, the most frequent first."""
-    others = objective.logits.copy()
-    np.put_along_axis(others, objective.own[:, np.newaxis], -np.inf, axis=1)
-    counts = np.bincount(others.argmax(axis=1), minlength=others.shape[1])
-    return [int(number) for number in np.argsort(-counts, kind="stable")[:most]]
+def _nearest(objective: "Objective", most: int) -> list[int]:
+    """The classes whose logits are least behind on average, over images of others, nearest first."""
+    own = np.eye(objective.logits.shape[1], dtype=bool)[objective.own]
+    behind = objective.logits[own][:, np.newaxis] - objective.logits
+    others = (~own).sum(axis=0)
+    mean = np.where(own, 0.0, behind).sum(axis=0) / np.maximum(others, 1)
+    order = np.argsort(np.where(others > 0, mean, np.inf), kind="stable")
+    return [int(number) for number in order[:most] if others[number]]
 
 
 def _best_start(
@@ -130,11 +132,9 @@ def _best_start(
     options = options | {"steps": _STEPS_OF_START, "images_per_step": _IMAGES_OF_START}
     begun = [start]
     for target in classes:
-        rows = np.flatnonzero(objective.own != target)
-        if len(rows):
-            towards = objective.towards(target, rows)
-            *_, vector = ascend(towards, start, update=update(), **options)
-            begun.append(vector)
+        towards = objective.towards(target, np.flatnonzero(objective.own != target))
+        *_, vector = ascend(towards, start, update=update(), **options)
+        begun.append(vector)
     ends = [list(ascend(objective, each, update=update(), **options))[-1] for each in begun]
     look = random.permutation(len(images))[:_JUDGED_STARTS]
     own: Any = {"clip": objective.clip, "batch_size": objective.batch_size}

@@ -287,10 +287,13 @@ def test_a_start_is_sought_where_zero_leads_nowhere() -> None:
         assert found.rates[-1] == rate
 
 
-def test_starts_are_sought_towards_the_classes_that_come_second_most_often() -> None:
-    logits = array([[9, 1, 0, 2], [9, 0, 1, 2], [0, 9, 1, 2], [1, 0, 9, 0], [0, 2, 1, 9]])
+def test_starts_are_sought_towards_the_classes_that_are_least_behind() -> None:
+    logits = array([[9, 1, 0, 2], [9, 0, 1, 4], [0, 9, 1, 3], [8, 0, 0, 3]])
     model = model_of(np.zeros((2, 4)), np.zeros(4))
-    images = np.zeros((5, *SHAPE), np.float32)
-    objective = ascent.Objective(model, images, False, 5, logits=logits)
-    assert ascent._often_second(objective, 3) == [3, 0, 1]
-    assert ascent._often_second(objective, 9) == [3, 0, 1, 2]
+    images = np.zeros((4, *SHAPE), np.float32)
+    objective = ascent.Objective(model, images, False, 4, logits=logits)
+    # Behind by 9, (8 + 9 + 8) / 3, (9 + 8 + 8 + 8) / 4 and (7 + 5 + 6 + 5) / 4.
+    assert ascent._nearest(objective, 2) == [3, 2]
+    assert ascent._nearest(objective, 9) == [3, 2, 1, 0]
+    objective.own[:], objective.logits[2, 0] = 0, 10
+    assert ascent._nearest(objective, 9) == [3, 1, 2]  # none is of another class than 0
