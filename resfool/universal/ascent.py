@@ -111,7 +111,7 @@ def gradient_trained(
 
 
 def _nearest(objective: "Objective", most: int) -> list[int]:
-    """The classes whose logits are least behind on average, over images of others, nearest first."""
+    """The classes whose logits are least behind on average, of images of others; nearest first."""
     own = np.eye(objective.logits.shape[1], dtype=bool)[objective.own]
     behind = objective.logits[own][:, np.newaxis] - objective.logits
     others = (~own).sum(axis=0)
