@@ -85,7 +85,7 @@ class Ranked:
         vector: float32 (H, W, C), of the rank that was asked for; of several draws the one that
             fools most of 250 fitting images.
         patterns: names of the best patterns of the same norm, as they come and at equal norm,
-            once rows have their pattern_fooling_rate and equal_...; see `screening`.
+            once rows have their pattern_fooling_rate, clipped_... and equal_...; see `screening`.
     """
 
     rows: list[Row]

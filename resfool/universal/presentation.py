@@ -78,14 +78,18 @@ def summary(result: "Fooling") -> str:
         lines.append(f"spectrum        {_predicted_line(result.prediction)}")
     if result.ranked is not None:
         word, kind = ("fooled", "fooling") if result.target is None else ("moved", "success")
+        side = "clipped_" if result.asked.clip else ""
         columns = ("rank", 6), ("l2 norm", 9), (word, 8), ("random", 8), ("pattern", 9)
         names = "".join(f"{name:>{width}}" for name, width in columns)
-        lines.append(f"{names}   {'at equal norm':>13}{'pattern':>9}")
+        seen = ", clipped" if result.asked.clip else ""
+        lines.append(f"{names}   {'at equal norm':>13}{'pattern':>9}{seen}")
         for row in result.ranked.rows:
             lines.append(
-                f"{row['rank']:>6.0f}{row['l2_norm']:>9.2f}{row[f'{kind}_rate']:>8.3f}"
-                f"{row[f'random_{kind}_rate']:>8.3f}{row[f'pattern_{kind}_rate']:>9.3f}   "
-                f"{row[f'equal_{kind}_rate']:>13.3f}{row[f'equal_pattern_{kind}_rate']:>9.3f}"
+                f"{row['rank']:>6.0f}{row['l2_norm']:>9.2f}{row[f'{side}{kind}_rate']:>8.3f}"
+                f"{row[f'{side}random_{kind}_rate']:>8.3f}"
+                f"{row[f'{side}pattern_{kind}_rate']:>9.3f}   "
+                f"{row[f'equal_{side}{kind}_rate']:>13.3f}"
+                f"{row[f'equal_{side}pattern_{kind}_rate']:>9.3f}"
             )
     rates = result.rates
     if result.target is not None:
@@ -329,7 +333,7 @@ def _draw_rates(axes: Axes, rows: Sequence[Mapping[str, float]], prefix: str) ->
             label += ", clipped to [0, 1]"
             axes.plot(ranks, clipped, color=f"tab:{colour}", ls=":", label=label)
     axes.set(xlabel="number of singular vectors", xscale="log")
-    axes.set_ylabel(f"{kind} rate, held out (bands: deviation over draws)")
+    axes.set_ylabel(f"{kind} rate, held out\n(bands: deviation over draws)")
     axes.set_ylim(-0.02, 1.02)
 
 
@@ -367,11 +371,12 @@ def _pictures(result: "Fooling") -> Figure:
     grid = figure.subplots(rows + 1, 4, squeeze=False)
     grid[0][0].axis("off")
     scale = max(float(np.abs(verdict.universal.vector).max()), 1e-12)
-    shown = [("universal", verdict.universal), (f"random, same {norm} norm", noise)]
-    shown.append((f"pattern, same {norm} norm", pattern))
+    shown = [("universal", verdict.universal), (f"random,\nsame {norm} norm", noise)]
+    shown.append((f"pattern,\nsame {norm} norm", pattern))
+    grid[0][0].set_title("scaled for\nviewing:", fontsize="medium", y=0.4)
     for axes, (name, one) in zip(grid[0][1:], shown, strict=True):
         draw_image(axes, 0.5 + 0.5 * one.vector / scale)
-        axes.set_title(f"{name},\nscaled for viewing", fontsize="medium")
+        axes.set_title(name, fontsize="medium")
     for line, (number, picture) in zip(grid[1:], result.pictures.items(), strict=True):
         own = verdict.universal.clean[number]
         line[0].set_ylabel(names[own])

@@ -235,9 +235,12 @@ def beside_ranks(
         norms = [size_at(row, prefix) for row in rows]
         each = list(dict.fromkeys(norms))
         vectors = np.concatenate([sized(unit, size) for size in each])
-        rates = applied(screen.model, held_out, vectors, batch_size=screen.batch_size).rates
-        for row, size in zip(rows, norms, strict=True):
-            row[f"{prefix}pattern_fooling_rate"] = float(rates[each.index(size)])
+        for clip in (False, True):
+            options: Any = {"clip": clip, "batch_size": screen.batch_size}
+            rates = applied(screen.model, held_out, vectors, **options).rates
+            name = f"{prefix}{'clipped_' if clip else ''}pattern_fooling_rate"
+            for row, size in zip(rows, norms, strict=True):
+                row[name] = float(rates[each.index(size)])
     return replace(ranked, rows=rows, patterns=(chosen[at[""]][0], chosen[at["equal_"]][0]))
 
 
