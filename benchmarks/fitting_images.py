@@ -80,7 +80,7 @@ def draw(counts: Sequence[int], rates: Mapping[str, Sequence[float]], title: str
     """Fooling rates over the number of fitting images, a line for each way to fit."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.5, 4.6), layout="constrained")
+    figure = Figure(figsize=(9.5, 4.6), layout="constrained")
     axes = figure.subplots()
     for (name, found), marker in zip(rates.items(), "os^Dvx+", strict=False):
         style = ":" if name == "best pattern" else "-"

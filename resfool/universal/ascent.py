@@ -27,8 +27,8 @@ from resfool.values import Norm
 _FIRST_STEP = 0.04  # of gradient ascent, as a share of the norm; momentum multiplies it by up to 5
 _NOISE = 0.1  # that the cosine's ascent starts from, as a share of the norm
 _STEPS_OF_START = 10  # towards a class, and as many to fool
-_IMAGES_OF_START = 50  # in each of them
-_JUDGED_STARTS = 500  # images that the best start is chosen on
+_IMAGES_OF_START = 20  # in each of them
+_JUDGED_STARTS = 250  # images that the best start is chosen on
 
 
 def gradient_trained(
@@ -36,7 +36,7 @@ def gradient_trained(
     images: np.ndarray,
     *,
     norm: Norm,
-    passes: int = 10,
+    passes: int = 6,
     seed: int = 0,
     loss: Loss = "margin",
     update: UpdateRule = "momentum",

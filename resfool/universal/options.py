@@ -82,7 +82,7 @@ ALGORITHMS: dict[str, Procedure] = {
     "4": Procedure(_late("fit_algorithm4"), ("label_source", *_OF_MATRIX)),
     "random": Procedure(_late("fit_random")),
     "patterns": Procedure(_late("fit_patterns"), ("equal_norm", *_OF_FIT), tried="patterns"),
-    "gradient": Procedure(_late("fit_gradient"), ("passes", *_OF_ASCENT, *_OF_FIT), passes=10),
+    "gradient": Procedure(_late("fit_gradient"), ("passes", *_OF_ASCENT, *_OF_FIT), passes=6),
     "singular": Procedure(
         _late("fit_singular"), ("passes", "layer", "power", "clip"), passes=10, tried="layers"
     ),
