@@ -99,7 +99,7 @@ def _towards(layers: Layers, image: np.ndarray, own: int, other: int, most: floa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("nodes", "count"), [(8, 3), pytest.param(20, 50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("nodes", "count"), [(8, 3), (20, 25)])
 def test_no_norm_is_below_the_exact_minimum_and_the_strongest_mostly_reaches_it(
     nodes: int, count: int
 ) -> None:
@@ -119,6 +119,6 @@ def test_no_norm_is_below_the_exact_minimum_and_the_strongest_mostly_reaches_it(
     assert np.isfinite(exact).all()
     for solver, norms in found.items():
         assert (norms / exact).min() > 1, solver  # by the lead that is asked for
-    # One image of 50 has its nearest boundary in a corner that no start leads to.
-    assert (found["apgd"] / exact > 1.02).sum() <= count // 50
+    # One image of the first 50 has its nearest boundary in a corner that no start leads to.
+    assert (found["apgd"] / exact > 1.02).sum() <= count // 25
     assert (found["closest"] / exact > 1.02).sum() <= count // 10
