@@ -9,8 +9,9 @@ range of pixels, as they were when it was fitted; `--unclipped` does both withou
 the 95% interval (Wilson's) for the images or, with several seeds, the deviation over these: each
 seed draws other fitting images, and everything that is random. The held-out images are the same
 throughout. Seconds are those of a fit, the mean of a line. Patterns are chosen among all, on the
-fitting images, as `algorithm=patterns` chooses them. Algorithm 2 solves once for all norms, in
-seconds of its own.
+fitting images, as `algorithm=patterns` chooses them. The matrix of an algorithm is made once for
+all norms and ranks, in the seconds of its first line, a share of it for each norm; they are told
+too.
 
 If PyTorch is installed, three methods from the literature are fitted by it on a copy of the network
 with the same weights, and judged by us; see `benchmarks.universal_losses`. Ours takes four passes
