@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks import common
-from benchmarks.universal_losses import STEP_IMAGES, Case
+from benchmarks.universal_losses import Case
 from benchmarks.universal_rates import fooled, untargeted
 from resfool.devices import start_tensorflow
 from resfool.values import Norm, parse_norm
@@ -45,7 +45,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     common.add_model(parser, images=max(COUNTS))
     parser.add_argument("--norm", type=parse_norm, default=Norm("linf", 10 / 255))
-    parser.add_argument("--passes", type=int, default=10, help="of ascents, of 1,000 images")
     parser.add_argument("--counts", type=int, nargs="+", default=COUNTS)
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     parser.add_argument("--figure", help="a file to draw the rates in")
@@ -54,11 +53,10 @@ def main() -> None:
     model, held_out, _ = common.model_and_images(options)
     _, fitting, _ = common.model_and_images(options, "train", seed=options.seed)
     counts = sorted(count for count in options.counts if count <= len(fitting))
-    steps = -(-counts[-1] // STEP_IMAGES) * options.passes
     rates: dict[str, list[float]] = {name: [] for name in LINES.values()}
     for count in counts:
         few = fitting[:count]
-        case = Case(model, few, held_out, steps // -(-count // STEP_IMAGES), options.seed)
+        case = Case(model, few, held_out, 0, options.seed)
         fits = untargeted(case, clip=True)
         for key, name in LINES.items():
             (hits,) = fooled(case, fits[key](options.norm), clip=True)

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     import keras
 
 NORMS = Norm("linf", 10 / 255), Norm("l2", 2.0), Norm("l2", 3.0)
-STEP_IMAGES = 100
+STEP_IMAGES = 100  # of a step of SGD-UAP, and of ours where it is divided into small batches
 SMALL_BATCHES = 10  # of a step, in the lines that aggregate
 
 # From a norm, whether pixels are clipped and passes over the images to a perturbation (H, W, C).
@@ -79,7 +79,7 @@ def main() -> None:
     common.add_model(parser, images=500)
     parser.add_argument("--norms", nargs="+", type=parse_norm, default=NORMS)
     parser.add_argument("--passes", type=int, default=6, help="over the images (default: 6)")
-    parser.add_argument("--starts", type=int, default=10, help="classes (default: 10)")
+    parser.add_argument("--starts", type=int, default=5, help="classes (default: 5)")
     parser.add_argument("--unclipped", action="store_true", help="fit without clipping, too")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     parser.add_argument("--lines", nargs="+", help="parts of names; default: all lines")
@@ -142,7 +142,8 @@ def of_ours(case: Case, starts: int) -> dict[str, Fit]:
         def fit(norm: Norm, clip: bool, passes: int) -> np.ndarray:
             own: Any = {"loss": loss, "update": update, "aggregate": aggregate}
             own |= {"starts": starts}
-            own |= {"images_per_step": STEP_IMAGES, "passes": passes, "seed": case.seed}
+            own |= {"images_per_step": STEP_IMAGES} if aggregate > 1 else {}
+            own |= {"passes": passes, "seed": case.seed}
             return gradient_trained(case.model, case.fitting, norm=norm, clip=clip, **own).vector
 
         return fit

@@ -14,8 +14,8 @@ all norms and ranks, in the seconds of its first line, a share of it for each no
 too.
 
 If PyTorch is installed, three methods from the literature are fitted by it on a copy of the network
-with the same weights, and judged by us; see `benchmarks.universal_losses`. Ours takes four passes
-less, which is about what it takes to seek a start.
+with the same weights, and judged by us; see `benchmarks.universal_losses`. `--passes` are theirs;
+ours takes its default, which with the search for a start is about as many gradients as ten passes.
 
 With `--targets` each cell is the mean over all classes of the share of images of other classes that
 become the class which a perturbation was fitted for; PyTorch's SGD-UAP then lowers that class's
@@ -34,13 +34,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks import common
-from benchmarks.universal_losses import NORMS, STEP_IMAGES, Case, of_torch, torch_targeted
+from benchmarks.universal_losses import NORMS, Case, of_torch, torch_targeted
 from resfool.devices import start_tensorflow
 from resfool.universal.options import Coefficients
 from resfool.values import Norm, parse_norm
 
 RANKS = 10, 50  # of Algorithm 2's lines
-SEEKING = 4  # passes over 1,000 images, about, that our ascent takes less since it seeks a start
 OTHER_RANK = 10  # of Algorithms 3 and 4
 
 Fit = Callable[[Norm], np.ndarray]  # from a norm to a perturbation (H, W, C)
@@ -216,8 +215,7 @@ def _of_all_pixels(case: Case, clip: bool) -> dict[str, Fit]:
         return singular.singular_trained(case.model, case.fitting, norm=norm, **own).vector
 
     def gradient(norm: Norm) -> np.ndarray:
-        steps: Any = {"passes": max(1, case.passes - SEEKING), "images_per_step": STEP_IMAGES} | own
-        return ascent.gradient_trained(case.model, case.fitting, norm=norm, **steps).vector
+        return ascent.gradient_trained(case.model, case.fitting, norm=norm, **own).vector
 
     return {"algorithm 1": algorithm1, "singular": of_jacobian, "gradient": gradient}
 
@@ -236,8 +234,7 @@ def targeted(case: Case, clip: bool) -> dict[str, Fit]:
     classes = range(case.model.output_shape[-1])
 
     def each(norm: Norm) -> Iterator[np.ndarray]:
-        own: Any = {"passes": case.passes, "images_per_step": STEP_IMAGES, "seed": case.seed}
-        own |= {"norm": norm, "clip": clip}
+        own: Any = {"seed": case.seed, "norm": norm, "clip": clip}
         for target in classes:
             found = ascent.gradient_trained(case.model, case.fitting, target=target, **own)
             yield found.vector

@@ -46,6 +46,7 @@ _LATER: dict[str, tuple[Any, ...]] = {
     "ema": (0.0,),
     "frequencies": (32,),
     "image_size": (None,),
+    "images_per_step": (12,),
     "input": (None,),
     "inputs": (None,),
     "label_smoothing": (0.0,),
@@ -61,6 +62,7 @@ _LATER: dict[str, tuple[Any, ...]] = {
     "restarts": (1,),
     "schedule": ("constant", "drop"),  # which of them it is, lr_drop says
     "single_output": ("seen",),
+    "starts": (5,),
     "std": (None,),
     "target": (None,),
     "target_classes": (9,),

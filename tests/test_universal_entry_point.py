@@ -135,7 +135,8 @@ def test_a_target_is_what_images_of_other_classes_become(
     metrics = run.data.metrics
     history = store.get_metric_history(run.info.run_id, "fitting_success_rate")
     assert [point.step for point in history] == [1, 2, 3, 4, 5]
-    assert metrics["final_success_rate"] <= metrics["final_fooling_rate"]
+    others = 0.8  # of all images, at least: they alone are counted, and are fooled too
+    assert others * metrics["final_success_rate"] <= metrics["final_fooling_rate"]
     assert metrics["final_success_rate"] > metrics["final_random_success_rate"] + 0.3
 
 
@@ -279,7 +280,7 @@ SINGULAR = {"algorithm": "singular", "norm": "l2:1"}
         (ASCENT | {"target": "10"}, "unknown target class '10'"),
         (ASCENT | {"target": "tree"}, "unknown target class 'tree'; known: 0, 1"),
         (ASCENT | {"target": "7"}, "target=7 leaves nothing to do: it is the class of all"),
-        (ASCENT | {"aggregate": 9, "batch_size": 8}, "aggregate=9 is more than the images"),
+        (ASCENT | {"aggregate": 9, "images_per_step": 8}, "aggregate=9 is more than the images"),
         ({"algorithm": "gradient"}, "norm is missing"),
         (SINGULAR | {"layer": "dense_9"}, "unknown layer 'dense_9'; did you mean 'dense"),
         (SINGULAR | {"power": 0.5}, "power=0.5"),

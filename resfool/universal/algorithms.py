@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 
-from resfool.attacks.memory import largest
 from resfool.universal import ascent, iterated, matrices, singular, solving
 from resfool.universal.matrices import Matrix
 from resfool.universal.patterns import sized
@@ -22,8 +21,8 @@ def fit_algorithm1(work: Work) -> Fit:
 def fit_gradient(work: Work) -> Fit:
     """Stochastic gradient ascent."""
     asked = work.asked
-    own: Any = {n: getattr(asked, n) for n in ("loss", "update", "aggregate", "starts", "clip")}
-    own |= {"images_per_step": largest(asked.batch_size), "target": work.target}
+    names = "loss", "update", "images_per_step", "aggregate", "starts", "clip"
+    own: Any = {name: getattr(asked, name) for name in names} | {"target": work.target}
     return ascent.gradient_trained(work.model, work.fitting.images, **own, **_in_passes(work))
 
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from resfool.classifiers import inference
 from resfool.classifiers.inference import BATCH_SIZE
-from resfool.universal import losses, target_class, updates
+from resfool.universal import losses, patterns, target_class, updates
 from resfool.universal.options import Loss, UpdateRule
 from resfool.universal.vectors import (
     Best,
@@ -26,9 +26,11 @@ from resfool.values import Norm
 
 _FIRST_STEP = 0.04  # of gradient ascent, as a share of the norm; momentum multiplies it by up to 5
 _NOISE = 0.1  # that the cosine's ascent starts from, as a share of the norm
-_STEPS_OF_START = 10  # towards a class, and as many to fool
-_IMAGES_OF_START = 20  # in each of them
-_JUDGED_STARTS = 250  # images that the best start is chosen on
+_STEPS_TOWARDS = 10  # to a class, where a start is sought
+_ROUNDS = 30, 50  # steps from the starts that are left; then a third of them go on, then one
+_JUDGED = 100, 250  # images that these are chosen on
+_PLAIN = "checkerboard", "vertical", "horizontal"  # patterns that are starts
+_BEST_PATTERNS = 2  # of them
 
 
 def gradient_trained(
@@ -36,23 +38,24 @@ def gradient_trained(
     images: np.ndarray,
     *,
     norm: Norm,
-    passes: int = 6,
+    passes: int = 4,
     seed: int = 0,
     loss: Loss = "margin",
     update: UpdateRule = "momentum",
     aggregate: int = 1,
-    starts: int = 10,
+    images_per_step: int = 12,
+    starts: int = 5,
     target: int | None = None,
     clip: bool = False,
-    images_per_step: int = 100,
     batch_size: int = BATCH_SIZE,
     report: Report = lambda number, rate: None,
 ) -> Fit:
     """A universal perturbation in all pixels, trained by stochastic gradients and projected.
 
     A perturbation that fools most images takes most of them to one class or a few, and which ones
-    is decided at the beginning. So short ascents go towards some classes first, then a few steps
-    as the loss says, and the whole ascent goes on from the one that fools most by then.
+    is decided at the beginning. So it begins from nothing, from the plain patterns that fool most
+    images, and from where short ascents towards some classes end. After a few steps as the loss
+    says a third of these is kept, after some more the best one, which goes on.
 
     Args:
         model: from images to logits.
@@ -63,12 +66,13 @@ def gradient_trained(
         loss: what is raised, see `losses`.
         update: from gradients to steps, see `updates`.
         aggregate: small batches that the images of a step are divided into, see `ascend`.
+        images_per_step: that each gradient is of. A few are best: many steps, which vary enough to
+            leave a poor maximum.
         starts: classes that a start is sought towards, those whose logits are least behind, or all
-            if there are fewer; with 0, or a target, it starts from zero.
+            if there are fewer, and none with a target; with 0 it starts from nothing only.
         target: class that images of other classes shall become, on which alone it is fitted; None
             is any other than their own. The cosine has none.
         clip: keep perturbed images in [0, 1].
-        images_per_step: that each gradient is of.
         batch_size: images per pass, at most.
         report: is told each pass and the fooling rate after it, or with a target the success rate.
 
@@ -89,19 +93,23 @@ def gradient_trained(
     objective = Objective(model, images, clip, batch_size, loss, target)
     own: Any = {"retract": lambda vector: projected(vector, norm), "size": norm.size}
     own |= {"ahead": updates.steepest(norm.kind), "random": random}
-    if target is None and starts:
+    own |= {"images_per_step": images_per_step}
+    if starts:
         fresh = functools.partial(updates.update, update, norm.kind)
-        start = _best_start(objective, start, _nearest(objective, starts), fresh, own)
+        begun = [start, *_plain_patterns(objective, norm)]
+        if target is None:
+            begun += _towards(objective, start, _nearest(objective, starts), fresh, own)
+        start = _best_start(objective, begun, fresh, own)
     path = ascend(
         objective,
         start,
         update=updates.update(update, norm.kind),
         steps=passes * steps,
-        images_per_step=images_per_step,
         aggregate=aggregate,
         **own,
     )
-    best = Best(model, images, clip, batch_size, target)
+    judged: Any = {"clip": clip, "batch_size": batch_size, "targeted": objective.targeted}
+    best = Best(model, images, objective.own, **judged)
     rates = []
     for number in range(passes):
         *_, vector = itertools.islice(path, steps)
@@ -120,29 +128,48 @@ def _nearest(objective: "Objective", most: int) -> list[int]:
     return [int(number) for number in order[:most] if others[number]]
 
 
-def _best_start(
+def _plain_patterns(objective: "Objective", norm: Norm) -> list[np.ndarray]:
+    """The checkerboards and stripes that do most to a few images; none where they don't fit."""
+    found = [each for _, each in patterns.candidates(objective.images.shape[1:], _PLAIN, 1, 0)]
+    if not found:
+        return []
+    vectors = patterns.sized(np.stack(found), norm)
+    look = np.arange(min(patterns.FIRST_IMAGES, len(objective.images)))
+    rates = objective.rates(look, vectors)
+    return list(vectors[np.argsort(-rates, kind="stable")[:_BEST_PATTERNS]])
+
+
+def _towards(
     objective: "Objective",
     start: np.ndarray,
     classes: Sequence[int],
     update: Callable[[], updates.Update],
     options: dict[str, Any],
-) -> np.ndarray:
-    """Of a start, and of short ascents from it towards classes, what a few steps make the best."""
-    images, random = objective.images, options["random"]
-    options = options | {"steps": _STEPS_OF_START, "images_per_step": _IMAGES_OF_START}
-    begun = [start]
+) -> Iterator[np.ndarray]:
+    """Where short ascents from a start towards classes end."""
     for target in classes:
-        towards = objective.towards(target, np.flatnonzero(objective.own != target))
-        *_, vector = ascend(towards, start, update=update(), **options)
-        begun.append(vector)
-    ends = [list(ascend(objective, each, update=update(), **options))[-1] for each in begun]
-    look = random.permutation(len(images))[:_JUDGED_STARTS]
-    own: Any = {"clip": objective.clip, "batch_size": objective.batch_size}
-    rates = [
-        (classes_of(objective.model, images[look], end, **own) != objective.own[look]).mean()
-        for end in ends
-    ]
-    return ends[int(np.argmax(rates))]
+        aim = objective.towards(target, np.flatnonzero(objective.own != target))
+        *_, vector = ascend(aim, start, update=update(), steps=_STEPS_TOWARDS, **options)
+        yield vector
+
+
+def _best_start(
+    objective: "Objective",
+    begun: list[np.ndarray],
+    update: Callable[[], updates.Update],
+    options: dict[str, Any],
+) -> np.ndarray:
+    """Of starts, as ascents take them on, what does most in the end."""
+    look = options["random"].permutation(len(objective.images))
+    for steps, images in zip(_ROUNDS, _JUDGED, strict=True):
+        ends = [
+            list(ascend(objective, each, update=update(), steps=steps, **options))[-1]
+            for each in begun
+        ]
+        kept = 1 if steps == _ROUNDS[-1] else -(-len(ends) // 3)
+        order = np.argsort(-objective.rates(look[:images], np.stack(ends)), kind="stable")
+        begun = [ends[number] for number in order[:kept]]
+    return begun[0]
 
 
 class Objective:
@@ -181,6 +208,13 @@ class Objective:
         images, logits = self.images[rows], self.logits[rows]
         own: Any = {"target": target, "logits": logits}
         return Objective(self.model, images, self.clip, self.batch_size, "margin", **own)
+
+    def rates(self, rows: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+        """The shares of some rows' images that do what is wanted under vectors (K, H, W, C)."""
+        own: Any = {"clip": self.clip, "batch_size": self.batch_size}
+        found = [classes_of(self.model, self.images[rows], each, **own) for each in vectors]
+        hits = (np.stack(found) == self.own[rows]) == self.targeted
+        return np.asarray(hits.mean(axis=1))
 
     def slope(self, rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
         """The mean loss's gradient with respect to the vector (H, W, C), over some rows' images."""

@@ -60,7 +60,7 @@ def algorithm1(
     classify = inference.compiled(model, classes_under)
     random = np.random.default_rng(seed)
     clean = inference.predicted(inference.logits(model, images, batch_size))
-    best = Best(model, images, clip, batch_size)
+    best = Best(model, images, clean, clip=clip, batch_size=batch_size)
     size = inference.even(len(images), batch_size)
     vector = np.zeros(images.shape[1:], np.float32)
     rates: list[float] = []

@@ -65,7 +65,7 @@ def _late(name: str) -> Callable[..., Any]:
     return late("resfool.universal.algorithms", name)
 
 
-_OF_ASCENT = ("loss", "update", "aggregate", "starts")
+_OF_ASCENT = ("loss", "update", "images_per_step", "aggregate", "starts")
 _OF_FIT = ("target", "clip")  # what is fitted on images reads
 # What makes a perturbation of a matrix reads.
 _OF_MATRIX = ("matrix", "rank", "ranks", "coefficients", "equal_norm", "draws", *_OF_FIT)
@@ -82,7 +82,7 @@ ALGORITHMS: dict[str, Procedure] = {
     "4": Procedure(_late("fit_algorithm4"), ("label_source", *_OF_MATRIX)),
     "random": Procedure(_late("fit_random")),
     "patterns": Procedure(_late("fit_patterns"), ("equal_norm", *_OF_FIT), tried="patterns"),
-    "gradient": Procedure(_late("fit_gradient"), ("passes", *_OF_ASCENT, *_OF_FIT), passes=6),
+    "gradient": Procedure(_late("fit_gradient"), ("passes", *_OF_ASCENT, *_OF_FIT), passes=4),
     "singular": Procedure(
         _late("fit_singular"), ("passes", "layer", "power", "clip"), passes=10, tried="layers"
     ),
@@ -131,17 +131,28 @@ class Ascent(Parameters):
     update: Annotated[
         UpdateRule, "from gradients to steps: momentum (of steps of one length), sign or adam."
     ] = "momentum"
+    images_per_step: Annotated[
+        UpToMillion, "fitting images that each step is a gradient of; more make fewer steps."
+    ] = 12
     aggregate: Annotated[
         UpToMillion,
-        "small batches that the batch_size images of a step are divided into, whose gradients are "
-        "met one after the other and added up.",
+        "small batches that the images of a step are divided into, whose gradients are met one "
+        "after the other and added up.",
     ] = 1
     starts: Annotated[
         UpToThousand,
-        Needs(target=(None,)),
-        "classes that short ascents go towards first, of which the best goes on; with 0 it starts "
-        "from nothing.",
-    ] = 10
+        "classes that short ascents go towards first (none, if there is a target), to begin from "
+        "the best of these, of plain patterns and of nothing; with 0 it begins from nothing.",
+    ] = 5
+
+    def check(self) -> None:
+        """Refuse more small batches than images."""
+        super().check()
+        if self.aggregate > self.images_per_step:
+            raise InputError(
+                f"aggregate={self.aggregate} is more than the images of a step, which are "
+                f"images_per_step={self.images_per_step}"
+            )
 
 
 class OfLayer(Parameters):
@@ -218,11 +229,6 @@ class UniversalParameters(
             raise InputError(
                 f"epsilon=0 leaves nothing of algorithm {self.algorithm}'s steps; it must be above "
                 "0"
-            )
-        if self.batch_size != "auto" and self.aggregate > self.batch_size:
-            raise InputError(
-                f"aggregate={self.aggregate} is more than the images of a step, which are "
-                f"batch_size={self.batch_size}"
             )
 
     def cost(self, data: Data) -> Cost:

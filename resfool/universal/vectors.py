@@ -136,27 +136,40 @@ class Fit:
 class Best:
     """The best of the perturbations that it meets, by the fooling rate on the fitting images.
 
-    With a target it is the share of them that become it; images of that class are not among them.
+    Attributes:
+        vector: float32 (H, W, C), the best until now; zero, if none changed a class.
     """
 
     def __init__(
         self,
         model: keras.Model,
         images: np.ndarray,
+        own: np.ndarray,
+        *,
         clip: bool,
         batch_size: int,
-        target: int | None = None,
+        targeted: bool = False,
     ) -> None:
-        self._model, self._images, self._target = model, images, target
+        """Begin with nothing.
+
+        Args:
+            model: from images to logits.
+            images: float32 (N, H, W, C) in [0, 1].
+            own: int (N,), the classes that images shall leave, or with a target come to.
+            clip: keep perturbed images in [0, 1].
+            batch_size: images per pass, at most.
+            targeted: whether they shall come to it; the rate is then that of success.
+        """
+        self._model, self._images, self._own = model, images, own
+        self._targeted = targeted
         self._options: Any = {"clip": clip, "batch_size": batch_size}
         self._rate = 0.0
         self.vector = np.zeros(images.shape[1:], np.float32)
 
     def meet(self, vector: np.ndarray) -> float:
-        found = applied(self._model, self._images, vector[np.newaxis], **self._options)
-        rate = float(found.rates[0])
-        if self._target is not None:
-            rate = float((found.classes[0] == self._target).mean())
+        """The rate of a perturbation (H, W, C), which is kept if it is the best until now."""
+        found = classes_of(self._model, self._images, vector, **self._options)
+        rate = float(((found == self._own) == self._targeted).mean())
         if rate > self._rate:
             self._rate, self.vector = rate, vector
         return rate

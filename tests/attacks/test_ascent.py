@@ -277,14 +277,45 @@ def test_a_target_is_a_name_or_else_a_number() -> None:
             target_class.number_of(wrong, ("dog", "cat"))
 
 
-def test_a_start_is_sought_where_zero_leads_nowhere() -> None:
+def test_a_start_is_sought_where_zero_leads_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """The class that comes second is out of reach, and hides from the margin the one that isn't."""
     model = model_of([[0, 0.1, 0], [0, 0, 1]], [0.5, 0.1, 0.0])
     images = np.zeros((20, *SHAPE), np.float32)
     options: Any = {"norm": Norm("l2", 0.6), "passes": 3}
+    plain = ascent.gradient_trained(model, images, starts=1, **options)
+    assert plain.rates[-1] == 1  # stripes see what the margin doesn't
+    monkeypatch.setattr(ascent, "_PLAIN", ())
     for starts, rate in ((0, 0), (1, 0), (2, 1)):
         found = ascent.gradient_trained(model, images, starts=starts, **options)
         assert found.rates[-1] == rate
+
+
+def test_plain_patterns_are_those_that_do_most() -> None:
+    # Both pixels raise class 1, the second one more; with a target the first one takes to class 2.
+    model = model_of([[0, 1, 3], [0, 2, 0]], [0.5, 0.0, 0.0])
+    images = np.full((6, *SHAPE), 0.05, np.float32)
+    for target, sides in ((None, {(-1, 1), (1, -1)}), (2, {(1, -1)}), (1, {(-1, 1)})):
+        objective = ascent.Objective(model, images, False, 4, target=target)
+        best, *_ = ascent._plain_patterns(objective, Norm("linf", 0.4))
+        assert tuple(np.sign(best).ravel()) in sides
+        assert objective.rates(np.arange(6), best[np.newaxis]) == 1
+
+
+def test_the_start_that_does_most_in_the_end_is_kept() -> None:
+    """Nothing moves where logits are constant, so rates decide between starts as they are."""
+    model = model_of([[0, 0], [1, 1]], [0.0, 0.0])
+    images = np.zeros((40, *SHAPE), np.float32)
+    objective = ascent.Objective(model, images, False, 40)
+    objective.own[:30] = 1  # of which a start fools all, or only the others
+    raised = array([[[0.0], [0.5]]])
+    model.layers[-1].set_weights([array([[0, 0], [-1, 1]]), array([0, 0])])
+    options: Any = {"retract": lambda vector: vector, "size": 0.0, "images_per_step": 5}
+    options |= {"random": np.random.default_rng(0)}
+    kept = ascent._best_start(objective, [raised, -raised], lambda: np.zeros_like, options)
+    np.testing.assert_array_equal(kept, -raised)
+    np.testing.assert_allclose(
+        objective.rates(np.arange(40), np.stack([raised, -raised])), [1 / 4, 3 / 4]
+    )
 
 
 def test_starts_are_sought_towards_the_classes_that_are_least_behind() -> None:
