@@ -103,7 +103,10 @@ class Case:
 
 
 def right_ones(options: argparse.Namespace) -> tuple[Case, float]:
-    """The images that the model has right, and their share."""
+    """The images that the model has right, with the `norm` and `batch` of the options, and a share.
+
+    The images are some of those of `model_and_images`; the share that they are is from 0 to 1.
+    """
     from resfool.classifiers import inference
 
     model, images, labels = model_and_images(options)

@@ -118,7 +118,7 @@ def test_a_shell_completes_commands_parameters_and_words(installed: Path) -> Non
 
     assert completed("resfool", "tr") == {"train"}
     assert completed("resfool", "attack", "--pgd_steps") >= {"--pgd_steps"}
-    assert completed("resfool", "attack", "--method", "f") == {"fgsm"}
+    assert completed("resfool", "attack", "--method", "f") == {"fab", "fgsm"}
     assert resfool(installed, "--completion", "zsh").stdout.startswith("#compdef resfool")
     assert "did you mean 'zsh'" in resfool(installed, "--completion", "zhs").stderr
 

@@ -212,7 +212,8 @@ def test_ray_of_this_machine_is_for_this_user_alone(
     from resfool.parallel import cluster
 
     family = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    ours = [process for process in family if "ray" in " ".join(process.cmdline())]
+    living = [process for process in family if process.status() != psutil.STATUS_ZOMBIE]
+    ours = [process for process in living if "ray" in " ".join(process.cmdline())]
     ports = [
         connection.laddr
         for process in ours
