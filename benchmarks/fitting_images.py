@@ -6,9 +6,8 @@
 Kamath, Deshpande and Subrahmanyam (arXiv:2005.08632) find that the top singular vector of very few
 images' perturbations fools nearly as many images as that of all. Here Algorithms 1, 2 and 3, the
 ascent in all pixels and the singular vector of a layer are fitted on the first of 1,000 training
-images, as many as the columns say, and judged on the same 1,000 test images, clipped. Ascents take
-as many steps as on 1,000 images, but of no more images than there are. The last column is the rate
-from 50 images over that from all.
+images, as many as the columns say, and judged on the same 1,000 test images, clipped. The last
+column is the rate from 50 images over that from all.
 """
 
 import argparse

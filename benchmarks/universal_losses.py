@@ -8,10 +8,10 @@ Each line is a loss and an update; each cell the share of test images that a per
 norm fools, which was fitted on as many training images: clipped to [0, 1] in both. With
 `--unclipped` two more columns tell what is fitted and judged unclipped, and what is fitted so and
 judged clipped, which `clip=true` has to beat. Fits of one column take the same images, as many
-passes over them and as many images a step. Seconds are those of a fit, the mean of a line. The
-first fit of a line compiles outside of the time. Ours begin with short ascents towards `--starts`
-classes, which take about as many gradients besides as four passes over 1,000 images, except for the
-line that says so.
+passes over them. Seconds are those of a fit, the mean of a line; its first fit compiles outside of
+the time. Ours begin with short ascents towards `--starts` classes and from plain patterns, which
+take about as many gradients besides as six passes over 1,000 images, except for the line that says
+so.
 
 If PyTorch is installed, three methods from the literature are fitted by it on a copy of the network
 with the same weights, with their own settings but as many gradients of an image, and judged by us.
@@ -79,7 +79,7 @@ def main() -> None:
     common.add_model(parser, images=500)
     parser.add_argument("--norms", nargs="+", type=parse_norm, default=NORMS)
     parser.add_argument("--passes", type=int, default=6, help="over the images (default: 6)")
-    parser.add_argument("--starts", type=int, default=5, help="classes (default: 5)")
+    parser.add_argument("--starts", type=int, default=10, help="classes (default: 10)")
     parser.add_argument("--unclipped", action="store_true", help="fit without clipping, too")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     parser.add_argument("--lines", nargs="+", help="parts of names; default: all lines")

@@ -62,7 +62,7 @@ _LATER: dict[str, tuple[Any, ...]] = {
     "restarts": (1,),
     "schedule": ("constant", "drop"),  # which of them it is, lr_drop says
     "single_output": ("seen",),
-    "starts": (5,),
+    "starts": (10,),
     "std": (None,),
     "target": (None,),
     "target_classes": (9,),

@@ -27,8 +27,8 @@ from resfool.values import Norm
 _FIRST_STEP = 0.04  # of gradient ascent, as a share of the norm; momentum multiplies it by up to 5
 _NOISE = 0.1  # that the cosine's ascent starts from, as a share of the norm
 _STEPS_TOWARDS = 10  # to a class, where a start is sought
-_ROUNDS = 30, 50  # steps from the starts that are left; then a third of them go on, then one
-_JUDGED = 100, 250  # images that these are chosen on
+_ROUNDS = 15, 40  # steps from the starts that are left; then a third of them go on, then one
+_JUDGED = 200, 250  # images that these are chosen on
 _PLAIN = "checkerboard", "vertical", "horizontal"  # patterns that are starts
 _BEST_PATTERNS = 2  # of them
 
@@ -38,13 +38,13 @@ def gradient_trained(
     images: np.ndarray,
     *,
     norm: Norm,
-    passes: int = 4,
+    passes: int = 3,
     seed: int = 0,
     loss: Loss = "margin",
     update: UpdateRule = "momentum",
     aggregate: int = 1,
     images_per_step: int = 12,
-    starts: int = 5,
+    starts: int = 10,
     target: int | None = None,
     clip: bool = False,
     batch_size: int = BATCH_SIZE,

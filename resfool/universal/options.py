@@ -82,7 +82,7 @@ ALGORITHMS: dict[str, Procedure] = {
     "4": Procedure(_late("fit_algorithm4"), ("label_source", *_OF_MATRIX)),
     "random": Procedure(_late("fit_random")),
     "patterns": Procedure(_late("fit_patterns"), ("equal_norm", *_OF_FIT), tried="patterns"),
-    "gradient": Procedure(_late("fit_gradient"), ("passes", *_OF_ASCENT, *_OF_FIT), passes=4),
+    "gradient": Procedure(_late("fit_gradient"), ("passes", *_OF_ASCENT, *_OF_FIT), passes=3),
     "singular": Procedure(
         _late("fit_singular"), ("passes", "layer", "power", "clip"), passes=10, tried="layers"
     ),
@@ -141,9 +141,9 @@ class Ascent(Parameters):
     ] = 1
     starts: Annotated[
         UpToThousand,
-        "classes that short ascents go towards first (none, if there is a target), to begin from "
-        "the best of these, of plain patterns and of nothing; with 0 it begins from nothing.",
-    ] = 5
+        "classes that short ascents go towards first, unless there is a target; the best of these, "
+        "of plain patterns and of nothing goes on; with 0 it begins from nothing.",
+    ] = 10
 
     def check(self) -> None:
         """Refuse more small batches than images."""
