@@ -210,7 +210,7 @@ class Objective:
         return Objective(self.model, images, self.clip, self.batch_size, "margin", **own)
 
     def rates(self, rows: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-        """The shares of some rows' images that do what is wanted under vectors (K, H, W, C)."""
+        """For vectors (K, H, W, C) the shares (K,) of rows' images that do what is wanted."""
         own: Any = {"clip": self.clip, "batch_size": self.batch_size}
         found = [classes_of(self.model, self.images[rows], each, **own) for each in vectors]
         hits = (np.stack(found) == self.own[rows]) == self.targeted

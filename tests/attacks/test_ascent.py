@@ -302,13 +302,12 @@ def test_plain_patterns_are_those_that_do_most() -> None:
 
 
 def test_the_start_that_does_most_in_the_end_is_kept() -> None:
-    """Nothing moves where logits are constant, so rates decide between starts as they are."""
-    model = model_of([[0, 0], [1, 1]], [0.0, 0.0])
+    """Steps have no length here, so rates decide between starts as they are."""
+    model = model_of([[0, 0], [-1, 1]], [0.0, 0.0])
     images = np.zeros((40, *SHAPE), np.float32)
     objective = ascent.Objective(model, images, False, 40)
     objective.own[:30] = 1  # of which a start fools all, or only the others
     raised = array([[[0.0], [0.5]]])
-    model.layers[-1].set_weights([array([[0, 0], [-1, 1]]), array([0, 0])])
     options: Any = {"retract": lambda vector: vector, "size": 0.0, "images_per_step": 5}
     options |= {"random": np.random.default_rng(0)}
     kept = ascent._best_start(objective, [raised, -raised], lambda: np.zeros_like, options)
