@@ -1,5 +1,6 @@
 """Universal perturbations by stochastic gradient ascent, to compare with."""
 
+import copy
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -22,13 +23,14 @@ from resfool.universal.vectors import (
     projected,
     random_vectors,
 )
-from resfool.values import Norm
+from resfool.values import Norm, NormKind
 
-_FIRST_STEP = 0.04  # of gradient ascent, as a share of the norm; momentum multiplies it by up to 5
+# Of an ascent as a share of the norm; momentum multiplies it by up to 5.
+FIRST_STEP: dict[NormKind, float] = {"l2": 0.04, "linf": 0.25}
 _NOISE = 0.1  # that the cosine's ascent starts from, as a share of the norm
 _STEPS_TOWARDS = 10  # to a class, where a start is sought
 _ROUNDS = 15, 40  # steps from the starts that are left; then a third of them go on, then one
-_JUDGED = 200, 250  # images that these are chosen on
+_JUDGED = 200, 250  # images that these are chosen on, of those that are set aside
 _PLAIN = "checkerboard", "vertical", "horizontal"  # patterns that are starts
 _BEST_PATTERNS = 2  # of them
 
@@ -57,6 +59,10 @@ def gradient_trained(
     images, and from where short ascents towards some classes end. After a few steps as the loss
     says a third of these is kept, after some more the best one, which goes on.
 
+    250 of the images, or half of few, are set aside: gradients are of the others, and these decide
+    which start goes on and which pass was best, or that a pattern as it is was better. Few images
+    are soon all fooled by what fools few others.
+
     Args:
         model: from images to logits.
         images: float32 (N, H, W, C) in [0, 1], to fit on.
@@ -74,7 +80,8 @@ def gradient_trained(
             is any other than their own. The cosine has none.
         clip: keep perturbed images in [0, 1].
         batch_size: images per pass, at most.
-        report: is told each pass and the fooling rate after it, or with a target the success rate.
+        report: is told each pass and the fooling rate after it, or with a target the success rate,
+            of what was set aside.
 
     Raises:
         InputError: all images are of the target's class.
@@ -88,34 +95,45 @@ def gradient_trained(
     start = np.zeros(shape, np.float32)
     if loss == "cosine":  # its slope is zero where nothing is turned
         start = random_vectors(shape, np.array([_NOISE * norm.size]), norm.kind, seed)[0]
-    steps = -(-len(images) // images_per_step)
     random = np.random.default_rng(seed)
     objective = Objective(model, images, clip, batch_size, loss, target)
-    own: Any = {"retract": lambda vector: projected(vector, norm), "size": norm.size}
-    own |= {"ahead": updates.steepest(norm.kind), "random": random}
-    own |= {"images_per_step": images_per_step}
+    learning, judging = map(objective.picked, _divided(len(images), random))
+    own: Any = {"retract": lambda vector: projected(vector, norm), "random": random}
+    own |= {"first_step": FIRST_STEP[norm.kind] * norm.size, "images_per_step": images_per_step}
+    own |= {"ahead": updates.steepest(norm.kind)}
+    judged: Any = {"clip": clip, "batch_size": batch_size, "targeted": objective.targeted}
+    best = Best(model, judging.images, judging.own, **judged)
     if starts:
         fresh = functools.partial(updates.update, update, norm.kind)
-        begun = [start, *_plain_patterns(objective, norm)]
+        plain = _plain_patterns(learning, norm)
+        begun = [start, *plain]
         if target is None:
-            begun += _towards(objective, start, _nearest(objective, starts), fresh, own)
-        start = _best_start(objective, begun, fresh, own)
+            begun += _towards(learning, start, _nearest(objective, starts), fresh, own)
+        start = _best_start(learning, judging, begun, fresh, own)
+        for vector in (*plain, start):
+            best.meet(vector)
+    steps = -(-len(images) // images_per_step)
     path = ascend(
-        objective,
+        learning,
         start,
         update=updates.update(update, norm.kind),
         steps=passes * steps,
         aggregate=aggregate,
         **own,
     )
-    judged: Any = {"clip": clip, "batch_size": batch_size, "targeted": objective.targeted}
-    best = Best(model, images, objective.own, **judged)
     rates = []
     for number in range(passes):
         *_, vector = itertools.islice(path, steps)
         rates.append(best.meet(vector))
         report(number, rates[-1])
     return Fit(best.vector, rates)
+
+
+def _divided(count: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the images that gradients are of, and of those that are set aside."""
+    order = random.permutation(count)
+    apart = min(_JUDGED[-1], count // 2)
+    return order[apart:], order[:apart] if apart else order
 
 
 def _nearest(objective: "Objective", most: int) -> list[int]:
@@ -154,20 +172,21 @@ def _towards(
 
 
 def _best_start(
-    objective: "Objective",
+    learning: "Objective",
+    judging: "Objective",
     begun: list[np.ndarray],
     update: Callable[[], updates.Update],
     options: dict[str, Any],
 ) -> np.ndarray:
-    """Of starts, as ascents take them on, what does most in the end."""
-    look = options["random"].permutation(len(objective.images))
+    """Of starts, as ascents take them on, what does most to other images in the end."""
     for steps, images in zip(_ROUNDS, _JUDGED, strict=True):
         ends = [
-            list(ascend(objective, each, update=update(), steps=steps, **options))[-1]
+            list(ascend(learning, each, update=update(), steps=steps, **options))[-1]
             for each in begun
         ]
         kept = 1 if steps == _ROUNDS[-1] else -(-len(ends) // 3)
-        order = np.argsort(-objective.rates(look[:images], np.stack(ends)), kind="stable")
+        look = np.arange(min(images, len(judging.images)))
+        order = np.argsort(-judging.rates(look, np.stack(ends)), kind="stable")
         begun = [ends[number] for number in order[:kept]]
     return begun[0]
 
@@ -209,6 +228,12 @@ class Objective:
         own: Any = {"target": target, "logits": logits}
         return Objective(self.model, images, self.clip, self.batch_size, "margin", **own)
 
+    def picked(self, rows: np.ndarray) -> "Objective":
+        """The same for some rows' images, with the scale of all."""
+        part = copy.copy(self)
+        part.images, part.logits, part.own = self.images[rows], self.logits[rows], self.own[rows]
+        return part
+
     def rates(self, rows: np.ndarray, vectors: np.ndarray) -> np.ndarray:
         """For vectors (K, H, W, C) the shares (K,) of rows' images that do what is wanted."""
         own: Any = {"clip": self.clip, "batch_size": self.batch_size}
@@ -248,7 +273,7 @@ def ascend(
     *,
     update: updates.Update,
     retract: Callable[[np.ndarray], np.ndarray],
-    size: float,
+    first_step: float,
     steps: int,
     random: np.random.Generator,
     images_per_step: int,
@@ -262,7 +287,7 @@ def ascend(
         start: float32 (H, W, C).
         update: from a gradient to a step; a new one, since it remembers.
         retract: from where a step ended to the nearest vector that is allowed.
-        size: the norm of the vectors; a step is a share of it.
+        first_step: its length; the last one's is nearly nothing.
         steps: how many.
         random: picks the images of each step.
         images_per_step: how many of them, at most.
@@ -282,7 +307,7 @@ def ascend(
     vector = start
     for step in range(steps):
         rows = random.permutation(len(objective.images))[:images_per_step]
-        length = _FIRST_STEP * size * (1 - step / steps)
+        length = first_step * (1 - step / steps)
         scout, slope = vector, np.zeros_like(vector)
         parts = np.array_split(rows, min(aggregate, len(rows)))
         for part in parts:

@@ -11,7 +11,7 @@ import numpy as np
 from resfool.attacks import lowrank
 from resfool.attacks.lowrank import Decomposition
 from resfool.classifiers.inference import BATCH_SIZE
-from resfool.universal.ascent import Objective, ascend
+from resfool.universal.ascent import FIRST_STEP, Objective, ascend
 from resfool.universal.options import Coefficients
 from resfool.universal.updates import momentum, steepest
 from resfool.universal.vectors import applied, classes_of
@@ -186,7 +186,7 @@ class Search:
             steepest("l2")(start.astype(np.float32) @ basis),
             update=momentum(lambda slope: steepest("l2")((basis @ slope) @ basis)),
             retract=steepest("l2"),
-            size=1.0,
+            first_step=FIRST_STEP["l2"],
             steps=steps,
             random=random,
             images_per_step=_IMAGES_PER_STEP,

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
@@ -64,6 +64,7 @@ class Screen:
         clip: choose on clipped images.
         thorough: whether all patterns are tried on as many images as the best of them.
         batch_size: images per pass, at most.
+        chosen: names of the best, by the norms that they were sought at until now.
     """
 
     model: keras.Model
@@ -74,6 +75,7 @@ class Screen:
     clip: bool = False
     thorough: bool = False
     batch_size: int = BATCH_SIZE
+    chosen: dict[str, str] = field(default_factory=dict)
 
     @property
     def shape(self) -> Shape:
@@ -109,7 +111,7 @@ class Screen:
         """The pattern that fools most fitting images at a norm, and its name.
 
         All are tried on the first 50 images, and the best eighth of them on the first 200; if
-        thorough, all on these.
+        thorough, all on these. Norms that agree to three digits have the same.
 
         Args:
             norm: of kind l2 or linf.
@@ -118,14 +120,22 @@ class Screen:
         Returns:
             The name, and float32 (H, W, C) of l2 norm 1.
         """
+        near = f"{norm.kind}:{norm.size:.3g}"
+        if near in self.chosen:
+            progress(self.passes)
+        else:
+            self.chosen[near] = self._chosen(norm, progress)
+        return self.chosen[near], self.named(self.chosen[near])
+
+    def _chosen(self, norm: Norm, progress: Advance) -> str:
+        """The name of the pattern that fools most fitting images at a norm."""
         images = self._images if self.thorough else self._images[:FIRST_IMAGES]
         found = self.rates(self.patterns(), images, norm, clip=self.clip, progress=progress)
         if not self.thorough:
             kept = sorted(found, key=lambda name: -found[name])[: -(-len(found) // _KEPT)]
             left = ((name, pattern) for name, pattern in self.patterns() if name in kept)
             found = self.rates(left, self._images, norm, clip=self.clip, progress=progress)
-        best = max(found, key=lambda name: found[name])
-        return best, self.named(best)
+        return max(found, key=lambda name: found[name])
 
     def named(self, wanted: str) -> np.ndarray:
         """A pattern by its name, float32 (H, W, C) of l2 norm 1."""

@@ -124,7 +124,8 @@ class Fit:
 
     Attributes:
         vector: float32 (H, W, C), the best of all passes over the images, if it took any.
-        rates: the best fooling rate on the fitting images that was met in each pass.
+        rates: the best fooling rate that was met in each pass, on the fitting images or those of
+            them that were set aside.
         tried: of what it was chosen, a row each, the best first; empty if of nothing.
     """
 
@@ -134,7 +135,7 @@ class Fit:
 
 
 class Best:
-    """The best of the perturbations that it meets, by the fooling rate on the fitting images.
+    """The first of the best perturbations that it meets, by the fooling rate on some images.
 
     Attributes:
         vector: float32 (H, W, C), the best until now; zero, if none changed a class.
@@ -167,7 +168,7 @@ class Best:
         self.vector = np.zeros(images.shape[1:], np.float32)
 
     def meet(self, vector: np.ndarray) -> float:
-        """The rate of a perturbation (H, W, C), which is kept if it is the best until now."""
+        """The rate of a perturbation (H, W, C), which is kept if none was as good until now."""
         found = classes_of(self._model, self._images, vector, **self._options)
         rate = float(((found == self._own) == self._targeted).mean())
         if rate > self._rate:

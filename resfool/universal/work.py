@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import keras
@@ -48,7 +49,7 @@ class Work:
         """Those whose loss algorithms 3 and 4 raise; None are the model's own predictions."""
         return self.fitting.labels if self.asked.label_source == "true" else None
 
-    @property
+    @cached_property
     def screen(self) -> Screen:
         """What chooses the best pattern."""
         asked = self.asked

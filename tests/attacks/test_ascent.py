@@ -152,7 +152,7 @@ class Pulled:
 
 def aggregated(parts: int) -> list[np.ndarray]:
     objective: Any = Pulled()
-    options: Any = {"size": 1.0, "steps": 3, "images_per_step": 8, "aggregate": parts}
+    options: Any = {"first_step": 0.04, "steps": 3, "images_per_step": 8, "aggregate": parts}
     path = ascent.ascend(
         objective,
         np.zeros(SHAPE, np.float32),
@@ -284,6 +284,7 @@ def test_a_start_is_sought_where_zero_leads_nowhere(monkeypatch: pytest.MonkeyPa
     options: Any = {"norm": Norm("l2", 0.6), "passes": 3}
     plain = ascent.gradient_trained(model, images, starts=1, **options)
     assert plain.rates[-1] == 1  # stripes see what the margin doesn't
+    assert np.ptp(np.abs(plain.vector)) < 1e-6  # and stay, where nothing fools more
     monkeypatch.setattr(ascent, "_PLAIN", ())
     for starts, rate in ((0, 0), (1, 0), (2, 1)):
         found = ascent.gradient_trained(model, images, starts=starts, **options)
@@ -308,13 +309,37 @@ def test_the_start_that_does_most_in_the_end_is_kept() -> None:
     objective = ascent.Objective(model, images, False, 40)
     objective.own[:30] = 1  # of which a start fools all, or only the others
     raised = array([[[0.0], [0.5]]])
-    options: Any = {"retract": lambda vector: vector, "size": 0.0, "images_per_step": 5}
+    options: Any = {"retract": lambda vector: vector, "first_step": 0.0, "images_per_step": 5}
     options |= {"random": np.random.default_rng(0)}
-    kept = ascent._best_start(objective, [raised, -raised], lambda: np.zeros_like, options)
+    begun = [raised, -raised]
+    kept = ascent._best_start(objective, objective, begun, lambda: np.zeros_like, options)
     np.testing.assert_array_equal(kept, -raised)
     np.testing.assert_allclose(
         objective.rates(np.arange(40), np.stack([raised, -raised])), [1 / 4, 3 / 4]
     )
+
+
+def test_starts_are_chosen_on_images_that_they_do_not_draw_from() -> None:
+    model = model_of([[0, 0], [-1, 1]], [0.0, 0.0])
+    images = np.zeros((40, *SHAPE), np.float32)
+    objective = ascent.Objective(model, images, False, 40)
+    objective.own[:30] = 1
+    raised = array([[[0.0], [0.5]]])
+    options: Any = {"retract": lambda vector: vector, "first_step": 0.0, "images_per_step": 5}
+    options |= {"random": np.random.default_rng(0)}
+    for learnt, judged, best in ((30, 10, raised), (10, 30, -raised)):
+        rows = np.arange(40) if learnt == 30 else np.arange(40)[::-1]
+        learning, judging = (objective.picked(part) for part in (rows[:learnt], rows[learnt:]))
+        assert len(judging.images) == len(judging.own) == len(judging.logits) == judged
+        own = ascent._best_start(
+            learning, judging, [raised, -raised], lambda: np.zeros_like, options
+        )
+        np.testing.assert_array_equal(own, best)
+    for count, most in ((1, 1), (2, 1), (50, 25), (1000, 250)):
+        seen, unseen = ascent._divided(count, np.random.default_rng(0))
+        assert len(unseen) == most and len(seen) == max(count - most, 1)
+        assert sorted({*seen, *unseen}) == list(range(count))
+        assert count == 1 or not {*seen} & {*unseen}
 
 
 def test_starts_are_sought_towards_the_classes_that_are_least_behind() -> None:

@@ -191,6 +191,17 @@ def test_the_pattern_that_was_planted_is_chosen(
     assert 0.95 < rates["final_pattern_fooling_rate_low"] < 1
 
 
+def test_norms_that_agree_to_three_digits_have_one_choice(images: np.ndarray) -> None:
+    model = planted(named(SHAPE)["vertical_2"])
+    one = screen(model, images, chosen={"l2:0.45": "vertical_4"})
+    told: list[int] = []
+    found, _ = one.best(Norm("l2", 0.4501), lambda more, text="", /: told.append(more))
+    assert found == "vertical_4"
+    assert sum(told) == one.passes
+    assert one.best(Norm("l2", 0.46))[0] == one.best(Norm("linf", 0.06))[0] == "vertical_2"
+    assert one.chosen.keys() == {"l2:0.45", "l2:0.46", "linf:0.06"}
+
+
 def test_the_table_has_every_pattern_with_the_rates_of_plain_loops(images: np.ndarray) -> None:
     rng = np.random.default_rng(1)
     kernel = rng.normal(size=(64, 3)).astype(np.float32)
