@@ -284,11 +284,21 @@ def test_a_start_is_sought_where_zero_leads_nowhere(monkeypatch: pytest.MonkeyPa
     options: Any = {"norm": Norm("l2", 0.6), "passes": 3}
     plain = ascent.gradient_trained(model, images, starts=1, **options)
     assert plain.rates[-1] == 1  # stripes see what the margin doesn't
-    assert np.ptp(np.abs(plain.vector)) < 1e-6  # and stay, where nothing fools more
     monkeypatch.setattr(ascent, "_PLAIN", ())
     for starts, rate in ((0, 0), (1, 0), (2, 1)):
         found = ascent.gradient_trained(model, images, starts=starts, **options)
         assert found.rates[-1] == rate
+
+
+def test_a_pattern_stays_as_it_is_where_nothing_does_more(
+    one_sided: keras.Model, images: np.ndarray
+) -> None:
+    options: Any = {"norm": Norm("l2", 0.6), "passes": 2}
+    kept = ascent.gradient_trained(one_sided, images, **options)
+    np.testing.assert_allclose(kept.vector.ravel(), [-0.6 / 2**0.5, 0.6 / 2**0.5], rtol=1e-5)
+    trained = ascent.gradient_trained(one_sided, images, starts=0, **options)
+    assert max(kept.rates) == 1 and max(trained.rates) > 0.9
+    assert not np.allclose(kept.vector, trained.vector, atol=0.01)
 
 
 def test_plain_patterns_are_those_that_do_most() -> None:
