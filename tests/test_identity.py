@@ -44,7 +44,7 @@ NOT_RESULTS = {
 PINNED = {
     "train": ("e62de5f69643a9a5", "1ebaf306bbd996e9"),
     "attack": ("56aa5d1102c24214", "670a088cb81f867a"),
-    "universal": ("4f4de63f1f676dfd", "4f4de63f1f676dfd"),
+    "universal": ("617bb301008d1e2c", "617bb301008d1e2c"),
 }
 
 

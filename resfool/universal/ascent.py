@@ -31,6 +31,7 @@ _NOISE = 0.1  # that the cosine's ascent starts from, as a share of the norm
 _STEPS_TOWARDS = 10  # to a class, where a start is sought
 _ROUNDS = 15, 40  # steps from the starts that are left; then a third of them go on, then one
 _JUDGED = 200, 250  # images that these are chosen on, of those that are set aside
+_MANY = 500  # images, of which none need be set aside once a start is chosen
 _PLAIN = "checkerboard", "vertical", "horizontal"  # patterns that are starts
 _BEST_PATTERNS = 2  # of them
 
@@ -59,9 +60,10 @@ def gradient_trained(
     images, and from where short ascents towards some classes end. After a few steps as the loss
     says a third of these is kept, after some more the best one, which goes on.
 
-    250 of the images, or half of few, are set aside: gradients are of the others, and these decide
-    which start goes on and which pass was best, or that a pattern as it is was better. Few images
-    are soon all fooled by what fools few others.
+    250 of the images, or half of fewer than 500, are set aside while starts are chosen, which
+    happens on these. Fewer than 500 stay so: gradients are of the others, and these decide which
+    pass was best, or that a pattern as it is was better. Few images are soon all fooled by what
+    fools few others.
 
     Args:
         model: from images to logits.
@@ -81,7 +83,7 @@ def gradient_trained(
         clip: keep perturbed images in [0, 1].
         batch_size: images per pass, at most.
         report: is told each pass and the fooling rate after it, or with a target the success rate,
-            of what was set aside.
+            of all images or, if they are few, of those that were set aside.
 
     Raises:
         InputError: all images are of the target's class.
@@ -98,14 +100,15 @@ def gradient_trained(
     random = np.random.default_rng(seed)
     objective = Objective(model, images, clip, batch_size, loss, target)
     learning, judging = map(objective.picked, _divided(len(images), random))
+    learnt, judged = (objective, objective) if len(images) >= _MANY else (learning, judging)
     own: Any = {"retract": lambda vector: projected(vector, norm), "random": random}
     own |= {"first_step": FIRST_STEP[norm.kind] * norm.size, "images_per_step": images_per_step}
     own |= {"ahead": updates.steepest(norm.kind)}
-    judged: Any = {"clip": clip, "batch_size": batch_size, "targeted": objective.targeted}
-    best = Best(model, judging.images, judging.own, **judged)
+    options: Any = {"clip": clip, "batch_size": batch_size, "targeted": objective.targeted}
+    best = Best(model, judged.images, judged.own, **options)
     if starts:
         fresh = functools.partial(updates.update, update, norm.kind)
-        plain = _plain_patterns(learning, norm)
+        plain = _plain_patterns(objective, norm)
         begun = [start, *plain]
         if target is None:
             begun += _towards(learning, start, _nearest(objective, starts), fresh, own)
@@ -114,7 +117,7 @@ def gradient_trained(
             best.meet(vector)
     steps = -(-len(images) // images_per_step)
     path = ascend(
-        learning,
+        learnt,
         start,
         update=updates.update(update, norm.kind),
         steps=passes * steps,
