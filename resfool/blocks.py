@@ -417,12 +417,16 @@ class BlockArray:
         limits.check_memory(
             f"{end - begin} rows of {self._folder}", math.prod(shape) * self.dtype.itemsize
         )
-        parts = []
+        found = None
         for number in range(first, last + 1):
             start = number * self.plan.size
-            part = self.block(number)
-            parts.append(np.array(part[max(0, begin - start) : end - start, *rest]))
-        return np.concatenate(parts)
+            part = self.block(number)[max(0, begin - start) : end - start, *rest]
+            if found is None:
+                found, filled = np.empty((end - begin, *part.shape[1:]), self.dtype), 0
+            found[filled : filled + len(part)] = part
+            filled += len(part)
+        assert found is not None
+        return found
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         """All of it, in memory."""
