@@ -43,7 +43,7 @@ NOT_RESULTS = {
 # The digest of that code, for the version of its results.
 PINNED = {
     "train": ("e62de5f69643a9a5", "1ebaf306bbd996e9"),
-    "attack": ("56aa5d1102c24214", "46e8bc668b51389b"),
+    "attack": ("56aa5d1102c24214", "e007c0e1cf788855"),
     "universal": ("2c09b3a7bf13dfd1", "fa791c23dd28305a"),
 }
 

@@ -19,7 +19,7 @@ import numpy as np
 LARGEST_GRAM = 8192  # D of the largest Gram matrix that is made, 0.5 GB
 PIECE = 4096  # rows in float64 at a time: all of a large matrix would be twice its memory
 _UNIT = 16 * PIECE  # rows of a unit, whose Gram matrix is a fraction of their size
-_ENTRIES = 1 << 22  # of a piece where rows are long
+_ENTRIES = 1 << 24  # of a piece where rows are long
 _UNIT_ENTRIES = 1 << 29
 _MORE = 10  # directions that are sought beside those that are wanted
 _TESTS = 10  # random vectors by which the rest is estimated; it is larger in one of 10^10 cases
