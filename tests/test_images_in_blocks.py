@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from PIL import Image
 
 from resfool import bounded, places
 from resfool.datasets import sets
-from resfool.datasets.lying import InFile
+from resfool.datasets.lying import InFile, Watch
 from resfool.errors import InputError
 from tests.conftest import ROOT
 
@@ -49,6 +50,11 @@ def npz(folder: Path) -> str:
     folder.mkdir()
     np.savez(folder / "own.npz", x=IMAGES, y=LABELS)
     return f"npz:{folder / 'own.npz'}"
+
+
+def channels_first(folder: Path) -> str:
+    wide = np.repeat(IMAGES, 2, axis=2)  # so that the channels are known
+    return npy(folder, wide.transpose(0, 3, 1, 2))
 
 
 def compressed(folder: Path) -> str:
@@ -112,6 +118,40 @@ def test_blocks_are_the_images_in_order(tmp_path: Path, kind: str) -> None:
     np.testing.assert_array_equal(
         np.concatenate([part.images for part in few.blocks(2)]), expected[22 - rows]
     )
+
+
+def test_rows_are_named_as_those_of_an_array(tmp_path: Path) -> None:
+    for make in (npy, in_fortrans_order, npz, compressed, channels_first):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # channels first are said
+            stored = sets.load(make(tmp_path / make.__name__)).test.stored
+        assert isinstance(stored, InFile)
+        whole = np.repeat(IMAGES, 2, axis=2) if make is channels_first else IMAGES
+        assert stored.shape == whole.shape and stored.dtype == whole.dtype
+        places: list[Any] = [
+            np.s_[3:9],
+            np.s_[::-2],
+            np.s_[5:5],
+            4,
+            -1,
+            np.array([7, 8, 9, 2, 2, 22]),
+            np.arange(0),
+            LABELS == 1,
+        ]
+        for place in places:
+            np.testing.assert_array_equal(stored[place], whole[place])
+        with pytest.raises(IndexError):
+            stored[np.array([23])]
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = sets.load(npy(tmp_path / "data"))
+    monkeypatch.setattr(Watch, "check", lambda *_: None)  # it came too late
+    os.truncate(tmp_path / "data" / "x.npy", 1000)
+    assert len(data.test.take(np.arange(5))) == 5
+    assert "x.npy has changed while" in refusal(lambda: data.test.take(np.arange(20)))
 
 
 def test_the_digest_is_the_same_wherever_arrays_lie(tmp_path: Path) -> None:

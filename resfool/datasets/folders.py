@@ -7,7 +7,6 @@ from typing import IO
 
 import numpy as np
 
-from resfool import bounded
 from resfool.datasets.lying import Watch
 from resfool.datasets.pictures import pictures
 from resfool.datasets.stored import PART_NAMES, Array, Pool, Stored, own_images
@@ -34,12 +33,8 @@ class Files:
     def opened(self, rows: Array) -> Iterator[tuple[int, str, IO[bytes]]]:
         """Some of them, in order."""
         for place, row in enumerate(rows):
-            path = self.paths[row]
-            with reading(path):
-                file = bounded.opened(path)
-            with file:
-                self._watch.check(row, file.fileno())
-                yield place, str(path), file
+            with self._watch.opened(row) as file:
+                yield place, str(self.paths[row]), file
 
 
 def read_folder(path: Path, how: OwnImages) -> Stored:
