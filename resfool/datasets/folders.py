@@ -1,13 +1,13 @@
 """A folder of pictures with a folder for each class."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-from resfool import bounded
+from resfool.datasets.lying import Watch
 from resfool.datasets.pictures import pictures
 from resfool.datasets.stored import PART_NAMES, Array, Pool, Stored, own_images
 from resfool.errors import InputError, reading
@@ -22,6 +22,10 @@ class Files:
     """Encoded pictures in files of their own."""
 
     paths: Sequence[Path]
+    _watch: Watch = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_watch", Watch(self.paths))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -29,11 +33,8 @@ class Files:
     def opened(self, rows: Array) -> Iterator[tuple[int, str, IO[bytes]]]:
         """Some of them, in order."""
         for place, row in enumerate(rows):
-            path = self.paths[row]
-            with reading(path):
-                file = bounded.opened(path)
-            with file:
-                yield place, str(path), file
+            with self._watch.opened(row) as file:
+                yield place, str(self.paths[row]), file
 
 
 def read_folder(path: Path, how: OwnImages) -> Stored:
