@@ -132,7 +132,7 @@ def _pool_of(asked: SweepParameters | TuneParameters) -> "Callable[..., Pool]":
     from resfool.parallel import Pool
 
     return functools.partial(
-        Pool, **asked.shared(Workers), cpus=asked.cpus_per_trial, gpus=asked.gpus_per_trial
+        Pool, **asked.crew, cpus=asked.cpus_per_trial, gpus=asked.gpus_per_trial
     )
 
 
@@ -211,8 +211,8 @@ def _spread_of(asked: Workers, used: bool) -> Callable[..., list[Any]]:
     from resfool import parallel
 
     if used:
-        parallel.check(asked.backend, asked.ray_address)
-    return functools.partial(parallel.map, **asked.shared(Workers))
+        parallel.check(asked.crew["backend"], asked.ray_address)
+    return functools.partial(parallel.map, **asked.crew)
 
 
 def mnist(asked: MnistParameters) -> None:
