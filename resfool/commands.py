@@ -226,7 +226,7 @@ def mnist(asked: MnistParameters) -> None:
         data = load(asked.training.dataset)
         # Refuses more than there are, before the training rather than after it.
         draw(len(data.train), asked.samples, asked.seed, f"training images of {data.name}")
-        spread = _spread_of(asked, asked.spreads)
+        spread = _spread_of(asked, True)
         name = f"mnist case study, {asked.solver} seed {asked.seed}"
         run.begin(name, {n: getattr(asked, n) for n in ("steps", "solver", "seed")}, [])
         kept = Resumable(checkpoint_dir=asked.checkpoint_dir)

@@ -12,7 +12,7 @@ from resfool.values import show
 VERSIONS = {
     "train": "e62de5f69643a9a5",
     "attack": "56aa5d1102c24214",
-    "universal": "2c09b3a7bf13dfd1",
+    "universal": "a065a04801b96699",
 }
 
 # What a result doesn't depend on: where things lie, and who computes them in which processes.
@@ -38,13 +38,16 @@ _LATER: dict[str, tuple[Any, ...]] = {
     "aggregate": (1,),
     "attack_steps": (100,),
     "batch_norm_statistics": ("moving",),
+    "block_images": (None,),
     "channel_order": ("rgb",),
     "components": (None,),
+    "cpus_per_worker": (1,),
     "crop": ("center",),
     "downsample": ("stride",),
     "effort": ("standard",),
     "ema": (0.0,),
     "frequencies": (32,),
+    "gpus_per_worker": (0.0,),
     "image_size": (None,),
     "images_per_step": (12,),
     "input": (None,),
