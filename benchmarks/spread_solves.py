@@ -3,13 +3,15 @@
     python -m benchmarks.spread_solves --model runs:/RUN_ID/model --images 200
     python -m benchmarks.spread_solves --untrained resnet --images 100 --block 25
 
-Each way begins from nothing, as a command does: workers start, load the model and compile, the one
-process compiles. A second round on the same processes is what is left of that for long solves. A
-network that isn't trained takes as long as its images happen to be far from its boundaries.
+The first round begins from nothing, as a command does: workers start, load the model and compile,
+the one process compiles. Later rounds on the same processes are what is left of that for long
+solves; the ways take turns, and their median counts. A network that isn't trained takes as long as
+its images happen to be far from its boundaries.
 """
 
 import argparse
 import functools
+import statistics
 import time
 from typing import Any
 
@@ -34,7 +36,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--block", type=int, default=50, help="images of a block")
     parser.add_argument("--solver", default="closest")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--workers", type=int, nargs="*", default=[1, joblib.cpu_count()])
     options = parser.parse_args()
     model, images = _model_and_images(options)
@@ -42,18 +44,21 @@ def main() -> None:
     print(f"{common.machine()}; {len(images)} images, blocks of {options.block}, {options.solver}")
     print(f"{work / len(images):.2g} multiplications an image: workers pay, by the rule of")
     print(f"`spreading.pays`: {spreading.pays(model, len(images))}\n")
-    print("| way | round | seconds | of one process |")
-    print("| --- | --- | --- | --- |")
     ways: dict[str, Workers | None] = {f"one process, {joblib.cpu_count()} threads": None}
     for count in options.workers:
         run = functools.partial(parallel.map, workers=count)
-        ways[f"{count} workers of one thread"] = Workers(run, Sent.of(model))
-    first: dict[int, float] = {}
-    for name, workers in ways.items():
-        for number in range(1, options.rounds + 1):
-            seconds = _seconds(model, images, options, workers)
-            share = seconds / first.setdefault(number, seconds)
-            print(f"| {name} | {number} | {seconds:.1f} | {share:.2f} |", flush=True)
+        ways[f"{count} worker{'s' * (count > 1)} of one thread"] = Workers(run, Sent.of(model))
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(options.rounds):
+        for name, workers in ways.items():
+            times[name].append(_seconds(model, images, options, workers))
+    print("| way | seconds from nothing | later (least to most) | one process takes |")
+    print("| --- | --- | --- | --- |")
+    one = statistics.median(next(iter(times.values()))[1:])
+    for name, (first, *later) in times.items():
+        middle = statistics.median(later)
+        spread = f"{middle:.1f} ({min(later):.1f} to {max(later):.1f})"
+        print(f"| {name} | {first:.1f} | {spread} | {one / middle:.2f} times that |")
 
 
 def _model_and_images(options: argparse.Namespace) -> tuple[keras.Model, np.ndarray]:

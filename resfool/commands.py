@@ -206,12 +206,12 @@ def _spread_of(asked: Workers, used: bool) -> Callable[..., list[Any]]:
     """What runs images in the workers that were asked for; a cluster must be there if it is used.
 
     Raises:
-        InputError: the cluster can't be reached.
+        InputError: the cluster can't be reached, or has no room.
     """
     from resfool import parallel
 
     if used:
-        parallel.check(asked.crew["backend"], asked.ray_address)
+        parallel.check(**asked.crew)
     return functools.partial(parallel.map, **asked.crew)
 
 

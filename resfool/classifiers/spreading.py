@@ -30,7 +30,7 @@ from resfool.monitor import Advance, quiet
 Columns = Mapping[str, np.ndarray]  # what was found of some images: by name, (n, ...) each
 # Of a model, rows of some arrays and options; among the options is `progress`, an Advance.
 Function = Callable[..., Columns]
-_LEAST_WORK = 1e12  # multiplications of forward passes, below which starting workers doesn't pay
+_LEAST_WORK = 5e10  # multiplications of forward passes, from which workers are worth their start
 
 
 class Map(Protocol):

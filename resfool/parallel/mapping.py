@@ -34,20 +34,32 @@ def _forget(place: int, result: Any) -> None:
     pass
 
 
-def check(backend: Backend, ray_address: str | None) -> None:
+def check(
+    backend: Backend,
+    *,
+    workers: int | None = None,
+    ray_address: str | None = None,
+    patience: float = 0.0,
+    cpus: int = 1,
+    gpus: float = 0,
+) -> None:
     """Ask for a cluster before any work that it is to share; `map` and `Pool` join it later.
 
     Args:
-        backend: that they will have.
-        ray_address: that they will have.
+        backend: that they will have, and so on; see `map`.
+        workers: of it.
+        ray_address: of the cluster.
+        patience: seconds that it has to grow.
+        cpus: of each worker.
+        gpus: of each worker.
 
     Raises:
-        InputError: the cluster can't be reached.
+        InputError: the cluster can't be reached, or is seen to be too small.
     """
     if backend == "ray":
         from resfool.parallel import cluster
 
-        cluster.reach(ray_address)
+        cluster.check(ray_address, cluster.Room(workers, cpus, gpus, patience))
 
 
 def map(
