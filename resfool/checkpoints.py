@@ -70,12 +70,26 @@ def save(path: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any])
         InputError: the folder can't be written, or its disk is full.
     """
     text = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
+    with replacing(path) as file:
+        np.savez(file, allow_pickle=False, **{_FACTS: text}, **arrays)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Write a file that stands at `path` once it is whole and on the disk, and not before.
+
+    Args:
+        path: of the file; its folder is created.
+
+    Raises:
+        InputError: the folder can't be written, or its disk is full.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(8)}.part")
     with writing(f"the folder {path.parent}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("xb") as file:
-                np.savez(file, allow_pickle=False, **{_FACTS: text}, **arrays)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -177,6 +191,11 @@ def alone_in(folder: Path) -> Iterator[None]:
 def discard(path: Path) -> None:
     """Delete a checkpoint, and what processes that were killed while saving it have left."""
     _delete(path)
+    discard_parts(path)
+
+
+def discard_parts(path: Path) -> None:
+    """Delete what processes that were killed while they wrote a file have left."""
     for file in path.parent.glob(f"{path.name}.*.part"):
         if _PART.fullmatch(file.name.removeprefix(path.name)):
             _delete(file)

@@ -73,6 +73,7 @@ FLOORS = [
     {
         "archive",
         "arrayfiles",
+        "blocks",
         "bounded",
         "checkpoints",
         "costs",

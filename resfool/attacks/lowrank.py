@@ -7,10 +7,12 @@ paper section VI.B, Figures 7 and 11.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from resfool.attacks import streaming
+from resfool.attacks.streaming import PIECE, Each, Matrix, slices
 from resfool.values import Norm, NormKind
 
 RandomCoefficients = Literal["gaussian", "singular"]  # of equation 8, see `random_coefficients`
@@ -18,8 +20,8 @@ RandomCoefficients = Literal["gaussian", "singular"]  # of equation 8, see `rand
 DEVIATION = 5.0  # the standard deviation of the paper's coefficients: "variance set to 25"
 _EXACT_ENTRIES = 4_000_000  # up to here a full decomposition in float64 takes seconds
 _ENTRIES = 4_000_000  # that are drawn, or normed, at a time
-_SLAB = 64_000_000  # entries of a matrix that are made at a time
-_PIECE = 4096  # rows in float64 at a time: all of a large matrix would be twice its memory
+_SLAB = 64_000_000  # entries of a wide matrix that are made at a time
+_LEADING = 100  # singular vectors of a matrix of which not all can be had, where nobody says
 
 
 @dataclass(frozen=True)
@@ -27,36 +29,55 @@ class Decomposition:
     """The leading part of a singular value decomposition.
 
     Attributes:
-        singular_values: float64 (min(N, D),), all of them, largest first.
+        singular_values: float64 (min(N, D),), all of them, largest first; or, of a matrix that is
+            large both ways, the leading ones that were found.
         vectors: float32 (r, D), unit right singular vectors of the r largest values.
         numerical_rank: how many values stand above the rounding errors of a float32 matrix.
+        squares: the sum of squares of the matrix, where not all singular values are there.
+        error: no direction across those that were found is stretched by more than this; 0 where
+            all were. A singular value s is too small by at most sqrt(s^2 + error^2) - s.
     """
 
     singular_values: np.ndarray
     vectors: np.ndarray
     numerical_rank: int
+    squares: float | None = None
+    error: float = 0.0
 
     def energy(self, rank: int) -> float:
         """See `energy`."""
-        return energy(self.singular_values, rank)
+        return energy(self.singular_values, rank, self.squares)
 
 
-def energy(singular_values: np.ndarray, rank: int) -> float:
-    """The share of a matrix's sum of squares that its first `rank` singular directions hold."""
+def energy(singular_values: np.ndarray, rank: int, total: float | None = None) -> float:
+    """The share of a matrix's sum of squares that its first `rank` singular directions hold.
+
+    Args:
+        singular_values: of the matrix, largest first.
+        rank: how many count.
+        total: the sum of squares, where some of the values aren't known.
+    """
     squares = np.square(singular_values, dtype=np.float64)
-    total = float(squares.sum())
+    total = float(squares.sum()) if total is None else total
     return float(squares[:rank].sum()) / total if total else 0.0
 
 
 def decompose(
-    matrix: np.ndarray, rank: int | None = None, *, exact: bool | None = None
+    matrix: Matrix,
+    rank: int | None = None,
+    *,
+    exact: bool | None = None,
+    seed: int = 0,
+    each: Each = map,
 ) -> Decomposition:
     """Singular values and right singular vectors of a matrix of one perturbation a row.
 
-    A matrix of up to 4 million entries is decomposed as it is. A larger one goes by the smaller of
-    its two Gram matrices, summed up in float64 in pieces: the leading values agree to rounding,
-    those below about 1e-7 of the largest are lost. Beside the matrix that takes three times the
-    memory of min(N, D) squared: 0.25 GB for 50,000 x 3,072.
+    A matrix of up to 4 million entries is decomposed as it is. A larger one, which needn't be in
+    memory, goes by the smaller of its two Gram matrices, summed up in float64 in pieces: the
+    leading values agree to rounding, those below about 1e-7 of the largest are lost. Beside the
+    matrix that takes three times the memory of min(N, D) squared: 0.25 GB for 50,000 x 3,072.
+    Where N and D are both beyond 8,192, leading values alone are found, by going over the rows
+    twice, with a bound of what they miss: see `streaming.leading`.
 
     A singular vector's sign is arbitrary; here its entry of largest magnitude is positive.
     Vectors past the numerical rank are arbitrary altogether and are left out: a fully connected
@@ -64,20 +85,31 @@ def decompose(
 
     Args:
         matrix: (N, D), finite.
-        rank: how many vectors to keep; None is all up to the numerical rank.
-        exact: which of the two ways; None decides by the size.
+        rank: how many vectors to keep; None is all up to the numerical rank, or 100 of those of a
+            matrix that is large both ways.
+        exact: which of the first two ways; None decides by the size.
+        seed: of what is random in the third way.
+        each: a map that may share out the rows, such as that of a pool of workers.
     """
+    rows, columns = matrix.shape
     if exact is None:
-        exact = matrix.size <= _EXACT_ENTRIES
+        exact = rows * columns <= _EXACT_ENTRIES
+    squares, error = None, 0.0
     if exact:
         from scipy import linalg  # takes a fifth of a second
 
-        _, values, vectors = linalg.svd(matrix.astype(np.float64), full_matrices=False)
+        whole = matrix[:, :].astype(np.float64)
+        _, values, vectors = linalg.svd(whole, full_matrices=False)
+    elif min(rows, columns) <= streaming.LARGEST_GRAM:
+        values, vectors = _by_gram(matrix, rank, each)
     else:
-        values, vectors = _by_gram(matrix, rank)
-    numerical_rank = _numerical_rank(values, matrix.shape)
+        found = streaming.leading(matrix, rank or _LEADING, seed=seed, each=each)
+        values, vectors, squares, error = found.values, found.vectors, found.squares, found.error
+        vectors = vectors[: rank or _LEADING]
+    numerical_rank = _numerical_rank(values, matrix.shape, squares)
     kept = vectors[: numerical_rank if rank is None else min(rank, numerical_rank)]
-    return Decomposition(values, _signed(kept).astype(np.float32), numerical_rank)
+    signed = _signed(kept).astype(np.float32)
+    return Decomposition(values, signed, numerical_rank, squares, error)
 
 
 def clamped(rank: int, decomposition: Decomposition) -> tuple[int, str | None]:
@@ -146,7 +178,7 @@ def aligned(vectors: np.ndarray, norm: Norm) -> np.ndarray:
     return rescaled(np.sign(vectors) if norm.kind == "linf" else vectors, norm)
 
 
-def singular_values(matrix: "Matrix") -> np.ndarray:
+def singular_values(matrix: Matrix, each: Each = map) -> np.ndarray:
     """The singular values of a matrix of one perturbation a row, largest first.
 
     They are the roots of the eigenvalues of the smaller Gram matrix, in float64, which takes a
@@ -154,14 +186,15 @@ def singular_values(matrix: "Matrix") -> np.ndarray:
     are lost in rounding.
 
     Args:
-        matrix: (N, D).
+        matrix: (N, D), which needn't be in memory.
+        each: a map that may share out the rows, such as that of a pool of workers.
 
     Returns:
         float64 (min(N, D),).
     """
     from scipy import linalg
 
-    return _roots(linalg.eigvalsh(_gram(matrix), overwrite_a=True))
+    return _roots(linalg.eigvalsh(_gram(matrix, each), overwrite_a=True))
 
 
 class UnitRows:
@@ -173,7 +206,7 @@ class UnitRows:
     def __init__(self, perturbations: np.ndarray) -> None:
         self._rows = perturbations.reshape(len(perturbations), -1)
         self.shape = self._rows.shape
-        pieces = _slices(self.shape[0], _ENTRIES // self.shape[1])
+        pieces = slices(self.shape[0], _ENTRIES // self.shape[1])
         self._norms = np.concatenate([_norms(self._rows[piece]) for piece in pieces])
 
     def __getitem__(self, place: tuple[slice, slice]) -> np.ndarray:
@@ -193,9 +226,10 @@ class GaussianRows:
         seed: decides them.
     """
 
-    def __init__(self, rows: "Matrix", seed: int) -> None:
+    def __init__(self, rows: Matrix, seed: int) -> None:
         self.shape: tuple[int, ...] = rows.shape
-        self._seed = seed
+        self._random = np.random.default_rng(seed)
+        self._states: list[Any] = []  # of the generator before each piece is drawn
         norms = [(_norms(drawn), _norms(rows[piece, :])) for piece, drawn in self._drawn()]
         self._norms, self._wanted = map(np.concatenate, zip(*norms, strict=True))
 
@@ -203,24 +237,25 @@ class GaussianRows:
         """Some rows and columns."""
         rows, columns = (slice(*p.indices(n)) for p, n in zip(place, self.shape, strict=True))
         found = np.empty((rows.stop - rows.start, columns.stop - columns.start), np.float32)
-        for piece, drawn in self._drawn():
+        for piece, drawn in self._drawn(rows):
             first, end = max(rows.start, piece.start), min(rows.stop, piece.stop)
-            if first < end:
-                part = drawn[first - piece.start : end - piece.start, columns]
-                found[first - rows.start : end - rows.start] = part
+            part = drawn[first - piece.start : end - piece.start, columns]
+            found[first - rows.start : end - rows.start] = part
         found /= _divisors(self._norms[rows])
         found *= self._wanted[rows]
         return found
 
-    def _drawn(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """All rows as they are drawn, piece by piece."""
-        random = np.random.default_rng(self._seed)
+    def _drawn(self, rows: slice | None = None) -> Iterator[tuple[slice, np.ndarray]]:
+        """The pieces of all rows as they are drawn, or those that hold some rows."""
         count, columns = self.shape
-        for piece in _slices(count, _ENTRIES // columns):
-            yield piece, random.standard_normal((piece.stop - piece.start, columns), np.float32)
-
-
-Matrix = np.ndarray | UnitRows | GaussianRows
+        for number, piece in enumerate(slices(count, _ENTRIES // columns)):
+            if rows is None:
+                self._states.append(self._random.bit_generator.state)
+            elif piece.stop <= rows.start or piece.start >= rows.stop:
+                continue
+            self._random.bit_generator.state = self._states[number]
+            shape = piece.stop - piece.start, columns
+            yield piece, self._random.standard_normal(shape, np.float32)
 
 
 def _norms(rows: np.ndarray) -> np.ndarray:
@@ -233,18 +268,12 @@ def _divisors(norms: np.ndarray) -> np.ndarray:
     return np.where(norms > 0, norms, np.float32(1.0))
 
 
-def _slices(count: int, step: int) -> Iterator[slice]:
-    """The slices that cut a range into pieces of at most `step`, or 1."""
-    for start in range(0, count, max(1, step)):
-        yield slice(start, min(start + max(1, step), count))
-
-
-def _by_gram(matrix: np.ndarray, rank: int | None) -> tuple[np.ndarray, np.ndarray]:
+def _by_gram(matrix: Matrix, rank: int | None, each: Each) -> tuple[np.ndarray, np.ndarray]:
     """Singular values, and the right singular vectors of the largest."""
     from scipy import linalg
 
     rows, columns = matrix.shape
-    eigenvalues, eigenvectors = linalg.eigh(_gram(matrix), overwrite_a=True, driver="evd")
+    eigenvalues, eigenvectors = linalg.eigh(_gram(matrix, each), overwrite_a=True, driver="evd")
     values = _roots(eigenvalues)
     wanted = min(len(values) if rank is None else rank, _numerical_rank(values, matrix.shape))
     leading = eigenvectors[:, ::-1][:, :wanted].T
@@ -252,26 +281,20 @@ def _by_gram(matrix: np.ndarray, rank: int | None) -> tuple[np.ndarray, np.ndarr
         return values, leading
     # These are left singular vectors; the matrix takes them to the right ones.
     right = np.empty((wanted, columns))
-    for start in range(0, columns, _PIECE):
-        right[:, start : start + _PIECE] = leading @ matrix[:, start : start + _PIECE]
+    for part in slices(columns, PIECE):
+        right[:, part] = leading @ matrix[:, part]
     return values, right / values[:wanted, np.newaxis]
 
 
-def _gram(matrix: Matrix) -> np.ndarray:
+def _gram(matrix: Matrix, each: Each) -> np.ndarray:
     """The smaller of A^T A and A A^T, in float64."""
     rows, columns = matrix.shape
-    long, short = max(rows, columns), min(rows, columns)
-    gram = np.zeros((short, short))
-    for slab in _slices(long, _PIECE * max(1, _SLAB // (_PIECE * short))):
-        _add_gram(gram, matrix[slab, :] if rows >= columns else matrix[:, slab].T)
+    if rows >= columns:
+        return streaming.gram(matrix, each)
+    gram = np.zeros((rows, rows))
+    for slab in slices(columns, PIECE * max(1, _SLAB // (PIECE * max(1, rows)))):
+        gram += streaming.gram_of(matrix[:, slab].T)
     return gram
-
-
-def _add_gram(gram: np.ndarray, thin: np.ndarray) -> None:
-    """Add A^T A of more rows, float32 (n, D), to the one so far, float64 (D, D)."""
-    for part in _slices(len(thin), _PIECE):
-        piece = thin[part].astype(np.float64)
-        gram += piece.T @ piece
 
 
 def _roots(eigenvalues: np.ndarray) -> np.ndarray:
@@ -279,14 +302,17 @@ def _roots(eigenvalues: np.ndarray) -> np.ndarray:
     return np.sqrt(np.clip(eigenvalues[::-1], 0.0, None))
 
 
-def _numerical_rank(values: np.ndarray, shape: tuple[int, ...]) -> int:
+def _numerical_rank(
+    values: np.ndarray, shape: tuple[int, ...], squares: float | None = None
+) -> int:
     """How many values exceed what rounding of the entries to float32 makes of a zero."""
     if not len(values):
         return 0
     # Rounding errors are a random matrix of entries of about eps times the root mean square, so
     # their largest singular value is near (sqrt(N) + sqrt(D)) eps of that; we allow for ten times.
     eps = float(np.finfo(np.float32).eps)
-    entry = float(np.sqrt((values**2).sum() / (shape[0] * shape[1])))
+    squares = float((values**2).sum()) if squares is None else squares
+    entry = (squares / (shape[0] * shape[1])) ** 0.5
     noise = 10 * eps * entry * (shape[0] ** 0.5 + shape[1] ** 0.5)
     # The Gram matrix's own rounding hides what is smaller than this.
     lost = 1e-7 * float(values[0])

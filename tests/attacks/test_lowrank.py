@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import ortho_group
 
-from resfool.attacks import lowrank
+from resfool.attacks import lowrank, streaming
 from resfool.values import Norm
 
 
@@ -81,7 +81,7 @@ def test_the_two_ways_agree_in_vectors_signs_and_values(shape: tuple[int, int]) 
 
 def test_a_large_matrix_goes_by_pieces_and_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lowrank, "_EXACT_ENTRIES", 100_000)
-    monkeypatch.setattr(lowrank, "_PIECE", 400)
+    monkeypatch.setattr(streaming, "PIECE", 400)
     matrix = _planted(2000, 90, np.geomspace(100, 1, 30), 5)
     large, small = lowrank.decompose(matrix, 10), lowrank.decompose(matrix, 10, exact=True)
     np.testing.assert_allclose(large.singular_values[:30], small.singular_values[:30], rtol=1e-4)
