@@ -353,7 +353,7 @@ def test_a_spread_solve_whose_driver_is_killed_goes_on(
     script = SPREAD.replace("SOLVER", "cobyla")
 
     def kept() -> int:
-        return len(list(Path("checkpoints").glob("solve-*/block-*.npz")))
+        return len(list(Path("checkpoints").glob("solve-*/block-*.json")))
 
     random, before, kills = np.random.default_rng(0), 0, 0
     while True:

@@ -183,8 +183,7 @@ def test_an_interrupted_solve_goes_on(
 
     with pytest.raises(KeyboardInterrupt):
         experiments.universal(Interrupting(), **options)
-    first, kept = sorted(Path("checkpoints").glob("solve-*/*"))
-    assert (first.name, kept.name) == ("block-0.npz", "block-1.npz")
+    _, kept = sorted(Path("checkpoints").glob("solve-*/perturbations-*"))
     whole_file = kept.read_bytes()
     kept.write_bytes(whole_file[:-99])
 
@@ -192,7 +191,7 @@ def test_an_interrupted_solve_goes_on(
         def begin(self, *_: Any) -> None:
             raise AssertionError("it is refused before a run begins")
 
-    with pytest.raises(InputError, match=f"{kept.name} can't be "):
+    with pytest.raises(InputError, match=f"{kept.name}, can't be "):
         experiments.universal(Begun(), **options)
     kept.write_bytes(whole_file)
     resumed = experiments.universal(**options)
@@ -466,16 +465,9 @@ BLOCK = {
 @pytest.mark.parametrize(
     ("arrays", "sentence"),
     [
-        (BLOCK | {"flipped": np.array([1, 0])}, "flipped are int64, not truth values"),
         (BLOCK | {"flipped": np.array([True, True])}, "norms don't fit"),
-        (BLOCK | {"perturbations": np.ones((2, 3, 2, 1))}, "have the shape"),
-        ({n: np.concatenate([a, a]) for n, a in BLOCK.items()}, "have the shape"),
-        (
-            BLOCK | {"perturbations": np.full((2, 2, 2, 1), 1e30)},
-            "perturbations have values beyond",
-        ),
+        (BLOCK | {"perturbations": np.full((2, 2, 2, 1), 1e30)}, "values beyond"),
         (BLOCK | {"seconds": np.array([1, np.nan])}, "not finite"),
-        ({n: a for n, a in BLOCK.items() if n != "norms"}, "it has no norms"),
     ],
 )
 def test_a_block_that_no_solve_can_have_left_is_refused(
@@ -487,7 +479,7 @@ def test_a_block_that_no_solve_can_have_left_is_refused(
     kept.keep(1, BLOCK)
     assert list(kept.found()) == [1]
     kept.keep(1, arrays)
-    with pytest.raises(InputError, match=f"block-1.npz can't be used: .*{sentence}"):
+    with pytest.raises(InputError, match=f"block 1 of .* can't be used: .*{sentence}"):
         kept.found()
     kept.discard()
     assert not list(tmp_path.iterdir())

@@ -1,21 +1,23 @@
 """What is computed of each fitting image, in blocks: by workers or here, kept while it goes on."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
-from resfool import checkpoints
-from resfool.arrayfiles import ABSURD, DamagedError, Wanted, check
+from resfool import blocks
+from resfool.arrayfiles import ABSURD, DamagedError, Wanted, check, using
 from resfool.attacks import minimal
 from resfool.attacks.memory import largest
 from resfool.attacks.minimal import Minimal
 from resfool.attacks.solvers import SOLVERS, Solving
+from resfool.blocks import Column, Plan
 from resfool.classifiers import inference, spreading
 from resfool.classifiers.inference import Rows
 from resfool.classifiers.spreading import Blocks, Columns, Function, Sent, Workers
@@ -44,11 +46,11 @@ def of_fitting(
         arrays: (N, ...) each, such as the fitting images.
         options: of the function.
     """
-    blocks = Blocks(arrays, work.asked.block)
+    parts = Blocks(arrays, work.asked.block)
     advance = work.monitor.counter(len(arrays[0]), "images")
     workers = _workers(work, model, chosen=False)
-    own = {**options, "batch_size": inference.even(blocks.size, work.batch_size)}
-    found = spreading.in_blocks(model, function, blocks, own, workers=workers, progress=advance)
+    own = {**options, "batch_size": inference.even(parts.size, work.batch_size)}
+    found = spreading.in_blocks(model, function, parts, own, workers=workers, progress=advance)
     return spreading.joined(found)
 
 
@@ -56,31 +58,34 @@ def solved_perturbations(work: Work) -> Minimal:
     """Algorithm 2's perturbations; those that are done are kept until all are."""
     asked, images, model = work.asked, work.fitting.images, work.judge
     way = SOLVERS[asked.solver]
-    blocks = Blocks((images,), asked.block, padded=not way.slow)
-    several = len(blocks) > 1
+    parts = Blocks((images,), asked.block, padded=not way.slow)
+    several = len(parts) > 1
     chosen = several and (way.slow or spreading.pays(model, len(images)))
     workers = _workers(work, model, chosen)
     work.monitor.fact("solved_by", "one process" if workers is None else "workers")
-    kept = _Kept.of(asked, work.identity, blocks, workers is not None)
+    kept = _Kept.of(asked, work.identity, parts, workers is not None)
     finished = kept.found()
     own = {**asked.shared(Solving), "clip": asked.clip}
-    own |= {"batch_size": inference.even(blocks.size, work.batch_size)}
+    own |= {"batch_size": inference.even(parts.size, work.batch_size)}
     found = spreading.in_blocks(
         model,
         minimal.solved_block,
-        blocks,
+        parts,
         own,
         workers=workers,
         finished=finished,
         keep=kept.keep,
-        progress=_progress(work, sum(map(blocks.count, finished))),
+        progress=_progress(work, sum(map(parts.count, finished))),
     )
+    whole = Minimal(**spreading.joined(found))
     kept.discard()
-    return Minimal(**spreading.joined(found))
+    return whole
 
 
 def _workers(work: Work, model: keras.Model, chosen: bool) -> Workers | None:
     """The workers that were asked for, or that are chosen where the model can be sent there."""
+    # Workers that aren't given GPUs see none.
+    chosen = chosen and not tf.config.list_logical_devices("GPU")
     if work.map is None or not (work.asked.wanted or chosen):
         return None
     try:
@@ -112,70 +117,79 @@ def check_solve(
     options = {"candidates": model.output_shape[-1], "subspace": asked.subspace}
     way.check(model, **options)
     if any(expanded(asked.solve_dir).glob(f"{_NAME}*")):
-        blocks = Blocks((images,), asked.block)
+        parts = Blocks((images,), asked.block)
         for spread in (False, True):
-            _Kept.of(asked, identity, blocks, spread).found()
+            _Kept.of(asked, identity, parts, spread).found()
 
 
-@dataclass(frozen=True)
 class _Kept:
-    """The blocks of a solve that are done, a file each.
+    """The blocks of a solve that are done, in a folder of their own.
 
-    Attributes:
-        folder: of the files, which nothing else is in.
-        blocks: of the images.
+    Args:
+        folder: that nothing else is in.
+        parts: blocks of the images, (N, H, W, C).
     """
 
-    folder: Path
-    blocks: Blocks
+    def __init__(self, folder: Path, parts: Blocks) -> None:
+        self.folder, self._parts = folder, parts
+        shape = parts.arrays[0][:1].shape[1:]
+        columns = {
+            "perturbations": Column("float32", shape),
+            "norms": Column("float32"),
+            "flipped": Column("bool"),
+            "rounded": Column("bool"),
+            "evaluations": Column("int64"),
+            "seconds": Column("float64"),
+        }
+        self._plan = Plan(len(parts.arrays[0]), parts.size, columns, {"solve": folder.name})
 
     @classmethod
     def of(
-        cls, asked: UniversalParameters, identity: Mapping[str, Any], blocks: Blocks, spread: bool
+        cls, asked: UniversalParameters, identity: Mapping[str, Any], parts: Blocks, spread: bool
     ) -> "_Kept":
         """Where blocks of a problem are: a folder that is named by all of it.
 
         Args:
             asked: which solve.
             identity: of the model, and of how it takes images.
-            blocks: of its images.
+            parts: blocks of its images.
             spread: whether by workers, whose threads are of a number.
         """
-        (images,) = blocks.arrays
+        (images,) = parts.arrays
         threads = [asked.cpus_per_worker, asked.gpus_per_worker] if spread else None
         problem = {**identity, **asked.shared(Solving), "images": digest(images[:])}
         problem |= {"batch_size": largest(asked.batch_size), "code": VERSIONS["universal"]}
         problem |= {"clip": asked.clip, "target": asked.target}
-        problem |= {"block": blocks.size, "threads": threads}
+        problem |= {"block": parts.size, "threads": threads}
         name = f"{_NAME}{digest(json.dumps(problem, sort_keys=True))}"
-        return cls(expanded(asked.solve_dir) / name, blocks)
+        return cls(expanded(asked.solve_dir) / name, parts)
 
-    def _path(self, number: int) -> Path:
-        return self.folder / f"block-{number}.npz"
+    @functools.cached_property
+    def _writer(self) -> blocks.Writer:
+        return blocks.Writer(self.folder, self._plan)
 
     def found(self) -> dict[int, Columns]:
-        """The blocks that are there, by their numbers.
+        """The blocks that are there, by their numbers; their arrays stay on the disk.
 
         Raises:
-            InputError: a file can't be what this left.
+            InputError: they can't be what this left.
         """
         if self.folder.is_symlink():
             raise InputError(f"{self.folder} is a symbolic link, which isn't followed")
-        there = filter(lambda number: self._path(number).exists(), range(len(self.blocks)))
-        return {number: self._read(number) for number in there}
+        if not self.folder.is_dir():
+            return {}
+        return {number: self._read(number) for number in sorted(self._writer.done())}
 
     def _read(self, number: int) -> dict[str, np.ndarray]:
-        path, count = self._path(number), self.blocks.count(number)
-        shape = self.blocks.arrays[0][:1].shape[1:]
-        stored = checkpoints.load(path)[0]
-        with checkpoints.reading(path):
+        stored, count = self._writer.arrays.block(number), (self._parts.count(number),)
+        with using(f"block {number} of {self.folder}"):
             wanted = {
-                "perturbations": Wanted("f", (count, *shape), most=ABSURD),
-                "norms": Wanted("f", (count,), finite=False, most=ABSURD),
-                "flipped": Wanted("b", (count,)),
-                "rounded": Wanted("b", (count,)),
-                "evaluations": Wanted("iu", (count,)),
-                "seconds": Wanted("f", (count,), most=ABSURD),
+                "perturbations": Wanted("f", stored["perturbations"].shape, most=ABSURD),
+                "norms": Wanted("f", count, finite=False, most=ABSURD),
+                "flipped": Wanted("b", count),
+                "rounded": Wanted("b", count),
+                "evaluations": Wanted("iu", count),
+                "seconds": Wanted("f", count, most=ABSURD),
             }
             check(stored, wanted)
             if (np.isfinite(stored["norms"]) != stored["flipped"]).any():
@@ -184,12 +198,11 @@ class _Kept:
 
     def keep(self, number: int, found: Columns) -> None:
         """Keep a block, which is done."""
-        checkpoints.save(self._path(number), found, {})
+        self._writer.write(number, found)
 
     def discard(self) -> None:
         """Delete all that is there."""
-        for number in range(len(self.blocks)):
-            checkpoints.remove(self._path(number))
+        blocks.discard(self.folder)
 
 
 def _progress(work: Work, done: int) -> Advance:
