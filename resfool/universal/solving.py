@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,13 @@ import tensorflow as tf
 from resfool import blocks
 from resfool.arrayfiles import ABSURD, DamagedError, Wanted, check, using
 from resfool.attacks import minimal
-from resfool.attacks.memory import largest
+from resfool.attacks.memory import largest, workers_at_once
 from resfool.attacks.minimal import Minimal
 from resfool.attacks.solvers import SOLVERS, Solving
 from resfool.blocks import Column, Plan
 from resfool.classifiers import inference, spreading
 from resfool.classifiers.inference import Rows
-from resfool.classifiers.spreading import Blocks, Columns, Function, Sent, Workers
+from resfool.classifiers.spreading import Blocks, Columns, Function, Map, Sent, Workers
 from resfool.errors import InputError, expanded
 from resfool.identity import VERSIONS
 from resfool.monitor import Advance
@@ -48,7 +49,7 @@ def of_fitting(
     """
     parts = Blocks(arrays, work.asked.block)
     advance = work.monitor.counter(len(arrays[0]), "images")
-    workers = _workers(work, model, chosen=False)
+    workers = _workers(work, model, parts, chosen=False)
     own = {**options, "batch_size": inference.even(parts.size, work.batch_size)}
     found = spreading.in_blocks(model, function, parts, own, workers=workers, progress=advance)
     return spreading.joined(found)
@@ -61,13 +62,13 @@ def solved_perturbations(work: Work) -> Minimal:
     parts = Blocks((images,), asked.block, padded=not way.slow)
     several = len(parts) > 1
     chosen = several and (way.slow or spreading.pays(model, len(images)))
-    workers = _workers(work, model, chosen)
+    workers = _workers(work, model, parts, chosen)
     work.monitor.fact("solved_by", "one process" if workers is None else "workers")
     kept = _Kept.of(asked, work.identity, parts, workers is not None)
     finished = kept.found()
     own = {**asked.shared(Solving), "clip": asked.clip}
     own |= {"batch_size": inference.even(parts.size, work.batch_size)}
-    found = spreading.in_blocks(
+    spreading.in_blocks(
         model,
         minimal.solved_block,
         parts,
@@ -75,21 +76,29 @@ def solved_perturbations(work: Work) -> Minimal:
         workers=workers,
         finished=finished,
         keep=kept.keep,
+        hold=False,
         progress=_progress(work, sum(map(parts.count, finished))),
     )
-    whole = Minimal(**spreading.joined(found))
+    whole = Minimal(**spreading.joined(list(kept.found().values())))
     kept.discard()
     return whole
 
 
-def _workers(work: Work, model: keras.Model, chosen: bool) -> Workers | None:
+def _workers(work: Work, model: keras.Model, parts: Blocks, chosen: bool) -> Workers | None:
     """The workers that were asked for, or that are chosen where the model can be sent there."""
     # Workers that aren't given GPUs see none.
     chosen = chosen and not tf.config.list_logical_devices("GPU")
     if work.map is None or not (work.asked.wanted or chosen):
         return None
+    run: Map = work.map
+    size = inference.even(parts.size, work.batch_size)
+    cores = os.cpu_count() or 1
+    fitting = workers_at_once(model, size, cores)
+    if work.asked.crew["backend"] == "joblib" and work.asked.workers is None and fitting < cores:
+        work.monitor.say(f"{fitting} workers instead of {cores}, since memory is short")
+        run = functools.partial(work.map, workers=fitting)
     try:
-        return Workers(work.map, Sent.of(model))
+        return Workers(run, Sent.of(model))
     except InputError:
         if work.asked.wanted:
             raise
