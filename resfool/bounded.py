@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import re
+import shutil
 import stat
 import zipfile
 from collections.abc import Callable, Iterable
@@ -20,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from resfool import limits
-from resfool.errors import InputError
+from resfool.errors import InputError, temporary_folder
 
 _MOST_MARKS = 2_000_000  # commas and brackets of a JSON document; a thousand layers have 200,000
 _MOST_VALUES = 20_000  # of a YAML document, with those that its aliases stand for
@@ -166,6 +167,9 @@ _LONG_NUMBER = re.compile(rf"[-+0-9a-fA-Fx_:.]{{{_LONGEST_NUMBER},}}")
 Array = npt.NDArray[Any]
 _CHUNK = 1 << 24  # bytes that are read together
 _LONGEST_HEADER = 1 << 14  # bytes; NumPy itself takes 10,000
+_LARGE = 1 << 24  # bytes of an array that isn't held in memory unpacked
+_MOST_UNPACKED = 100  # times the bytes that it has compressed
+_MOST_OF_DISK = 0.9
 
 
 @dataclass(frozen=True)
@@ -215,23 +219,40 @@ def header(what: str, file: IO[bytes]) -> Header:
     return Header(shape, fortran, dtype, start.tell())
 
 
-def npz(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Array]:
+def npz(
+    path: Path,
+    wanted: Callable[[str], bool] = lambda name: True,
+    unpacked_in: Callable[[], Path] | None = None,
+) -> dict[str, Array]:
     """Arrays of an archive by their names; those that aren't compressed stay in the file.
 
     Args:
         path: of the archive.
         wanted: whether an array is, by its name.
+        unpacked_in: makes a folder for large ones that are compressed, whose values are written
+            there and stay there; None has all of them in memory. What few bytes become very many
+            has to fit into the memory in any case.
 
     Raises:
-        InputError: one holds Python objects, or they take too much memory.
+        InputError: one holds Python objects, or they take too much memory, or more than the
+            folder's disk has left.
         Exception: nearly anything, of a damaged file; a checksum that fails is an error.
     """
     with _archive(path) as archive:
         chosen = _members(archive, wanted)
         headers = _headers(path, archive, chosen)
-        in_memory = [h.size for name, h in headers.items() if not _is_mapped(chosen[name], h)]
-        limits.check_memory(str(path), sum(in_memory))
-        return {name: _member(path, archive, chosen[name], headers[name]) for name in chosen}
+        unpacked = {name for name in chosen if unpacked_in and _is_large(chosen[name])}
+        packed = {n: h.size for n, h in headers.items() if not _is_mapped(chosen[n], h)}
+        limits.check_memory(str(path), sum(packed[name] for name in packed.keys() - unpacked))
+        found: dict[str, Array] = {}
+        if unpacked and unpacked_in is not None:
+            folder = unpacked_in()
+            _check_disk(path, folder, sum(packed[name] for name in unpacked))
+            for name in sorted(unpacked):
+                found[name] = _unpacked(archive, chosen[name], folder / f"{len(found)}.npy")
+        for name in chosen.keys() - unpacked:
+            found[name] = _member(path, archive, chosen[name], headers[name])
+        return {name: found[name] for name in chosen}
 
 
 def npz_headers(path: Path, wanted: Callable[[str], bool]) -> dict[str, Header]:
@@ -275,6 +296,28 @@ def _header_of_member(what: str, info: zipfile.ZipInfo, file: IO[bytes]) -> Head
 
 def _is_mapped(info: zipfile.ZipInfo, header: Header) -> bool:
     return info.compress_type == zipfile.ZIP_STORED and header.size > 0
+
+
+def _is_large(info: zipfile.ZipInfo) -> bool:
+    """Whether an array is to be unpacked into a file: no picture shrinks to a hundredth."""
+    compressed = info.compress_type != zipfile.ZIP_STORED
+    return compressed and _LARGE < info.file_size < _MOST_UNPACKED * info.compress_size
+
+
+def _check_disk(path: Path, folder: Path, size: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if size > _MOST_OF_DISK * free:
+        raise InputError(
+            f"{path} takes {limits.shown(size)} unpacked, and {temporary_folder()} has "
+            f"{limits.shown(free)} left; TMPDIR names another folder for temporary files"
+        )
+
+
+def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> Array:
+    """An array that is compressed, mapped from a file of its own; its checksum is looked at."""
+    with archive.open(info) as packed, target.open("xb") as file:
+        shutil.copyfileobj(packed, file, _CHUNK)
+    return npy(target)
 
 
 def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, header: Header) -> Array:

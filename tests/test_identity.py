@@ -43,8 +43,8 @@ NOT_RESULTS = {
 # The digest of that code, for the version of its results.
 PINNED = {
     "train": ("e62de5f69643a9a5", "1ebaf306bbd996e9"),
-    "attack": ("56aa5d1102c24214", "7785accf3d3958b7"),
-    "universal": ("a065a04801b96699", "e12fc18ec235a5af"),
+    "attack": ("56aa5d1102c24214", "9a97ac9db8828ccb"),
+    "universal": ("a065a04801b96699", "da66bf6c65c879d3"),
 }
 
 

@@ -21,6 +21,7 @@ from resfool.archive import ModelSource
 from resfool.attacks import presentation
 from resfool.classifiers import finding
 from resfool.datasets import kinds, sets
+from resfool.datasets.lying import InFile
 from resfool.datasets.sets import DATASETS, Dataset, Source, TrainingData, choose
 from resfool.datasets.stored import Pool, Stored
 from resfool.errors import DataWarning, InputError, UsageError
@@ -280,7 +281,7 @@ def test_test_images_alone_will_do_by_any_usual_name(tmp_path: Path, names: Sequ
     data = load(save(tmp_path, **dict(zip(names, (IMAGES, LABELS), strict=True))))
     np.testing.assert_array_equal(levels(data), IMAGES)
     assert data.test.labels.tolist() == LABELS.tolist() and len(data.train) == 0
-    assert isinstance(data.test.stored, np.memmap)  # so it isn't in memory
+    assert isinstance(data.test.stored, InFile)  # so it isn't in memory
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ DEVIATION = 5.0  # the standard deviation of the paper's coefficients: "variance
 _EXACT_ENTRIES = 4_000_000  # up to here a full decomposition in float64 takes seconds
 _ENTRIES = 4_000_000  # that are drawn, or normed, at a time
 _SLAB = 64_000_000  # entries of a wide matrix that are made at a time
+_FEW = 4  # one in so many singular vectors, and fewer, are sought one by one
 _LEADING = 100  # singular vectors of a matrix of which not all can be had, where nobody says
 
 
@@ -270,20 +271,49 @@ def _divisors(norms: np.ndarray) -> np.ndarray:
 
 def _by_gram(matrix: Matrix, rank: int | None, each: Each) -> tuple[np.ndarray, np.ndarray]:
     """Singular values, and the right singular vectors of the largest."""
-    from scipy import linalg
-
     rows, columns = matrix.shape
-    eigenvalues, eigenvectors = linalg.eigh(_gram(matrix, each), overwrite_a=True, driver="evd")
-    values = _roots(eigenvalues)
-    wanted = min(len(values) if rank is None else rank, _numerical_rank(values, matrix.shape))
-    leading = eigenvectors[:, ::-1][:, :wanted].T
+    values, leading = _eigen(_gram(matrix, each), rank, matrix.shape)
     if rows >= columns:
         return values, leading
     # These are left singular vectors; the matrix takes them to the right ones.
-    right = np.empty((wanted, columns))
+    right = np.empty((len(leading), columns))
     for part in slices(columns, PIECE):
         right[:, part] = leading @ matrix[:, part]
-    return values, right / values[:wanted, np.newaxis]
+    return values, right / values[: len(leading), np.newaxis]
+
+
+def _eigen(
+    gram: np.ndarray, rank: int | None, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Singular values of a matrix by its Gram matrix, which is used up, and the first vectors."""
+    from scipy import linalg
+
+    if rank is None or rank > len(gram) // _FEW:
+        eigenvalues, eigenvectors = linalg.eigh(gram, overwrite_a=True, driver="evd")
+        values = _roots(eigenvalues)
+        wanted = min(len(values) if rank is None else rank, _numerical_rank(values, shape))
+        return values, eigenvectors[:, ::-1][:, :wanted].T
+    # Half the work lies in vectors: few of them are found where the matrix is tridiagonal, and
+    # turned back by the same reflections, which LAPACK keeps as those of a QR decomposition.
+    size = len(gram)
+    room, _ = linalg.lapack.dsytrd_lwork(size, lower=1)
+    turns, diagonal, beside, scales, _ = linalg.lapack.dsytrd(
+        gram.T, lower=1, lwork=int(room), overwrite_a=1
+    )
+    eigenvalues = linalg.eigh_tridiagonal(
+        diagonal, beside, eigvals_only=True, lapack_driver="sterf"
+    )
+    values = _roots(eigenvalues)
+    wanted = min(rank, _numerical_rank(values, shape))
+    if not wanted:
+        return values, np.empty((0, size))
+    _, vectors = linalg.eigh_tridiagonal(
+        diagonal, beside, select="i", select_range=(size - wanted, size - 1)
+    )
+    vectors[1:], _, _ = linalg.lapack.dormqr(
+        "L", "N", turns[1:, :-1], scales, vectors[1:], lwork=64 * wanted
+    )
+    return values, vectors[:, ::-1].T
 
 
 def _gram(matrix: Matrix, each: Each) -> np.ndarray:

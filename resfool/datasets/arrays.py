@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from resfool import bounded
+from resfool import bounded, places
 from resfool.datasets import labels
+from resfool.datasets.lying import InFile, Watch
 from resfool.datasets.stored import PART_NAMES, Array, Pool, Stored, own_images
 from resfool.errors import InputError, reading
 from resfool.parameters import OwnImages
@@ -32,11 +33,20 @@ _CHUNK = 1 << 24  # bytes that are looked at together
 def read_npz(path: Path, how: OwnImages) -> Stored:
     """Read an archive of arrays; those that aren't compressed stay in the file.
 
+    Large ones that are compressed are unpacked, once, into a temporary file, and stay in that.
+
     Raises:
         InputError: it can't be read, or isn't images with their labels.
     """
+    watch = _watched(path)
     with reading(path):
-        return _stored(path, bounded.npz(path, _is_wanted), how)
+        found = bounded.npz(path, _is_wanted, places.new_folder)
+        watches = {}
+        for name, array in found.items():
+            if isinstance(array, np.memmap):
+                file = Path(str(array.filename))
+                watches[name] = watch if file.samefile(path) else _watched(file)
+        return _stored(path, found, how, watches)
 
 
 def read_npy(folder: Path, how: OwnImages) -> Stored:
@@ -50,12 +60,13 @@ def read_npy(folder: Path, how: OwnImages) -> Stored:
     """
     with reading(folder):
         names = sorted(path.stem for path in folder.glob("*.npy"))
-        found = {}
+        found, watches = {}, {}
         for name in filter(_is_wanted, names):
             path = folder / f"{name}.npy"
+            watches[name] = _watched(path)
             with reading(path):
                 found[name] = bounded.npy(path)
-        return _stored(folder, found, how)
+        return _stored(folder, found, how, watches)
 
 
 def look_npz(path: Path) -> None:
@@ -89,18 +100,24 @@ def _is_wanted(name: str) -> bool:
     return name == "class_names" or _NAME.fullmatch(name.lower()) is not None
 
 
-def _stored(path: Path, arrays: Mapping[str, Array], how: OwnImages) -> Stored:
+def _stored(
+    path: Path, arrays: Mapping[str, Array], how: OwnImages, watches: Mapping[str, Watch]
+) -> Stored:
     found = _paired(path, arrays)
     names = None
     if "class_names" in arrays:
         labels.check_count(f"{path}: class_names", arrays["class_names"].size)
         names = [str(name) for name in arrays["class_names"].reshape(-1)]
     notes: list[str] = []
-    images, ranges, given = {}, {}, {}
+    images: dict[Part, Array | InFile] = {}
+    ranges, given = {}, {}
     for part, ((images_name, stored), (labels_name, own)) in found.items():
         what = f"{path}: {images_name}"
-        images[part] = _channels_last(what, stored, notes)
-        ranges[part] = _range(what, stored, how, notes)
+        whole = _channels_last(what, stored, notes)
+        images[part] = whole
+        if isinstance(whole, np.memmap):
+            images[part] = InFile(whole, watches[images_name])
+        ranges[part] = _range(what, images[part], how, notes)
         given[part] = labels_name, own, len(stored)
     told = labels.numbered(given, names, str(path))
     parts = {
@@ -154,10 +171,18 @@ def _channels_last(what: str, images: Array, notes: list[str]) -> Array:
     return images
 
 
+def _watched(path: Path) -> Watch:
+    watch = Watch([path])
+    watch.check(0)
+    return watch
+
+
 # Which value is black, and which is white.
 
 
-def _range(what: str, images: Array, how: OwnImages, notes: list[str]) -> tuple[float, float]:
+def _range(
+    what: str, images: Array | InFile, how: OwnImages, notes: list[str]
+) -> tuple[float, float]:
     """Black and white, which the values must lie between."""
     if images.dtype.kind not in "iuf":
         raise InputError(f"{what} must be uint8, other integers or floats, not {images.dtype}")
@@ -193,12 +218,12 @@ def _guess(least: float, most: float) -> str:
     return show(fitting[0]) if fitting else f"{least:g},{most:g}"
 
 
-def _extent(images: Array) -> tuple[float, float]:
+def _extent(images: Array | InFile) -> tuple[float, float]:
     """The least and the largest value; both are NaN if any is."""
     ends = np.array([(chunk.min(), chunk.max()) for chunk in _chunks(images)], np.float64)
     return float(ends[:, 0].min()), float(ends[:, 1].max())
 
 
-def _chunks(images: Array) -> Iterator[Any]:
+def _chunks(images: Array | InFile) -> Iterator[Any]:
     rows = max(1, _CHUNK // images[0].nbytes)
     return (images[at : at + rows] for at in range(0, len(images), rows))

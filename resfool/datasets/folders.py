@@ -1,13 +1,14 @@
 """A folder of pictures with a folder for each class."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
 from resfool import bounded
+from resfool.datasets.lying import Watch
 from resfool.datasets.pictures import pictures
 from resfool.datasets.stored import PART_NAMES, Array, Pool, Stored, own_images
 from resfool.errors import InputError, reading
@@ -22,6 +23,10 @@ class Files:
     """Encoded pictures in files of their own."""
 
     paths: Sequence[Path]
+    _watch: Watch = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_watch", Watch(self.paths))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -33,6 +38,7 @@ class Files:
             with reading(path):
                 file = bounded.opened(path)
             with file:
+                self._watch.check(row, file.fileno())
                 yield place, str(path), file
 
 

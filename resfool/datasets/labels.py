@@ -151,3 +151,15 @@ def gaps(labels: Array, class_names: Sequence[str]) -> str:
     """The classes that have no image, shortened; empty if all have one."""
     absent = np.setdiff1d(np.arange(len(class_names)), labels)
     return _shortened([class_names[n] for n in absent])
+
+
+def drawn_of_each(labels: Array, wanted: Sequence[int], rng: np.random.Generator) -> list[Array]:
+    """Disjoint random parts of a pool as indices, part i with wanted[i] of each class, shuffled."""
+    # The permutations don't depend on `wanted`, so that a larger subset holds the smaller one.
+    members = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    ends = np.cumsum(wanted)
+    parts = [
+        np.concatenate([np.arange(0), *(of_class[end - count : end] for of_class in members)])
+        for end, count in zip(ends, wanted, strict=True)
+    ]
+    return [rng.permutation(part) for part in parts]

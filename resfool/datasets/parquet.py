@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from resfool import bounded, limits
 from resfool.datasets import labels
+from resfool.datasets.lying import Watch
 from resfool.datasets.pictures import pictures
 from resfool.datasets.stored import PART_NAMES, Array, Pool, Stored, own_images
 from resfool.errors import InputError, reading
@@ -33,6 +34,10 @@ class Cells:
     column: str
     ends: Array  # the rows of all files up to the end of each row group
     groups: Sequence[tuple[int, int]]  # of each the file, and its number in that
+    _watch: Watch = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_watch", Watch(self.paths))
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -45,8 +50,10 @@ class Cells:
             path = self.paths[number]
             places = np.flatnonzero(of_row == group)
             inside = rows[places] - (self.ends[group - 1] if group else 0)
+            self._watch.check(number)
             with reading(path):
                 cells = _cells_of(path, own, self.column, set(inside.tolist()))
+            self._watch.check(number)
             for place, at in zip(places.tolist(), inside.tolist(), strict=True):
                 name = f"{path}, picture {at} of row group {own}"
                 yield place, name, _opened(path, name, cells[at])
@@ -68,6 +75,8 @@ def _cells_of(path: Path, group: int, column: str, rows: Collection[int]) -> dic
             taken += cells.nbytes
             limits.check_memory(f"{path}: its row group {group}", taken)
             begin += len(cells)
+            if len(found) == len(rows):
+                break
     return found
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,8 @@ import numpy.typing as npt
 from resfool import limits, wording
 from resfool.costs import Data
 from resfool.datasets import kinds
-from resfool.datasets.labels import gaps
+from resfool.datasets.labels import drawn_of_each, gaps
+from resfool.datasets.lying import InFile
 from resfool.datasets.official import (
     read_cifar10,
     read_cifar100,
@@ -66,14 +67,24 @@ class Split:
     @cached_property
     def images(self) -> npt.NDArray[np.float32]:
         """All of them: float32, (N, H, W, C), in [0, 1]."""
-        ready = isinstance(self.stored, np.ndarray) and self.stored.dtype == np.float32
+        whole = self.stored.mapped if isinstance(self.stored, InFile) else self.stored
+        ready = isinstance(whole, np.ndarray) and whole.dtype == np.float32
         if ready and (self.black, self.white) == (0, 1):
-            return _unwritable(np.ascontiguousarray(self.stored))
+            return _unwritable(np.ascontiguousarray(whole))
         return _unwritable(self._scaled(np.arange(len(self))))
 
     def take(self, rows: Array) -> "Split":
         """Some of them by their numbers, as float32."""
         return Split(self._scaled(rows), self.labels[rows])
+
+    def blocks(self, size: int) -> "Iterator[Split]":
+        """All of them in order, as float32, `size` at a time; no other ones are in memory.
+
+        Raises:
+            InputError: what is stored has changed since it was first looked at.
+        """
+        for begin in range(0, len(self), size):
+            yield self.take(np.arange(begin, min(begin + size, len(self))))
 
     def chosen(self, rows: Array) -> "Split":
         """Some of them by their numbers, left where they are stored."""
@@ -352,22 +363,10 @@ def _subsets(name: str, stored: Stored, counts: PerClass, seed: int) -> list[Spl
                 f" {sum(wanted)} images of each class from one set, which has only {have.min()}"
                 f" of class {stored.class_names[labels[have.argmin()]]!r}"
             )
-        drawn.append(_draw(pool.labels, wanted, np.random.default_rng([seed, number])))
+        drawn.append(drawn_of_each(pool.labels, wanted, np.random.default_rng([seed, number])))
     whole = _whole(stored)
     own = {home: whole[homes.index(home)] for home in homes}
     return [own[home].chosen(drawn[home][part]) for part, home in enumerate(homes)]
-
-
-def _draw(labels: Array, wanted: Sequence[int], rng: np.random.Generator) -> list[Array]:
-    """Disjoint random parts of a pool as indices, part i with wanted[i] of each class, shuffled."""
-    # The permutations don't depend on `wanted`, so that a larger subset holds the smaller one.
-    members = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
-    ends = np.cumsum(wanted)
-    parts = [
-        np.concatenate([np.arange(0), *(of_class[end - count : end] for of_class in members)])
-        for end, count in zip(ends, wanted, strict=True)
-    ]
-    return [rng.permutation(part) for part in parts]
 
 
 # The sets that have names.
