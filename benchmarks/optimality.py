@@ -92,7 +92,7 @@ def attacks(case: Case) -> dict[str, Attack]:
     """All that can run here, ours first."""
     from resfool.attacks.solvers import SOLVERS
 
-    solvers = [name for name, way in SOLVERS.items() if case.norm in way.norms and not way.spreads]
+    solvers = [name for name, way in SOLVERS.items() if case.norm in way.norms and not way.slow]
     found = {f"resfool {solver}": of_solver(case, solver) for solver in solvers}
     found["resfool fab"] = of_fab(case)
     wanted = ["torch", "adv_lib"], ["torch", "foolbox"], ["torch", "foolbox", "numba"]

@@ -177,9 +177,11 @@ def of_matrices(case: Case, clip: bool, ranks: Sequence[int] = RANKS) -> dict[st
         if algorithm == "2":
             matrix = matrices.minimal_matrix(model, images, clip=clip)
         elif algorithm == "3":
-            matrix = matrices.sign_matrix(model, images, None, 8 / 255, clip=clip)
+            matrix = matrices.matrix_of(
+                **matrices.sign_steps(model, images, epsilon=8 / 255, clip=clip)
+            )
         else:
-            matrix = matrices.smallest_sign_matrix(model, images, None, clip=clip)
+            matrix = matrices.matrix_of(**matrices.smallest_sign_steps(model, images, clip=clip))
         took = time.perf_counter() - began
         print(f"the matrix of algorithm {algorithm}: {took:.1f} s", file=sys.stderr)
         return lowrank.decompose(matrix.rows)

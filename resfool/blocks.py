@@ -7,11 +7,13 @@ written last, so thousands of blocks cost no more each than a few. Blocks come i
 from several processes.
 """
 
+import contextlib
 import hashlib
 import json
 import math
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -431,3 +433,17 @@ class BlockArray:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         """All of it, in memory."""
         return np.array(self[:], dtype)
+
+
+_OURS = re.compile(r"(index\.json|[a-z][a-z0-9_]*-\d{6}\.(npy|json))(\..+\.part)?")
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder of blocks, if it is there, and nothing in it that is none of its files."""
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if _OURS.fullmatch(path.name) and stat.S_ISREG(path.lstat().st_mode):
+                path.unlink(missing_ok=True)
+        folder.rmdir()

@@ -132,7 +132,7 @@ def _pool_of(asked: SweepParameters | TuneParameters) -> "Callable[..., Pool]":
     from resfool.parallel import Pool
 
     return functools.partial(
-        Pool, **asked.shared(Workers), cpus=asked.cpus_per_trial, gpus=asked.gpus_per_trial
+        Pool, **asked.crew, cpus=asked.cpus_per_trial, gpus=asked.gpus_per_trial
     )
 
 
@@ -206,13 +206,13 @@ def _spread_of(asked: Workers, used: bool) -> Callable[..., list[Any]]:
     """What runs images in the workers that were asked for; a cluster must be there if it is used.
 
     Raises:
-        InputError: the cluster can't be reached.
+        InputError: the cluster can't be reached, or has no room.
     """
     from resfool import parallel
 
     if used:
-        parallel.check(asked.backend, asked.ray_address)
-    return functools.partial(parallel.map, **asked.shared(Workers))
+        parallel.check(**asked.crew)
+    return functools.partial(parallel.map, **asked.crew)
 
 
 def mnist(asked: MnistParameters) -> None:
@@ -226,7 +226,7 @@ def mnist(asked: MnistParameters) -> None:
         data = load(asked.training.dataset)
         # Refuses more than there are, before the training rather than after it.
         draw(len(data.train), asked.samples, asked.seed, f"training images of {data.name}")
-        spread = _spread_of(asked, asked.spreads)
+        spread = _spread_of(asked, True)
         name = f"mnist case study, {asked.solver} seed {asked.seed}"
         run.begin(name, {n: getattr(asked, n) for n in ("steps", "solver", "seed")}, [])
         kept = Resumable(checkpoint_dir=asked.checkpoint_dir)

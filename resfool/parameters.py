@@ -33,6 +33,7 @@ from resfool.values import (
     Backend,
     BatchSize,
     ByteCount,
+    CoreCount,
     Counts,
     Crop,
     ImageSize,
@@ -341,15 +342,17 @@ class Workers(Parameters):
 
     workers: Annotated[
         WorkerCount | None,
-        Needs(matrix=(None,), backend=("joblib", "ray")),
-        "tasks at a time: trainings, or images of cobyla; none is as many as the cores or the "
+        Needs(matrix=(None,), backend=(None, "joblib", "ray")),
+        "tasks at a time: trainings, or blocks of images; none is as many as the cores or the "
         "cluster hold.",
     ] = None
     backend: Annotated[
-        Backend,
+        Backend | None,
         Needs(matrix=(None,)),
-        "joblib (processes of this machine), ray (a cluster) or serial (one process).",
-    ] = "joblib"
+        "joblib (processes of this machine), ray (a cluster) or serial (one process); none is "
+        "joblib, or the command's own process where so little is to be done to images that it is "
+        "faster.",
+    ] = None
     ray_address: Annotated[
         RayAddress | None,
         Needs(backend=("ray",)),
@@ -360,6 +363,11 @@ class Workers(Parameters):
         Needs(backend=("ray",)),
         "seconds that a Ray cluster has to grow to what is asked for.",
     ] = 0.0
+
+    @property
+    def crew(self) -> dict[str, Any]:
+        """What opens these workers, as options of `parallel.map` and `parallel.Pool`."""
+        return self.shared(Workers) | {"backend": self.backend or "joblib"}
 
     def at_once(self, tasks: int) -> int:
         """How many tasks of so many can be under way at a time, at most."""
@@ -376,6 +384,58 @@ class Workers(Parameters):
         elsewhere = self.backend == "ray" and self.ray_address is not None
         processes = 1 if self.backend == "serial" else min(tasks, self.workers or 1)
         return 0.0 if elsewhere else processes * (costs.PROCESS + each)
+
+
+def check_gpus(name: str, count: float) -> None:
+    """Refuse parts of GPUs that Ray doesn't deal out.
+
+    Args:
+        name: of the parameter that asks for them.
+        count: of them.
+    """
+    if count > 1 and not count.is_integer():
+        raise InputError(f"{name}={count:g} must be whole, or a share of one GPU")
+
+
+class Crew(Workers):
+    """Workers that share the images of one model."""
+
+    cpus_per_worker: Annotated[
+        CoreCount,
+        Needs(matrix=(None,)),
+        "cores of each worker, which are its threads; more than one round otherwise.",
+    ] = 1
+    gpus_per_worker: Annotated[
+        NonNegativeFloat,
+        Needs(matrix=(None,), backend=("ray",)),
+        "GPUs of each worker, on ray; 0.5 is a half of one.",
+    ] = 0.0
+
+    def check(self) -> None:
+        """Refuse parts of GPUs that Ray doesn't deal out."""
+        super().check()
+        check_gpus("gpus_per_worker", self.gpus_per_worker)
+
+    @property
+    def crew(self) -> dict[str, Any]:
+        """With what each may take."""
+        return super().crew | {"cpus": self.cpus_per_worker, "gpus": self.gpus_per_worker}
+
+    @property
+    def wanted(self) -> bool:
+        """Whether workers were asked for, however little there is to do."""
+        return bool(self.backend or self.workers or self.cpus_per_worker > 1)
+
+
+class Blocks(Parameters):
+    """How images are divided for workers, and for what is kept of interrupted work."""
+
+    block_images: Annotated[
+        PositiveCount | None,
+        Needs(matrix=(None,)),
+        "images that a worker takes at a time, and that are kept once they are done; none is 50, "
+        "or 10 for cobyla.",
+    ] = None
 
 
 class Checkpoints(Parameters):

@@ -36,13 +36,22 @@ COMMANDS = {
     "train": [*_TRAINING, "--checkpoint_seconds=0", "--seed=1"],
     "attack": [*_FOOLED, "--epsilons=0.05,0.1"],
     "universal": [*_FOOLED, "--test_samples=20", "--rank=3", "--draws=4"],
+    "universal-workers": [
+        *("--model=runs:/{model}/model", "--samples=40", "--test_samples=20", "--rank=3"),
+        *("--draws=4", "--workers=2", "--block_images=2", "--solver=cobyla"),
+    ],
     "mnist": ["--samples=60", "--draws=2", "--steps=10", "--rank=3"],
     "sweep": [*_QUICK, "--depth=1,2", "--steps=100", "--backend=serial"],
     "tune": [*_TRAINING, "--search=learning_rate", "--trials=3", "--backend=serial"],
     "reproduce": ["--target=figure7", "--scale=quick"],
 }
 _GOES_ON = {"sweep", "reproduce"}  # what is finished isn't done again
-_RESUMED = {"train", "reproduce", "universal"}  # by which the checkpoint is used up
+_RESUMED = {
+    "train",
+    "reproduce",
+    "universal",
+    "universal-workers",
+}  # by which the checkpoint is used up
 _DRAWN_ANEW = {"tune"}  # its figures hang on what was tried before
 # The reproduction made as small as the others.
 _SMALL = """
@@ -94,7 +103,8 @@ class Place:
     def run(self, command: str, words: Sequence[str]) -> Process:
         """Start a command, in a process group of its own."""
         small = _SMALL if command == "reproduce" else ""
-        call = f"from resfool.commands import main; main({[command, *words]!r})"
+        name = command.partition("-")[0]
+        call = f"from resfool.commands import main; main({[name, *words]!r})"
         with chdir(self.folder), _environment(self):
             return Process(f"import os; os.setsid()\n{small}\n{call}")
 

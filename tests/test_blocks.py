@@ -282,3 +282,19 @@ def test_sigkill_while_writing_leaves_whole_blocks(tmp_path: Path) -> None:
     writer.finish()
     left = {re.sub(r"\d", "", one.name) for one in tmp_path.iterdir()}
     assert left == {"index.json", "block-.json", "rows-.npy", "twice-.npy"}
+
+
+def test_what_is_discarded_leaves_what_is_none_of_ours(tmp_path: Path) -> None:
+    folder, link = written(tmp_path / "matrix"), tmp_path / "link"
+    link.symlink_to(folder)
+    blocks.discard(link)
+    assert len(list(folder.iterdir())) > 10, "no link is followed"
+    (folder / "rows-000001.npy.7.0123456789abcdef.part").touch()
+    (folder / "theirs.txt").touch()
+    (folder / "rows-000000.npy").unlink()
+    (folder / "rows-000000.npy").symlink_to(tmp_path)
+    blocks.discard(folder)
+    assert {path.name for path in folder.iterdir()} == {"theirs.txt", "rows-000000.npy"}
+    blocks.discard(written(tmp_path / "other"))
+    blocks.discard(tmp_path / "other")
+    assert not (tmp_path / "other").exists()

@@ -30,7 +30,7 @@ CODE = {
         ),
         *("attacks/methods/smallest_epsilon", "attacks/methods/task", "networks/layers"),
         *("classifiers/adapting", "classifiers/endings", "classifiers/interface"),
-        "classifiers/inference",
+        *("classifiers/inference", "classifiers/spreading"),
     ),
 }
 # Parameters count by their values, and how results are shown doesn't change them.

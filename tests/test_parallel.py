@@ -456,6 +456,18 @@ def test_what_has_no_room_is_refused(
         parallel.Pool(counting, backend="ray", ray_address=cluster, **asked)
     assert message in str(caught.value)
     assert clock.now == asked.get("patience", 0), "it waits as long as it was told to"
+    if not clock.now:  # the same is said before anybody has joined
+        with pytest.raises(InputError) as early:
+            parallel.check("ray", ray_address=cluster, **asked)
+        assert str(early.value) == str(caught.value)
+
+
+def test_room_on_this_machine_is_seen_before_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", lambda **_: pytest.fail("it has started"))
+    parallel.check("ray")
+    with pytest.raises(InputError, match="99 GPU each don't fit the Ray cluster here, which has"):
+        parallel.check("ray", gpus=99)
 
 
 class Clock:

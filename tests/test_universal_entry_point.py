@@ -16,7 +16,7 @@ from mlflow.entities import Run
 
 from entry_points import mnist, universal
 from resfool import checkpoints, experiments
-from resfool.attacks.solvers import problem
+from resfool.classifiers.spreading import Blocks
 from resfool.datasets.sets import Split
 from resfool.errors import InputError
 from resfool.monitor import Monitor
@@ -178,12 +178,12 @@ def test_an_interrupted_solve_goes_on(
 
     class Interrupting(Monitor):
         def progress(self, done: int, total: int, text: str) -> None:
-            if done == 100 and text == "images solved":
+            if done == 150 and text == "images solved":
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         experiments.universal(Interrupting(), **options)
-    (kept,) = Path("checkpoints").glob("solve-*.npz")
+    _, kept = sorted(Path("checkpoints").glob("solve-*/perturbations-*"))
     whole_file = kept.read_bytes()
     kept.write_bytes(whole_file[:-99])
 
@@ -191,7 +191,7 @@ def test_an_interrupted_solve_goes_on(
         def begin(self, *_: Any) -> None:
             raise AssertionError("it is refused before a run begins")
 
-    with pytest.raises(InputError, match=f"{kept.name} can't be "):
+    with pytest.raises(InputError, match=f"{kept.name}, can't be "):
         experiments.universal(Begun(), **options)
     kept.write_bytes(whole_file)
     resumed = experiments.universal(**options)
@@ -209,21 +209,26 @@ def test_each_image_that_cobyla_has_solved_is_kept(
     path = Path(mlflow.artifacts.download_artifacts(uri)) / "data" / "model.keras"
     options: dict[str, Any] = {"model": str(path), "dataset": "digits", "draws": 1}
     options |= {"solver": "cobyla", "samples": 6, "test_samples": 50}
-    solved: list[int] = []
+    options |= {"block_images": 2}
+    sent: list[int] = []
 
-    def serial(function: Any, items: Any, *, stop: int | None = None, **rest: Any) -> list[Any]:
-        def counted(item: Any) -> Any:
-            if len(solved) == stop:
-                raise KeyboardInterrupt
-            solved.append(1)
-            return function(item)
-
-        return problem.one_by_one(counted, items, **rest)
+    def serial(
+        function: Any, items: Any, *, finished: Any, keep: Any, stop: int = 9, **rest: Any
+    ) -> list[Any]:
+        results = dict(finished)
+        for number in range(len(items)):
+            if number not in results:
+                if number == stop:
+                    raise KeyboardInterrupt
+                sent.append(number)
+                results[number] = function(items[number])
+                keep(number, results[number])
+        return [results[number] for number in range(len(items))]
 
     with pytest.raises(KeyboardInterrupt):
-        experiments.universal(None, None, functools.partial(serial, stop=4), **options)
+        experiments.universal(None, None, functools.partial(serial, stop=2), **options)
     resumed = experiments.universal(None, None, serial, **options)
-    assert len(solved) == 6
+    assert sent == [0, 1, 2]
     said = capsys.readouterr().out
     assert "going on with an interrupted solve, of which 4 images are done" in said
     whole = experiments.universal(**options)
@@ -276,6 +281,10 @@ SINGULAR = {"algorithm": "singular", "norm": "l2:1"}
             "needs algorithm=2, 3 or 4",
         ),
         ({"algorithm": "3", "epsilon": 0}, "epsilon=0"),
+        ({"block_images": 0}, "block_images=0"),
+        ({"gpus_per_worker": 1}, "gpus_per_worker=1.0 has no effect with backend=none"),
+        ({"backend": "ray", "gpus_per_worker": 1.5}, "must be whole, or a share of one GPU"),
+        ({"backend": "ray", "gpus_per_worker": 99}, "99 GPU each don't fit the Ray cluster here"),
         (ASCENT | {"loss": "margn"}, "did you mean 'margin'?"),
         (ASCENT | {"target": "10"}, "unknown target class '10'"),
         (ASCENT | {"target": "tree"}, "unknown target class 'tree'; known: 0, 1"),
@@ -447,39 +456,37 @@ def test_a_matrix_that_no_run_can_have_left_is_refused(
     assert len(str(caught.value)) < 300
 
 
-EACH = {"passes": np.arange(2), "seconds": np.ones(2), "perturbations": np.ones((2, 2, 2, 1))}
-CHUNK = {
+BLOCK = {
+    "perturbations": np.ones((2, 2, 2, 1)),
     "norms": np.array([2.0, np.inf]),
     "flipped": np.array([True, False]),
     "rounded": np.array([True, False]),
+    "evaluations": np.arange(2),
+    "seconds": np.ones(2),
 }
-CHUNK |= {"evaluations": EACH["passes"], "seconds": EACH["seconds"]}
-CHUNK |= {"perturbations": EACH["perturbations"]}
 
 
 @pytest.mark.parametrize(
     ("arrays", "sentence"),
     [
-        (CHUNK | {"flipped": np.array([1, 0])}, "flipped are int64, not truth values"),
-        (CHUNK | {"flipped": np.array([True, True])}, "norms don't fit"),
-        (CHUNK | {"perturbations": np.ones((2, 3, 2, 1))}, "have the shape"),
-        ({n: np.concatenate([a, a]) for n, a in CHUNK.items()}, "more than the 3 images"),
-        (
-            CHUNK | {"perturbations": np.full((2, 2, 2, 1), 1e30)},
-            "perturbations have values beyond",
-        ),
-        (EACH | {"places": np.array([1, 1])}, "each once"),
-        (EACH | {"places": np.array([0, 3])}, "some of the 3 images"),
-        (EACH | {"places": np.array([0, -1])}, "some of the 3 images"),
-        (EACH | {"places": np.arange(2), "seconds": np.array([1, np.nan])}, "not finite"),
-        (EACH, "it has no places"),
+        (BLOCK | {"flipped": np.array([True, True])}, "norms don't fit"),
+        (BLOCK | {"perturbations": np.full((2, 2, 2, 1), 1e30)}, "values beyond"),
+        (BLOCK | {"seconds": np.array([1, np.nan])}, "not finite"),
     ],
 )
-def test_a_solve_that_cannot_have_been_interrupted_is_refused(
+def test_a_block_that_no_solve_can_have_left_is_refused(
     tmp_path: Path, arrays: dict[str, np.ndarray], sentence: str
 ) -> None:
-    path = tmp_path / "solve-0.npz"
-    kept = solving._kept_images if "passes" in arrays else solving._kept_chunks
-    checkpoints.save(path, arrays, {})
-    with pytest.raises(InputError, match=f"solve-0.npz can't be used: .*{sentence}"):
-        kept(path, (3, 2, 2, 1))
+    asked = UniversalParameters(model="m", solve_dir=str(tmp_path), block_images=2)
+    blocks = Blocks((np.zeros((4, 2, 2, 1), np.float32),), asked.block)
+    kept = solving._Kept.of(asked, {}, blocks, spread=False)
+    kept.keep(1, BLOCK)
+    assert list(kept.found()) == [1]
+    kept.keep(1, arrays)
+    with pytest.raises(InputError, match=f"block 1 of .* can't be used: .*{sentence}"):
+        kept.found()
+    kept.discard()
+    assert not list(tmp_path.iterdir())
+    kept.folder.symlink_to(tmp_path)
+    with pytest.raises(InputError, match="is a symbolic link"):
+        kept.found()

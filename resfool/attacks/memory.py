@@ -22,6 +22,7 @@ _ENOUGH = (
     2**30
 )  # bytes, for a gradient on a CPU, where larger passes take no less time for an image
 _MARGIN = 1.15  # of the estimate, see `_of_gradient`
+_PROCESS = 5e8  # bytes of a worker that has loaded TensorFlow
 # What solvers take beside: the same again, and so many times the images, for the gradients of ten
 # logits. Passes of two networks took as much.
 _SOLVING_GRADIENTS, _SOLVING_IMAGES = 2, 32
@@ -49,8 +50,7 @@ def images_per_pass(
     size = inference.even(count, largest(asked))
     gradient_takes = pass_takes = _of_gradient(model, size)
     if solving:
-        pass_takes *= _SOLVING_GRADIENTS
-        pass_takes += _SOLVING_IMAGES * 4 * size * math.prod(model.input_shape[1:])
+        pass_takes = _of_solving(model, size, gradient_takes)
     free = _free()
     if asked != "auto":
         if pass_takes > free:
@@ -80,6 +80,24 @@ def images_per_pass(
             f"is free is {shown(half)}, so it may run out"
         )
     return most
+
+
+def workers_at_once(model: keras.Model, size: int, cores: int) -> int:
+    """How many workers solve at a time here, so that half of the memory that is free holds them.
+
+    Args:
+        model: from images to logits.
+        size: images of a pass.
+        cores: of this machine, the most that there may be.
+    """
+    each = _PROCESS + _of_solving(model, size, _of_gradient(model, size))
+    return max(1, min(cores, int(limits.free() / 2 / each)))
+
+
+def _of_solving(model: keras.Model, size: int, gradient_takes: float) -> float:
+    """Bytes that a pass of so many images takes in which smallest perturbations are solved for."""
+    images = 4 * size * math.prod(model.input_shape[1:])
+    return _SOLVING_GRADIENTS * gradient_takes + _SOLVING_IMAGES * images
 
 
 @contextlib.contextmanager

@@ -9,13 +9,14 @@ number of images, on other kernels, and in float64.
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
 
 from resfool.attacks.solvers import SOLVERS, Solver, Subspace, check_norm
 from resfool.attacks.solvers.crossing import Rays
-from resfool.attacks.solvers.problem import Attempt, Map, Problem, one_by_one
+from resfool.attacks.solvers.problem import Attempt, Problem
 from resfool.classifiers import inference
 from resfool.classifiers.inference import BATCH_SIZE
 from resfool.errors import InputError, unknown
@@ -49,11 +50,6 @@ class Minimal:
         """The first `count` images of these."""
         return Minimal(**{name: part[:count] for name, part in vars(self).items()})
 
-    def followed_by(self, other: "Minimal") -> "Minimal":
-        """These images and then the others."""
-        mine, theirs = vars(self), vars(other)
-        return Minimal(**{name: np.concatenate([mine[name], theirs[name]]) for name in mine})
-
 
 def smallest_perturbations(
     model: keras.Model,
@@ -67,7 +63,6 @@ def smallest_perturbations(
     clip: bool = False,
     quantise: int | None = None,
     batch_size: int = BATCH_SIZE,
-    map: Map = one_by_one,
     progress: Advance = quiet,
 ) -> Minimal:
     """The smallest perturbation, in l2 or linf, of each image that changes the model's prediction.
@@ -90,7 +85,6 @@ def smallest_perturbations(
         quantise: the bits to which pixels are rounded; what is found flips after that. It needs
             clip. None rounds nothing.
         batch_size: images per pass.
-        map: runs the tasks of a solver that goes image by image.
         progress: is told how many more images are solved.
 
     Raises:
@@ -111,7 +105,6 @@ def smallest_perturbations(
         "candidates": min(candidates, classes),
         "subspace": subspace,
         "evaluations": evaluations,
-        "map": map,
     }
     logits = inference.logits(model, images, batch_size)
     own = inference.predicted(logits)
@@ -120,6 +113,17 @@ def smallest_perturbations(
     way = SOLVERS[solver]
     attempt = way.solve(problem, **{name: offered[name] for name in way.options})
     return _verified(problem, attempt)
+
+
+def solved_block(model: keras.Model, images: np.ndarray, **options: Any) -> dict[str, np.ndarray]:
+    """The columns of a Minimal by their names, for `spreading.in_blocks`.
+
+    Args:
+        model: from images to logits.
+        images: float32 (n, H, W, C) in [0, 1].
+        options: of `smallest_perturbations`.
+    """
+    return vars(smallest_perturbations(model, images, **options))
 
 
 def _verified(problem: Problem, attempt: Attempt) -> Minimal:

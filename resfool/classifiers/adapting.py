@@ -294,12 +294,17 @@ def _run(model: keras.Model, part: Part, x: Tensor, taken: _Taken) -> Tensor:
 class _Always(keras.Layer):
     """The same value for each image of a batch."""
 
-    def __init__(self, value: np.ndarray) -> None:
-        super().__init__(dtype=str(value.dtype), trainable=False)
+    def __init__(self, value: Any, dtype: Any = None, **options: Any) -> None:
+        value = np.asarray(value, dtype)
+        super().__init__(dtype=str(value.dtype), trainable=False, **options)
         self._value = value
 
     def call(self, images: Tensor) -> Tensor:
         return tf.repeat(tf.constant(self._value)[tf.newaxis], tf.shape(images)[0], axis=0)
+
+    def get_config(self) -> dict[str, Any]:
+        own = {"value": self._value.tolist(), "dtype": str(self._value.dtype)}
+        return {"name": self.name} | own
 
 
 class _StraightThrough(keras.Layer):

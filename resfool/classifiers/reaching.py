@@ -83,6 +83,14 @@ class GraphOf(keras.Layer):
         run = functools.partial(_as_in, training)
         return self.model._run_through_graph(inputs, operation_fn=run)
 
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"model": keras.saving.serialize_keras_object(self.model)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "GraphOf":
+        model = keras.saving.deserialize_keras_object(config.pop("model"))
+        return cls(model, **config)
+
 
 def _as_in(training: bool | None, operation: Any) -> Callable[..., Any]:
     """An operation, told whether this is training if it asks."""

@@ -22,10 +22,10 @@ import grpc
 import joblib
 import psutil
 import ray
-from ray._private import ray_constants, services
+from ray._private import accelerators, ray_constants, services
 from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader, Config
 from ray._private.grpc_utils import init_grpc_channel
-from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+from ray.core.generated import gcs_pb2, gcs_service_pb2, gcs_service_pb2_grpc
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import resfool
@@ -329,6 +329,41 @@ def reach(address: str | None) -> None:
         _greet(address)
 
 
+def check(address: str | None, room: Room) -> None:
+    """Whether a cluster answers and has room, as far as that can be told without joining it.
+
+    Args:
+        address: see `reach`.
+        room: that is asked for; with patience it may come yet.
+
+    Raises:
+        InputError: it doesn't.
+    """
+    reach(address)
+    wanted = _complete(address)
+    if room.patience or wanted.startswith("ray://"):
+        return
+    if wanted != "local":
+        hosts = _hosts_at(wanted)
+    elif ray.is_initialized():
+        hosts = _hosts()
+    else:
+        manager = accelerators.get_accelerator_manager_for_resource("GPU")
+        gpus = manager.get_current_node_num_accelerators()
+        hosts = [{"CPU": float(joblib.cpu_count()), "GPU": float(gpus)}]
+    if _places(room, hosts) < (room.workers or 1):
+        raise _no_room(room, address, hosts)
+
+
+def _hosts_at(address: str) -> list[dict[str, float]]:
+    """What the hosts of a cluster have, by its head."""
+    with init_grpc_channel(address, ray_constants.GLOBAL_GRPC_OPTIONS) as channel:
+        head = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+        found = head.GetAllNodeInfo(gcs_service_pb2.GetAllNodeInfoRequest(), timeout=_REACH_SECONDS)
+    alive = [node for node in found.node_info_list if node.state == gcs_pb2.GcsNodeInfo.ALIVE]
+    return [dict(node.resources_total) for node in alive]
+
+
 def _greet(address: str) -> None:
     """Whether a head answers, and takes this machine's token; Ray itself asks for 20 s or more."""
     with init_grpc_channel(address, ray_constants.GLOBAL_GRPC_OPTIONS) as channel:
@@ -372,25 +407,34 @@ def _checked_size(room: Room, address: str | None) -> int:
     if room.gpus > 1 and not float(room.gpus).is_integer():
         raise InputError(f"gpus={room.gpus:g} of each worker must be whole, or a share of one GPU")
     needed = room.workers or 1
-    if _places(room) < needed and room.patience:
+    if _places(room, _hosts()) < needed and room.patience:
         _wait_for_growth(room, needed)
-    places = _places(room)
+    hosts = _hosts()
+    places = _places(room, hosts)
     if places >= needed:
         return room.workers or places
-    has = ray.cluster_resources()
-    hosts = sum(node["Alive"] for node in ray.nodes())
+    raise _no_room(room, address, hosts)
+
+
+def _no_room(room: Room, address: str | None, hosts: list[dict[str, float]]) -> InputError:
+    cpus, gpus = (sum(host.get(kind, 0.0) for host in hosts) for kind in ("CPU", "GPU"))
     where = "here" if address is None else f"at {address}"
     each = f"{room.cpus} CPU" + f" and {room.gpus:g} GPU" * bool(room.gpus)
-    raise InputError(
-        f"{needed} workers of {each} each don't fit the Ray cluster {where}, which has"
-        f" {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs on {hosts} hosts; ask for"
+    return InputError(
+        f"{room.workers or 1} workers of {each} each don't fit the Ray cluster {where}, which has"
+        f" {cpus:g} CPUs and {gpus:g} GPUs on {len(hosts)} hosts; ask for"
         " less, or give a cluster that grows by itself some seconds of patience"
     )
 
 
-def _places(room: Room) -> int:
+def _hosts() -> list[dict[str, float]]:
+    """What each host of the cluster that was joined has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _places(room: Room, hosts: list[dict[str, float]]) -> int:
     """How many tasks the hosts can hold."""
-    return sum(_held(node["Resources"], room) for node in ray.nodes() if node["Alive"])
+    return sum(_held(host, room) for host in hosts)
 
 
 def _held(has: dict[str, float], room: Room) -> int:
@@ -410,7 +454,7 @@ def _wait_for_growth(room: Room, needed: int) -> None:
     try:
         ray.get(asked)
         until = time.monotonic() + room.patience
-        while _places(room) < needed and time.monotonic() < until:
+        while _places(room, _hosts()) < needed and time.monotonic() < until:
             time.sleep(min(1.0, room.patience))
     finally:
         # A demand outlives who made it, and so would the hosts; our tasks keep them from here on.

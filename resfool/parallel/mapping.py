@@ -11,6 +11,7 @@ from resfool.parallel.tasks import Died, Failure, Report
 from resfool.values import Backend
 
 _CHUNK_SECONDS = 0.2  # of work that travels together
+_OUT_OF_MEMORY = "MemoryError", "ResourceExhaustedError"  # Python's and TensorFlow's
 
 
 class TaskError(WorkError):
@@ -33,20 +34,32 @@ def _forget(place: int, result: Any) -> None:
     pass
 
 
-def check(backend: Backend, ray_address: str | None) -> None:
+def check(
+    backend: Backend,
+    *,
+    workers: int | None = None,
+    ray_address: str | None = None,
+    patience: float = 0.0,
+    cpus: int = 1,
+    gpus: float = 0,
+) -> None:
     """Ask for a cluster before any work that it is to share; `map` and `Pool` join it later.
 
     Args:
-        backend: that they will have.
-        ray_address: that they will have.
+        backend: that they will have, and so on; see `map`.
+        workers: of it.
+        ray_address: of the cluster.
+        patience: seconds that it has to grow.
+        cpus: of each worker.
+        gpus: of each worker.
 
     Raises:
-        InputError: the cluster can't be reached.
+        InputError: the cluster can't be reached, or is seen to be too small.
     """
     if backend == "ray":
         from resfool.parallel import cluster
 
-        cluster.reach(ray_address)
+        cluster.check(ray_address, cluster.Room(workers, cpus, gpus, patience))
 
 
 def map(
@@ -57,15 +70,20 @@ def map(
     workers: int | None = None,
     ray_address: str | None = None,
     patience: float = 0.0,
+    cpus: int = 1,
+    gpus: float = 0,
     progress: Callable[[int], None] = _quiet,
     finished: Mapping[int, Any] | None = None,
     keep: Callable[[int, Any], None] = _forget,
+    hold: bool = True,
+    what: str = "item",
 ) -> list[Any]:
     """A function's results for all items, in their order, whichever way they are computed.
 
-    Every backend runs in processes that have one thread for BLAS and one for TensorFlow: sums over
-    several threads have other bits. Items travel in chunks of about 0.2 s of work. Those of a
-    worker that was killed run again, each by itself.
+    Every backend runs in processes that have one thread for BLAS and one for TensorFlow, unless
+    they are given more: sums over several threads have other bits. Items travel in chunks of about
+    0.2 s of work. Those of a worker that was killed or had too little memory run again, each by
+    itself.
 
     Args:
         function: of one item; nothing but the item may decide its result. It, the items and the
@@ -77,12 +95,16 @@ def map(
         workers: processes; None is one for each core.
         ray_address: of the cluster: auto, host:port or ray://host:port; None starts one here.
         patience: seconds that a cluster has to grow to the number of workers.
+        cpus: of each worker, which are its threads.
+        gpus: of each worker, on ray.
         progress: is told how many more items are done.
         finished: results that are there from before, by their items' places; these items don't run.
         keep: is given the place and the result of each other item as soon as it has come.
+        hold: whether results are returned too; without, they take no memory here.
+        what: an item is called in an error.
 
     Returns:
-        The results, in the items' order.
+        The results, in the items' order; None for those that came and aren't held.
 
     Raises:
         TaskError: what went wrong first; what hasn't begun by then never does.
@@ -97,10 +119,12 @@ def map(
         workers=1 if backend == "serial" else workers,
         ray_address=ray_address,
         patience=patience,
+        cpus=cpus,
+        gpus=gpus,
         attempts=1,
     )
     with pool:
-        return _Spread(pool, items, results, progress, keep).results()
+        return _Spread(pool, items, results, progress, keep, hold, what).results()
 
 
 class _Spread:
@@ -113,8 +137,11 @@ class _Spread:
         results: dict[int, Any],
         progress: Callable[[int], None],
         keep: Callable[[int, Any], None],
+        hold: bool,
+        what: str,
     ) -> None:
         self._pool, self._items, self._progress, self._keep_home = pool, items, progress, keep
+        self._hold, self._what = hold, what
         self._waiting = deque(place for place in range(len(items)) if place not in results)
         self._size = 1
         self._results = results
@@ -146,22 +173,28 @@ class _Spread:
         self, places: list[int], results: list[Any], failure: Failure | None, each: float
     ) -> None:
         for place, result in zip(places, results, strict=False):
-            self._results[place] = result
+            self._results[place] = result if self._hold else None
             self._keep_home(place, result)
         self._progress(len(results))
-        if failure is not None:
+        if failure is None:
+            self._size = max(1, int(_CHUNK_SECONDS / each))
+        elif failure.kind in _OUT_OF_MEMORY:  # others may have had it, and may be done by then
+            self._send_again(places[len(results) :], failure)
+        else:
             raise self._failed(places[len(results)], failure)
-        self._size = max(1, int(_CHUNK_SECONDS / each))
 
-    def _send_again(self, places: list[int], death: Died) -> None:
-        for place in places:
+    def _send_again(self, places: list[int], why: Failure) -> None:
+        died = isinstance(why, Died)
+        for place in places if died else places[:1]:
             self._deaths[place] = self._deaths.get(place, 0) + 1
             if self._deaths[place] == ATTEMPTS:
-                raise self._failed(place, f"its process died {ATTEMPTS} times; {death.message}")
+                what = "its process died" if died else "its memory ended"
+                raise self._failed(place, f"{what} {ATTEMPTS} times; {why.message}")
+        for place in places:
             self._send([place])
 
     def _failed(self, place: int, why: Failure | str) -> TaskError:
-        error = TaskError(f"item {place + 1} of {len(self._items)}: {why}", self._results)
+        error = TaskError(f"{self._what} {place + 1} of {len(self._items)}: {why}", self._results)
         if isinstance(why, Failure):
             error.add_note(why.trace)
         return error

@@ -11,7 +11,7 @@ from resfool.costs import Cost, Data
 from resfool.declarations import Known, Needs
 from resfool.errors import InputError
 from resfool.networks.shape import ARCHITECTURES, Shape
-from resfool.parameters import Parameters, Seeded, Seeds, Workers
+from resfool.parameters import Parameters, Seeded, Seeds, Workers, check_gpus
 from resfool.training.recipe import Recipe, TrainParameters
 from resfool.values import (
     CoreCount,
@@ -43,10 +43,7 @@ class Room(Parameters):
     def check(self) -> None:
         """Refuse parts of GPUs that Ray doesn't deal out."""
         super().check()
-        if self.gpus_per_trial > 1 and not self.gpus_per_trial.is_integer():
-            raise InputError(
-                f"gpus_per_trial={self.gpus_per_trial:g} must be whole, or a share of one GPU"
-            )
+        check_gpus("gpus_per_trial", self.gpus_per_trial)
 
 
 class SweepParameters(Seeds, Workers, Room, Recipe):

@@ -79,7 +79,7 @@ def sweep(
     grid = [SweptTraining(asked.training(*place)) for place in places]
     data = load_data(grid[0].asked)
     asked.check_affordable(data.train.known)
-    facts = asked.shared(TrainParameters) | {"seeds": asked.seeds, "backend": asked.backend}
+    facts = asked.shared(TrainParameters) | {"seeds": asked.seeds, "backend": asked.crew["backend"]}
     facts |= {"trainings": len(grid), "dataset_digest": data.digest}
     part: Part = "validation" if asked.validation_share else "test"
     networks = ", ".join(dict.fromkeys(each.network for each in grid))

@@ -89,7 +89,7 @@ def tune(
         "search": tuple(space),
         **ways,
         "dataset_digest": data.digest,
-        "backend": asked.backend,
+        "backend": asked.crew["backend"],
     }
 
     def keep_home(number: int, trained: Trained, own: Monitor, curve: Sequence[Row]) -> None:

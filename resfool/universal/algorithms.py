@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from resfool.classifiers.spreading import Function
 from resfool.universal import ascent, iterated, matrices, singular, solving
 from resfool.universal.matrices import Matrix
 from resfool.universal.patterns import sized
@@ -87,18 +88,17 @@ def fit_algorithm2(work: Work) -> Matrix:
 
 def fit_algorithm3(work: Work) -> Matrix:
     """A step along the sign of each image's gradient."""
-    images, asked = work.fitting.images, work.asked
-    own: Any = {"epsilon": asked.epsilon} | _in_one_go(work)
-    return matrices.sign_matrix(work.model, images, work.labels, **own)
+    return _of_gradients(work, matrices.sign_steps, epsilon=work.asked.epsilon)
 
 
 def fit_algorithm4(work: Work) -> Matrix:
     """The shortest such step of each image that changes its class."""
-    images = work.fitting.images
-    return matrices.smallest_sign_matrix(work.model, images, work.labels, **_in_one_go(work))
+    return _of_gradients(work, matrices.smallest_sign_steps)
 
 
-def _in_one_go(work: Work) -> dict[str, Any]:
-    """Options of what makes a row of each image's gradient."""
-    own = {"target": work.target, "clip": work.asked.clip}
-    return own | {"batch_size": work.batch_size}
+def _of_gradients(work: Work, function: Function, **own: Any) -> Matrix:
+    """A row of each image's gradient."""
+    images, labels = work.fitting.images, work.labels
+    arrays = (images,) if labels is None else (images, labels)
+    own |= {"target": work.target, "clip": work.asked.clip}
+    return matrices.matrix_of(**solving.of_fitting(work, work.model, function, arrays, own))

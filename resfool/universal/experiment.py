@@ -93,7 +93,7 @@ def universal(
         asked: the parameters.
         monitor: is told how it goes.
         archive: finds the model, and the matrix of an earlier run.
-        map: runs images in workers, for solvers that go image by image.
+        map: runs blocks of images in workers, such as `parallel.map`; None has none.
 
     Raises:
         InputError: an argument can't be used; nothing was solved.
@@ -122,7 +122,7 @@ def universal(
     from resfool.classifiers import inference, reaching
     from resfool.universal import judging, screening, target_class
     from resfool.universal.matrices import matrix_in
-    from resfool.universal.solving import check_kept, digest
+    from resfool.universal.solving import check_solve, digest
     from resfool.universal.work import Work
 
     model = load_classifier(source, source.name, data, asked)
@@ -153,7 +153,7 @@ def universal(
         )
     matrix = None if stored is None else matrix_in(stored, given, same, asked.made_by)
     if asked.solves:
-        check_kept(asked, same, fitting.images)
+        check_solve(asked, same, fitting.images, judge)
     settings = asked.settings()
     facts = settings | identity.facts("universal", settings, data.digest)
     facts |= {"model_name": source.name, "dataset": data.name, "dataset_digest": data.digest}

@@ -16,6 +16,7 @@ from resfool.checkpoints import Arrays
 from resfool.classifiers import inference
 from resfool.classifiers.inference import BATCH_SIZE
 from resfool.errors import InputError
+from resfool.monitor import Advance, quiet
 from resfool.universal import target_class
 from resfool.values import show
 from resfool.wording import told
@@ -112,19 +113,20 @@ def minimal_matrix(model: keras.Model, images: np.ndarray, **options: Any) -> Ma
 
 def matrix_of_solved(solved: Minimal) -> Matrix:
     """The matrix of smallest perturbations; a row for each image whose class changes."""
-    return _matrix(solved.perturbations, solved.flipped, solved)
+    return replace(matrix_of(solved.perturbations, solved.flipped), solved=solved)
 
 
-def sign_matrix(
+def sign_steps(
     model: keras.Model,
     images: np.ndarray,
-    labels: np.ndarray | None,
-    epsilon: float,
+    labels: np.ndarray | None = None,
     *,
+    epsilon: float,
     target: int | None = None,
     clip: bool = False,
     batch_size: int = BATCH_SIZE,
-) -> Matrix:
+    progress: Advance = quiet,
+) -> dict[str, np.ndarray]:
     """Algorithm 3: epsilon * sign(gradient of the loss) of each image.
 
     Args:
@@ -135,27 +137,31 @@ def sign_matrix(
         target: class, whose loss is lowered instead.
         clip: keep perturbed images in [0, 1].
         batch_size: images per pass.
+        progress: is told how many more images are done.
 
     Returns:
-        A row for each image whose gradient isn't zero everywhere.
+        `perturbations` (N, H, W, C), and which were `found` (N,): gradients that aren't zero
+        everywhere.
     """
     steps = np.float32(epsilon) * _signs(model, images, labels, target, batch_size)
     if clip:
         steps = np.clip(images + steps, 0.0, 1.0) - images
-    moved = np.asarray(steps.reshape(len(steps), -1).any(axis=1))
-    return _matrix(steps, moved)
+    progress(len(images))
+    found = np.asarray(steps.reshape(len(steps), -1).any(axis=1))
+    return {"perturbations": steps, "found": found}
 
 
-def smallest_sign_matrix(
+def smallest_sign_steps(
     model: keras.Model,
     images: np.ndarray,
-    labels: np.ndarray | None,
+    labels: np.ndarray | None = None,
     *,
     target: int | None = None,
     clip: bool = False,
     tolerance: float = 1e-4,
     batch_size: int = BATCH_SIZE,
-) -> Matrix:
+    progress: Advance = quiet,
+) -> dict[str, np.ndarray]:
     """Algorithm 4: the smallest step along each image's gradient sign that changes its class.
 
     The unknown is one number per sample, found on a geometric grid and then by bisection.
@@ -168,9 +174,11 @@ def smallest_sign_matrix(
         clip: keep perturbed images in [0, 1].
         tolerance: of the smallest epsilon, in pixel units.
         batch_size: images per pass.
+        progress: is told how many more images are done.
 
     Returns:
-        A row for each image whose class changes on the way.
+        `perturbations` (N, H, W, C), and which were `found` (N,): images whose class changes on the
+        way.
     """
     options: Any = {"clip": clip, "batch_size": batch_size}
     signs = _signs(model, images, labels, target, batch_size)
@@ -184,7 +192,9 @@ def smallest_sign_matrix(
     found = np.isfinite(epsilons)
     lengths = np.where(found, epsilons, 0.0).astype(np.float32).reshape(-1, 1, 1, 1)
     steps = lengths * signs
-    return _matrix(np.clip(images + steps, 0.0, 1.0) - images if clip else steps, found)
+    progress(len(images))
+    steps = np.clip(images + steps, 0.0, 1.0) - images if clip else steps
+    return {"perturbations": steps, "found": found}
 
 
 def _signs(
@@ -201,6 +211,7 @@ def _signs(
     return found if target is None else -found
 
 
-def _matrix(perturbations: np.ndarray, found: np.ndarray, solved: Minimal | None = None) -> Matrix:
+def matrix_of(perturbations: np.ndarray, found: np.ndarray) -> Matrix:
+    """The matrix of perturbations (N, H, W, C); a row for each that was found, bool (N,)."""
     rows = perturbations.reshape(len(perturbations), -1)[found]
-    return Matrix(rows, np.flatnonzero(found), int((~found).sum()), solved)
+    return Matrix(rows, np.flatnonzero(found), int((~found).sum()))

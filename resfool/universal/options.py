@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 from resfool import costs
 from resfool.archive import Archive, is_address
 from resfool.attacks.options import Clipped, Labelled, Target
-from resfool.attacks.solvers import SOLVERS, Solving, late
+from resfool.attacks.solvers import SOLVERS, Solving, Way, late
 from resfool.classifiers.finding import OneModel
 from resfool.costs import Cost, Data
 from resfool.declarations import GIVEN, Known, Needs
 from resfool.errors import InputError
-from resfool.parameters import Checkpoints, Drawn, Limits, Parameters, Seeded, Workers
+from resfool.parameters import Blocks, Checkpoints, Crew, Drawn, Limits, Parameters, Seeded
 from resfool.training.recipe import TrainParameters
 from resfool.universal.patterns import Patterned
 from resfool.values import (
@@ -66,6 +66,7 @@ def _late(name: str) -> Callable[..., Any]:
 
 
 _OF_ASCENT = ("loss", "update", "images_per_step", "aggregate", "starts")
+_SHARED = ("workers", "backend", "cpus_per_worker", "block_images")  # what works in blocks reads
 _OF_FIT = ("target", "clip")  # what is fitted on images reads
 # What makes a perturbation of a matrix reads.
 _OF_MATRIX = ("matrix", "rank", "ranks", "coefficients", "equal_norm", "draws", *_OF_FIT)
@@ -76,10 +77,10 @@ ALGORITHMS: dict[str, Procedure] = {
     ),
     "2": Procedure(
         _late("fit_algorithm2"),
-        ("solver", "subspace", "solve_dir", "workers", "backend", *_OF_MATRIX),
+        ("solver", "subspace", "solve_dir", *_SHARED, *_OF_MATRIX),
     ),
-    "3": Procedure(_late("fit_algorithm3"), ("epsilon", "label_source", *_OF_MATRIX)),
-    "4": Procedure(_late("fit_algorithm4"), ("label_source", *_OF_MATRIX)),
+    "3": Procedure(_late("fit_algorithm3"), ("epsilon", "label_source", *_SHARED, *_OF_MATRIX)),
+    "4": Procedure(_late("fit_algorithm4"), ("label_source", *_SHARED, *_OF_MATRIX)),
     "random": Procedure(_late("fit_random")),
     "patterns": Procedure(_late("fit_patterns"), ("equal_norm", *_OF_FIT), tried="patterns"),
     "gradient": Procedure(_late("fit_gradient"), ("passes", *_OF_ASCENT, *_OF_FIT), passes=3),
@@ -170,7 +171,17 @@ class OfLayer(Parameters):
 
 
 class UniversalParameters(
-    OneModel, Solving, Labelled, Clipped, Approximation, Patterned, Ascent, OfLayer, Drawn, Workers
+    OneModel,
+    Solving,
+    Labelled,
+    Clipped,
+    Approximation,
+    Patterned,
+    Ascent,
+    OfLayer,
+    Drawn,
+    Crew,
+    Blocks,
 ):
     """Fit one perturbation for all images and judge it on held-out ones (section VI.B)."""
 
@@ -240,7 +251,7 @@ class UniversalParameters(
         vectors = replace(data, images=drawn)
         passes = drawn + held_out.images + (self.passes or 1) * fitting.images
         passes += self.least_passes(fitting)
-        workers = self.memory_of(fitting.images, 0.0) if self.spreads else 0.0
+        workers = self.memory_of(fitting.images, 0.0) if self.wanted else 0.0
         memory = fitting.memory + held_out.memory + vectors.memory + workers
         return Cost(costs.PASS * passes, memory)
 
@@ -271,8 +282,13 @@ class UniversalParameters(
 
     @property
     def spreads(self) -> bool:
-        """Whether workers share images: those of a matrix that is to be solved for."""
-        return self.solves and SOLVERS[self.solver].spreads
+        """Whether workers may share images: those of a matrix that is to be made."""
+        return self.procedure.makes_matrix and self.matrix is None
+
+    @property
+    def block(self) -> int:
+        """Images of a block, at most."""
+        return self.block_images or (SOLVERS[self.solver] if self.solves else Way).block
 
     @property
     def solves(self) -> bool:
@@ -319,7 +335,7 @@ class TransferParameters(Target):
                 Archive().find_perturbation(uri)
 
 
-class MnistParameters(Solving, Approximation, Patterned, Seeded, Workers, Checkpoints, Limits):
+class MnistParameters(Solving, Approximation, Patterned, Seeded, Crew, Blocks, Checkpoints, Limits):
     """Train the 5-layer network on MNIST digits and fool it by Algorithm 2 (section VI.C)."""
 
     steps: Annotated[
@@ -343,8 +359,3 @@ class MnistParameters(Solving, Approximation, Patterned, Seeded, Workers, Checkp
     def cost(self, data: Data) -> Cost:
         """That of both parts."""
         return self.training.cost(data) + self.universal("the network").cost(data)
-
-    @property
-    def spreads(self) -> bool:
-        """Whether workers share the images that are to be solved for."""
-        return SOLVERS[self.solver].spreads

@@ -1,161 +1,217 @@
-"""Algorithm 2's smallest perturbations, kept while they are solved for."""
+"""What is computed of each fitting image, in blocks: by workers or here, kept while it goes on."""
 
-import contextlib
 import functools
 import hashlib
 import json
-import time
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
+import tensorflow as tf
 
-from resfool import checkpoints
-from resfool.arrayfiles import ABSURD, DamagedError, Wanted, check
+from resfool import blocks
+from resfool.arrayfiles import ABSURD, DamagedError, Wanted, check, using
 from resfool.attacks import minimal
-from resfool.attacks.memory import largest
+from resfool.attacks.memory import largest, workers_at_once
 from resfool.attacks.minimal import Minimal
 from resfool.attacks.solvers import SOLVERS, Solving
-from resfool.attacks.solvers.problem import one_by_one
-from resfool.classifiers import inference
-from resfool.errors import expanded
+from resfool.blocks import Column, Plan
+from resfool.classifiers import inference, spreading
+from resfool.classifiers.inference import Rows
+from resfool.classifiers.spreading import Blocks, Columns, Function, Map, Sent, Workers
+from resfool.errors import InputError, expanded
 from resfool.identity import VERSIONS
 from resfool.monitor import Advance
 from resfool.universal.options import UniversalParameters
 from resfool.universal.work import Work
 
-_NAME = "solve-"  # of a file, before its digest
-_CHUNK = 100  # images solved at a time, or as many as a pass takes if those are more
-_SAVING = 0.05  # share of the time that may go into keeping what was solved
+_NAME = "solve-"  # of a folder, before its digest
+
+
+def of_fitting(
+    work: Work,
+    model: keras.Model,
+    function: Function,
+    arrays: Sequence[Rows],
+    options: Mapping[str, Any],
+) -> dict[str, np.ndarray]:
+    """What a function makes of the fitting images, see `spreading.in_blocks`.
+
+    Args:
+        work: of the experiment.
+        model: that the function is of.
+        function: of the model, the arrays' rows and the options; it takes `batch_size` too.
+        arrays: (N, ...) each, such as the fitting images.
+        options: of the function.
+    """
+    parts = Blocks(arrays, work.asked.block)
+    advance = work.monitor.counter(len(arrays[0]), "images")
+    workers = _workers(work, model, parts, chosen=False)
+    own = {**options, "batch_size": inference.even(parts.size, work.batch_size)}
+    found = spreading.in_blocks(model, function, parts, own, workers=workers, progress=advance)
+    return spreading.joined(found)
 
 
 def solved_perturbations(work: Work) -> Minimal:
     """Algorithm 2's perturbations; those that are done are kept until all are."""
-    asked = work.asked
-    solve = _solved_one_by_one if SOLVERS[asked.solver].spreads else _solved_in_chunks
-    path = _place(asked, work.identity, work.fitting.images)
-    found = solve(work, path, asked.shared(Solving) | {"clip": asked.clip})
-    checkpoints.discard(path)
-    return found
+    asked, images, model = work.asked, work.fitting.images, work.judge
+    way = SOLVERS[asked.solver]
+    parts = Blocks((images,), asked.block, padded=not way.slow)
+    several = len(parts) > 1
+    chosen = several and (way.slow or spreading.pays(model, len(images)))
+    workers = _workers(work, model, parts, chosen)
+    work.monitor.fact("solved_by", "one process" if workers is None else "workers")
+    kept = _Kept.of(asked, work.identity, parts, workers is not None)
+    finished = kept.found()
+    own = {**asked.shared(Solving), "clip": asked.clip}
+    own |= {"batch_size": inference.even(parts.size, work.batch_size)}
+    spreading.in_blocks(
+        model,
+        minimal.solved_block,
+        parts,
+        own,
+        workers=workers,
+        finished=finished,
+        keep=kept.keep,
+        hold=False,
+        progress=_progress(work, sum(map(parts.count, finished))),
+    )
+    whole = Minimal(**spreading.joined(list(kept.found().values())))
+    kept.discard()
+    return whole
 
 
-def check_kept(asked: UniversalParameters, identity: Mapping[str, Any], images: np.ndarray) -> None:
-    """Refuse what an interrupted solve has left, if it isn't what it should be.
+def _workers(work: Work, model: keras.Model, parts: Blocks, chosen: bool) -> Workers | None:
+    """The workers that were asked for, or that are chosen where the model can be sent there."""
+    # Workers that aren't given GPUs see none.
+    chosen = chosen and not tf.config.list_logical_devices("GPU")
+    if work.map is None or not (work.asked.wanted or chosen):
+        return None
+    run: Map = work.map
+    size = inference.even(parts.size, work.batch_size)
+    cores = os.cpu_count() or 1
+    fitting = workers_at_once(model, size, cores)
+    if work.asked.crew["backend"] == "joblib" and work.asked.workers is None and fitting < cores:
+        work.monitor.say(f"{fitting} workers instead of {cores}, since memory is short")
+        run = functools.partial(work.map, workers=fitting)
+    try:
+        return Workers(run, Sent.of(model))
+    except InputError:
+        if work.asked.wanted:
+            raise
+        return None
+
+
+def check_solve(
+    asked: UniversalParameters,
+    identity: Mapping[str, Any],
+    images: np.ndarray,
+    model: keras.Model,
+) -> None:
+    """Refuse a solve that can't be done, or of which an interrupted one has left what can't be.
 
     Args:
         asked: which solve.
         identity: of the model, and of how it takes images.
-        images: that were solved, (N, H, W, C).
+        images: to be solved, (N, H, W, C).
+        model: whose predictions shall change.
 
     Raises:
-        InputError: it isn't.
+        InputError: it can't be, or isn't what it should be.
     """
-    if not any(expanded(asked.solve_dir).glob(f"{_NAME}*")):
-        return
-    path = _place(asked, identity, images)
-    if path.exists():
-        read = _kept_images if SOLVERS[asked.solver].spreads else _kept_chunks
-        read(path, images.shape)
+    way = SOLVERS[asked.solver]
+    options = {"candidates": model.output_shape[-1], "subspace": asked.subspace}
+    way.check(model, **options)
+    if any(expanded(asked.solve_dir).glob(f"{_NAME}*")):
+        parts = Blocks((images,), asked.block)
+        for spread in (False, True):
+            _Kept.of(asked, identity, parts, spread).found()
 
 
-def _place(asked: UniversalParameters, identity: Mapping[str, Any], images: np.ndarray) -> Path:
-    """Where what is solved of a problem is kept: a file that is named by all of it."""
-    problem = {**identity, **asked.shared(Solving), "images": digest(images)}
-    problem |= {"batch_size": largest(asked.batch_size), "code": VERSIONS["universal"]}
-    problem |= {"clip": asked.clip, "target": asked.target}
-    if SOLVERS[asked.solver].spreads:
-        problem["kept"] = "each image"
-    name = f"{_NAME}{digest(json.dumps(problem, sort_keys=True))}.npz"
-    return expanded(asked.solve_dir) / name
+class _Kept:
+    """The blocks of a solve that are done, in a folder of their own.
 
-
-def _solved_in_chunks(work: Work, path: Path, options: dict[str, Any]) -> Minimal:
-    """By a solver that works in batches, here."""
-    images = work.fitting.images
-    size = inference.even(len(images), work.batch_size)
-    found = _kept_chunks(path, images.shape) if path.exists() else None
-    done = 0 if found is None else len(found.norms)
-    chunk = max(1, _CHUNK // size) * size
-    advance = _progress(work, done)
-    with _keeping(lambda: checkpoints.save(path, vars(found), {})) as more_is_done:
-        while found is None or done < len(images):
-            more = images[done : done + chunk]
-            rows = inference.padded(len(more), size)
-            solved = minimal.smallest_perturbations(
-                work.judge, more[rows], batch_size=size, **options
-            ).first(len(more))
-            found = solved if found is None else found.followed_by(solved)
-            done += len(more)
-            more_is_done()
-            advance(len(more))
-    return found
-
-
-def _solved_one_by_one(work: Work, path: Path, options: dict[str, Any]) -> Minimal:
-    """By a solver whose images are spread over workers, each by itself."""
-    kept = _kept_images(path, work.fitting.images.shape) if path.exists() else {}
-
-    def save() -> None:
-        perturbations, passes, seconds = map(np.array, zip(*kept.values(), strict=True))
-        columns = {"perturbations": perturbations, "passes": passes, "seconds": seconds}
-        checkpoints.save(path, columns | {"places": np.array(list(kept))}, {})
-
-    def keep(place: int, result: tuple[np.ndarray, int, float]) -> None:
-        kept[place] = result
-        more_is_done()
-
-    spread = functools.partial(work.map or one_by_one, finished=dict(kept), keep=keep)
-    options |= {"map": spread, "progress": _progress(work, len(kept))}
-    options |= {"batch_size": work.batch_size}
-    with _keeping(save) as more_is_done:
-        return minimal.smallest_perturbations(work.judge, work.fitting.images, **options)
-
-
-def _kept_chunks(path: Path, shape: tuple[int, ...]) -> Minimal:
-    """What was solved of images (N, H, W, C): the first ones.
-
-    Raises:
-        InputError: the file can't be what this left.
+    Args:
+        folder: that nothing else is in.
+        parts: blocks of the images, (N, H, W, C).
     """
-    stored, of_each = checkpoints.load(path)[0], ("M",)
-    with checkpoints.reading(path):
-        wanted = {
-            "perturbations": Wanted("f", (*of_each, *shape[1:]), most=ABSURD),
-            "norms": Wanted("f", of_each, finite=False, most=ABSURD),
-            "flipped": Wanted("b", of_each),
-            "rounded": Wanted("b", of_each),
-            "evaluations": Wanted("iu", of_each),
-            "seconds": Wanted("f", of_each, most=ABSURD),
+
+    def __init__(self, folder: Path, parts: Blocks) -> None:
+        self.folder, self._parts = folder, parts
+        shape = parts.arrays[0][:1].shape[1:]
+        columns = {
+            "perturbations": Column("float32", shape),
+            "norms": Column("float32"),
+            "flipped": Column("bool"),
+            "rounded": Column("bool"),
+            "evaluations": Column("int64"),
+            "seconds": Column("float64"),
         }
-        check(stored, wanted)
-        if len(stored["norms"]) > shape[0]:
-            raise DamagedError(f"it has more than the {shape[0]} images")
-        if (np.isfinite(stored["norms"]) != stored["flipped"]).any():
-            raise DamagedError("its norms don't fit its flipped")
-    return Minimal(**stored)
+        self._plan = Plan(len(parts.arrays[0]), parts.size, columns, {"solve": folder.name})
 
+    @classmethod
+    def of(
+        cls, asked: UniversalParameters, identity: Mapping[str, Any], parts: Blocks, spread: bool
+    ) -> "_Kept":
+        """Where blocks of a problem are: a folder that is named by all of it.
 
-def _kept_images(path: Path, shape: tuple[int, ...]) -> dict[int, tuple[np.ndarray, int, float]]:
-    """What was solved of images (N, H, W, C): perturbation, passes and seconds by the image.
+        Args:
+            asked: which solve.
+            identity: of the model, and of how it takes images.
+            parts: blocks of its images.
+            spread: whether by workers, whose threads are of a number.
+        """
+        (images,) = parts.arrays
+        threads = [asked.cpus_per_worker, asked.gpus_per_worker] if spread else None
+        problem = {**identity, **asked.shared(Solving), "images": digest(images[:])}
+        problem |= {"batch_size": largest(asked.batch_size), "code": VERSIONS["universal"]}
+        problem |= {"clip": asked.clip, "target": asked.target}
+        problem |= {"block": parts.size, "threads": threads}
+        name = f"{_NAME}{digest(json.dumps(problem, sort_keys=True))}"
+        return cls(expanded(asked.solve_dir) / name, parts)
 
-    Raises:
-        InputError: the file can't be what this left.
-    """
-    stored, of_each = checkpoints.load(path)[0], ("M",)
-    with checkpoints.reading(path):
-        wanted = {
-            "places": Wanted("iu", of_each),
-            "passes": Wanted("iu", of_each),
-            "seconds": Wanted("f", of_each, most=ABSURD),
-            "perturbations": Wanted("f", (*of_each, *shape[1:]), most=ABSURD),
-        }
-        check(stored, wanted)
-        places, passes, seconds = (stored[name].tolist() for name in list(wanted)[:3])
-        if len(set(places)) < len(places) or not set(places) <= set(range(shape[0])):
-            raise DamagedError(f"its places aren't some of the {shape[0]} images, each once")
-    results = zip(stored["perturbations"], passes, seconds, strict=True)
-    return dict(zip(places, results, strict=True))
+    @functools.cached_property
+    def _writer(self) -> blocks.Writer:
+        return blocks.Writer(self.folder, self._plan)
+
+    def found(self) -> dict[int, Columns]:
+        """The blocks that are there, by their numbers; their arrays stay on the disk.
+
+        Raises:
+            InputError: they can't be what this left.
+        """
+        if self.folder.is_symlink():
+            raise InputError(f"{self.folder} is a symbolic link, which isn't followed")
+        if not self.folder.is_dir():
+            return {}
+        return {number: self._read(number) for number in sorted(self._writer.done())}
+
+    def _read(self, number: int) -> dict[str, np.ndarray]:
+        stored, count = self._writer.arrays.block(number), (self._parts.count(number),)
+        with using(f"block {number} of {self.folder}"):
+            wanted = {
+                "perturbations": Wanted("f", stored["perturbations"].shape, most=ABSURD),
+                "norms": Wanted("f", count, finite=False, most=ABSURD),
+                "flipped": Wanted("b", count),
+                "rounded": Wanted("b", count),
+                "evaluations": Wanted("iu", count),
+                "seconds": Wanted("f", count, most=ABSURD),
+            }
+            check(stored, wanted)
+            if (np.isfinite(stored["norms"]) != stored["flipped"]).any():
+                raise DamagedError("its norms don't fit its flipped")
+        return stored
+
+    def keep(self, number: int, found: Columns) -> None:
+        """Keep a block, which is done."""
+        self._writer.write(number, found)
+
+    def discard(self) -> None:
+        """Delete all that is there."""
+        blocks.discard(self.folder)
 
 
 def _progress(work: Work, done: int) -> Advance:
@@ -164,32 +220,6 @@ def _progress(work: Work, done: int) -> Advance:
     advance = work.monitor.counter(len(work.fitting), "images solved", done)
     advance(0)
     return advance
-
-
-@contextlib.contextmanager
-def _keeping(save: Callable[[], None]) -> Iterator[Callable[[], None]]:
-    """What is told that more is done: it saves now and then, and once more before an error."""
-    due, unsaved = 0.0, False
-
-    def save_now() -> None:
-        nonlocal unsaved
-        save()
-        unsaved = False
-
-    def more_is_done() -> None:
-        nonlocal due, unsaved
-        unsaved = True
-        began = time.monotonic()
-        if began >= due:
-            save_now()
-            due = time.monotonic() + (time.monotonic() - began) / _SAVING
-
-    try:
-        yield more_is_done
-    except BaseException:
-        if unsaved:
-            save_now()
-        raise
 
 
 def digest(*parts: Any) -> str:

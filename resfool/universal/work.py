@@ -28,7 +28,7 @@ class Work:
         asked: the experiment's parameters.
         identity: of the model, for what is kept to be used again.
         monitor: is told how it goes.
-        map: runs images in workers, if there are any.
+        map: runs blocks of images in workers, if there are any.
         batch_size: images per pass, at most.
         target: class that images of others shall become; None if there is none.
     """

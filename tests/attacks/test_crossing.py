@@ -95,7 +95,7 @@ CASES = [
     for name in NETWORKS
     for solver, way in SOLVERS.items()
     for norm in way.norms
-    if name == "mlp" or not way.spreads
+    if name == "mlp" or not way.slow
 ]
 
 

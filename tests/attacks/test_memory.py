@@ -94,6 +94,15 @@ def test_auto_takes_no_more_than_helps_and_more_for_solvers(
     assert memory.images_per_pass("auto", model, 1000, listener, solving=True) == 125
 
 
+def test_there_are_no_more_workers_than_half_of_the_memory_holds(
+    model: keras.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each = memory._PROCESS + 2 * memory._of_gradient(model, 10) + 32 * 4 * 10 * 64 * 64
+    for times, cores, expected in ((3.5, 8, 3), (3.5, 2, 2), (0.1, 8, 1)):
+        monkeypatch.setattr(limits, "free", lambda times=times: 2 * times * each)
+        assert memory.workers_at_once(model, 10, cores) == expected
+
+
 def test_a_number_is_taken_as_it_is_with_a_warning_where_it_will_hardly_do(
     model: keras.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:

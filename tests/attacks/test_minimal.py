@@ -9,11 +9,9 @@ import keras
 import numpy as np
 import pytest
 
-from resfool import parallel
 from resfool.attacks.leads import leads, safe_leads
 from resfool.attacks.minimal import Minimal, smallest_perturbations
 from resfool.attacks.solvers import SOLVERS, Subspace, closest, cobyla
-from resfool.attacks.solvers.problem import one_by_one
 from resfool.classifiers import inference
 from resfool.errors import InputError
 from resfool.networks import architectures
@@ -28,7 +26,7 @@ FACTORS: dict[str, float] = {
     "ddn": 1.02,
     "cobyla": 1.02,
 }
-BATCHED = tuple(name for name, way in SOLVERS.items() if not way.spreads)  # others are slower
+BATCHED = tuple(name for name, way in SOLVERS.items() if not way.slow)  # others are slower
 
 
 def marks(solver: str) -> list[pytest.MarkDecorator]:
@@ -244,26 +242,6 @@ def test_the_batch_size_hardly_matters(solver: str) -> None:
     np.testing.assert_allclose(one.norms, other.norms, rtol=0.02)
 
 
-@pytest.mark.slow
-def test_cobyla_gives_the_same_bits_in_another_process() -> None:
-    model, images = small_network(), random_images(4, (6, 6, 1))
-    done: list[int] = []
-    here, there = (
-        smallest_perturbations(
-            model,
-            images,
-            solver="cobyla",
-            evaluations=40,
-            map=map,
-            progress=lambda more, text="", /: done.append(more),
-        )
-        for map in (one_by_one, functools.partial(parallel.map, workers=1))
-    )
-    np.testing.assert_array_equal(here.perturbations, there.perturbations)
-    np.testing.assert_array_equal(here.evaluations, there.evaluations)
-    assert sum(done) == 8
-
-
 def test_the_row_space_holds_all_that_the_model_sees() -> None:
     model, images = small_network(), random_images(5, (6, 6, 1))
     basis = cobyla.row_space(model)
@@ -374,7 +352,6 @@ def test_the_bars_on_the_mnist_network(tmp_path: Path, monkeypatch: pytest.Monke
             images[:count],
             solver="cobyla",
             subspace=subspace,
-            map=functools.partial(parallel.map, backend="joblib"),
         )
         assert found.flipped.mean() >= flips
         assert np.median(found.norms / ours.norms[:count]) <= factor

@@ -10,9 +10,10 @@ from resfool.attacks import lowrank
 from resfool.universal import coefficients, iterated, target_class
 from resfool.universal.matrices import (
     Matrix,
+    matrix_of,
     minimal_matrix,
-    sign_matrix,
-    smallest_sign_matrix,
+    sign_steps,
+    smallest_sign_steps,
 )
 from resfool.universal.vectors import classes_of
 from resfool.values import Norm
@@ -52,13 +53,13 @@ def test_the_other_model_tells_the_target_from_the_best_of_the_rest(
     np.testing.assert_allclose(both[:, 0], rest, rtol=1e-4, atol=1e-4)
 
 
-def matrix_of(algorithm: str, model: keras.Model, images: np.ndarray, clip: bool) -> Matrix:
+def matrix_by(algorithm: str, model: keras.Model, images: np.ndarray, clip: bool) -> Matrix:
     options: Any = {"clip": clip, "batch_size": 60}
     if algorithm == "2":
         return minimal_matrix(target_class.reached(model, TARGET), images, **options)
     if algorithm == "3":
-        return sign_matrix(model, images, None, 0.5, target=TARGET, **options)
-    return smallest_sign_matrix(model, images, None, target=TARGET, **options)
+        return matrix_of(**sign_steps(model, images, epsilon=0.5, target=TARGET, **options))
+    return matrix_of(**smallest_sign_steps(model, images, target=TARGET, **options))
 
 
 @pytest.mark.parametrize("clip", [False, True])
@@ -66,7 +67,7 @@ def matrix_of(algorithm: str, model: keras.Model, images: np.ndarray, clip: bool
 def test_rows_lead_to_the_target_and_stay_in_the_range_if_clipped(
     model: keras.Model, others: np.ndarray, algorithm: str, clip: bool
 ) -> None:
-    matrix = matrix_of(algorithm, model, others, clip)
+    matrix = matrix_by(algorithm, model, others, clip)
     assert len(matrix.rows) > len(others) / 2
     moved = others[matrix.images] + matrix.rows.reshape(-1, *SHAPE)
     inside = bool((moved >= -1e-6).all() and (moved <= 1 + 1e-6).all())
@@ -82,7 +83,7 @@ def test_the_smallest_step_to_the_target_is_that_to_the_last_half_space(
     model: keras.Model, others: np.ndarray
 ) -> None:
     """No shorter one can be: each other class alone asks for as much."""
-    matrix = matrix_of("2", model, others, clip=False)
+    matrix = matrix_by("2", model, others, clip=False)
     scores = logits(others[matrix.images])
     gaps = scores - scores[:, [TARGET]]
     lengths = np.linalg.norm(KERNEL - KERNEL[:, [TARGET]], axis=0)
@@ -98,7 +99,7 @@ def test_signs_towards_the_target_lower_its_loss(model: keras.Model, others: np.
     shares = np.exp(z - z.max(axis=1, keepdims=True))
     shares /= shares.sum(axis=1, keepdims=True)
     slope = (shares - np.eye(4)[TARGET]) @ KERNEL.T.astype(np.float64)
-    matrix = matrix_of("3", model, others, clip=False)
+    matrix = matrix_by("3", model, others, clip=False)
     clear = np.abs(slope) > 1e-6 * np.abs(slope).max()
     np.testing.assert_array_equal(matrix.rows[clear], (-0.5 * np.sign(slope))[clear])
 

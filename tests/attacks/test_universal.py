@@ -11,7 +11,12 @@ from resfool.attacks import lowrank, minimal
 from resfool.attacks.lowrank import Decomposition
 from resfool.attacks.minimal import Minimal
 from resfool.universal import ascent, coefficients, iterated
-from resfool.universal.matrices import minimal_matrix, sign_matrix, smallest_sign_matrix
+from resfool.universal.matrices import (
+    matrix_of,
+    minimal_matrix,
+    sign_steps,
+    smallest_sign_steps,
+)
 from resfool.universal.options import Coefficients
 from resfool.universal.vectors import applied, projected, random_vectors
 from resfool.values import Norm
@@ -167,8 +172,8 @@ def test_with_two_classes_every_row_is_along_the_weights(
     weights = _weights(one_sided)[:, 0]
     matrices = {
         "2": minimal_matrix(one_sided, images, solver="deepfool"),
-        "3": sign_matrix(one_sided, images, None, 0.1),
-        "4": smallest_sign_matrix(one_sided, images, None, tolerance=1e-6),
+        "3": matrix_of(**sign_steps(one_sided, images, epsilon=0.1)),
+        "4": matrix_of(**smallest_sign_steps(one_sided, images, tolerance=1e-6)),
     }
     for name, matrix in matrices.items():
         expected = -weights if name == "2" else -np.sign(weights)
@@ -188,8 +193,8 @@ def test_images_that_nothing_flips_have_no_row(images: np.ndarray) -> None:
     model = linear_model(np.zeros((PIXELS, 2)), np.array([1.0, 0.0]))
     for matrix in (
         minimal_matrix(model, images[:7], solver="deepfool"),
-        sign_matrix(model, images[:7], None, 0.1),
-        smallest_sign_matrix(model, images[:7], None),
+        matrix_of(**sign_steps(model, images[:7], epsilon=0.1)),
+        matrix_of(**smallest_sign_steps(model, images[:7])),
     ):
         assert matrix.rows.shape == (0, PIXELS)
         assert matrix.dropped == 7 and not len(matrix.images)

@@ -16,7 +16,7 @@ from typing import Any
 import cloudpickle
 import numpy as np
 
-from resfool import parallel
+from resfool import monitor, parallel
 from resfool.errors import InputError
 from resfool.parallel import Report
 from tests.conftest import ROOT
@@ -32,37 +32,66 @@ def solve(address: str) -> dict[str, Any]:
     """COBYLA on a small network, on the cluster and in one process here."""
     import keras
 
+    layers = [keras.layers.Flatten(), keras.layers.Dense(12, "relu"), keras.layers.Dense(4)]
+    return _solved_twice(address, layers, "cobyla", block=1)
+
+
+def closest(address: str) -> dict[str, Any]:
+    """The default solver on a small convolutional network, there and here."""
+    import keras
+
+    layers = [
+        keras.layers.Conv2D(8, 3, activation="relu"),
+        keras.layers.Flatten(),
+        keras.layers.Dense(4),
+    ]
+    return _solved_twice(address, layers, "closest", block=2)
+
+
+def _solved_twice(address: str, layers: list[Any], solver: str, block: int) -> dict[str, Any]:
+    import keras
+
     from resfool.attacks import minimal
+    from resfool.classifiers import spreading
 
     keras.utils.set_random_seed(0)
-    layers = [keras.layers.Flatten(), keras.layers.Dense(12, "relu"), keras.layers.Dense(4)]
     model = keras.Sequential([keras.Input((6, 6, 1)), *layers])
     images = np.random.default_rng(0).random((IMAGES, 6, 6, 1), np.float32)
     hosts: Counter[tuple[str, bool]] = Counter()
 
-    def on_the_cluster(
-        function: Callable[[Any], Any], items: Any, *, progress: Callable[[int], None]
-    ) -> list[Any]:
+    def on_the_cluster(function: Callable[[Any], Any], items: Any, **more: Any) -> list[Any]:
         located = functools.partial(_located, function)
-        spread: dict[str, Any] = {
-            "backend": "ray",
-            "ray_address": address,
-            "progress": _say_progress,
-        }
-        results = parallel.map(located, items, **spread)
-        hosts.update(where for where, _ in results)
+        keep = more.pop("keep")
+
+        def come(number: int, result: tuple[tuple[str, bool], Any]) -> None:
+            hosts[result[0]] += items.count(number)
+            keep(number, result[1])
+
+        spread: dict[str, Any] = {"backend": "ray", "ray_address": address, "keep": come}
+        results = parallel.map(located, items, **spread, **more)
         return [result for _, result in results]
 
     serial = functools.partial(parallel.map, backend="serial")
+    blocks = spreading.Blocks((images,), block)
+    options = {"solver": solver, "batch_size": block}
     found = [
-        minimal.smallest_perturbations(model, images, solver="cobyla", map=map)
+        spreading.joined(
+            spreading.in_blocks(
+                model,
+                minimal.solved_block,
+                blocks,
+                options,
+                workers=spreading.Workers(map, spreading.Sent.of(model)),
+                progress=_say_progress if map is on_the_cluster else monitor.quiet,
+            )
+        )
         for map in (on_the_cluster, serial)
     ]
-    digests = [hashlib.sha256(f.perturbations.tobytes()).hexdigest() for f in found]
+    digests = [hashlib.sha256(f["perturbations"].tobytes()).hexdigest() for f in found]
     return {
         "digests": digests,
-        "images": [len(f.norms) for f in found],
-        "flipped": [int(f.flipped.sum()) for f in found],
+        "images": [len(f["norms"]) for f in found],
+        "flipped": [int(f["flipped"].sum()) for f in found],
         "hosts": [[*where, count] for where, count in hosts.items()],
     }
 
@@ -77,7 +106,7 @@ def _located(function: Callable[[Any], Any], item: Any) -> tuple[tuple[str, bool
     return (here, (Path(ROOT) / "resfool").exists()), result
 
 
-def _say_progress(more: int) -> None:
+def _say_progress(more: int, text: str = "", /) -> None:
     print("solved", more, flush=True)
 
 
@@ -163,5 +192,5 @@ def runs(store: str) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     work, where = sys.argv[1:]
-    works = {"solve": solve, "trials": trials, "growth": growth, "runs": runs}
+    works = {"solve": solve, "closest": closest, "trials": trials, "growth": growth, "runs": runs}
     print(json.dumps(works[work](where)), flush=True)

@@ -102,9 +102,12 @@ def test_a_solve_runs_on_both_hosts(hosts: tuple[Host, Host]) -> None:
     assert len(found["hosts"]) == 2 and min(by_sight[True], by_sight[False]) > IMAGES / 8
 
 
-def test_a_host_that_is_lost_in_a_solve_changes_nothing(hosts: tuple[Host, Host]) -> None:
+@pytest.mark.parametrize(("work", "blocks"), [("solve", 8), ("closest", 4)])
+def test_a_host_that_is_lost_in_a_solve_changes_nothing(
+    hosts: tuple[Host, Host], work: str, blocks: int
+) -> None:
     head, worker = hosts
-    run = drive(head, "solve", lambda lines: sum("solved" in line for line in lines) > 8)
+    run = drive(head, work, lambda lines: sum("solved" in line for line in lines) > blocks)
     next(run)
     (raylet,) = worker.processes("raylet")
     raylet.kill()

@@ -31,24 +31,25 @@ class Way:
 
     Attributes:
         solve: from a Problem, and options by their names, to an Attempt.
-        options: those that it takes, of candidates, subspace, evaluations and map; see
+        options: those that it takes, of candidates, subspace and evaluations; see
             `smallest_perturbations`.
         norms: in which it finds short ones.
+        block: images that are solved in some seconds or a minute: so many go to a worker at a time.
+        slow: whether even a few images of a small network take longer than starting workers.
+        check: refuses, of a model and those options, what `solve` would refuse.
     """
 
     solve: "Callable[..., Attempt]"
     options: tuple[str, ...] = ("candidates",)
     norms: tuple[BallNorm, ...] = ("l2",)
+    block: int = 50
+    slow: bool = False
+    check: Callable[..., None] = lambda model, **options: None
 
     @property
     def takes(self) -> tuple[str, ...]:
         """The parameters that it reads and others don't."""
-        return (*self.options, "workers", "backend") if self.spreads else self.options
-
-    @property
-    def spreads(self) -> bool:
-        """Whether it goes image by image, so that workers can share the images."""
-        return "map" in self.options
+        return self.options
 
 
 SOLVERS: dict[str, Way] = {
@@ -58,7 +59,10 @@ SOLVERS: dict[str, Way] = {
     "ddn": Way(late("resfool.attacks.solvers.ddn", "ddn"), options=()),
     "cobyla": Way(
         late("resfool.attacks.solvers.cobyla", "cobyla"),
-        options=("candidates", "subspace", "evaluations", "map"),
+        options=("candidates", "subspace", "evaluations"),
+        block=10,
+        slow=True,
+        check=late("resfool.attacks.solvers.cobyla", "check"),
     ),
 }
 

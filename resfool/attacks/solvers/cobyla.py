@@ -1,11 +1,9 @@
 """COBYLA, the paper's own: one image at a time, without derivatives, in a subspace."""
 
-import functools
-import tempfile
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -19,8 +17,8 @@ from resfool.attacks.solvers.batches import (
     nearest_boundary,
     top_gradients,
 )
-from resfool.attacks.solvers.problem import Attempt, Map, Problem
-from resfool.classifiers import files, inference
+from resfool.attacks.solvers.problem import Attempt, Problem
+from resfool.classifiers import inference
 from resfool.errors import InputError, unknown
 
 EVALUATIONS: dict[str, int] = {"gradients": 100, "rows": 300}
@@ -30,11 +28,10 @@ _RADIUS = 0.5  # of the first trust region, in distances of the start from the i
 
 
 def cobyla(
-    problem: Problem, *, candidates: int, subspace: Subspace, evaluations: int | None, map: Map
+    problem: Problem, *, candidates: int, subspace: Subspace, evaluations: int | None
 ) -> Attempt:
     """The paper's own: minimise ||r||_2 without derivatives, constrained to change the class.
 
-    The images are tasks of their own. The model goes to their processes as the bytes of a file.
     It starts at the nearest point of the linearised boundary, and lengths are measured in the
     distance of that from the image, so that one first trust region suits any model. Source:
     Powell, "A direct search optimization method that models the objective and constraint
@@ -47,10 +44,33 @@ def cobyla(
         subspace: "gradients" and "rows" are small; a fully connected network sees nothing outside
             of its rows, so that they lose nothing.
         evaluations: of the model on an image, at most; see `smallest_perturbations`.
-        map: runs the tasks.
 
     Returns:
         The shortest perturbation that was met and flips, or zero.
+
+    Raises:
+        InputError: the subspace isn't known, the model lacks it, or it takes more evaluations.
+    """
+    options: Any = {"candidates": candidates, "subspace": subspace}
+    check(problem.model, evaluations=evaluations, **options)
+    rows = row_space(problem.model) if subspace == "rows" else None
+    search = _Search(problem.model, subspace, evaluations, problem.clip, rows)
+    results = []
+    for batch, (slopes, starts) in gradient.batchwise(
+        problem.model, _near, (problem.images,), candidates, batch_size=problem.batch_size
+    ):
+        of_batch = problem.images[batch], problem.classes[batch].tolist(), slopes, starts
+        for parts in zip(*of_batch, strict=True):
+            results.append(search.solved(_Task(*parts)))
+            problem.progress(1)
+    perturbations, passes, seconds = zip(*results, strict=True)
+    return Attempt(np.stack(perturbations), np.array(passes) + 2 + candidates, np.array(seconds))
+
+
+def check(
+    model: keras.Model, *, candidates: int, subspace: Subspace, evaluations: int | None = None
+) -> None:
+    """Refuse options that COBYLA can't work with; see `cobyla`.
 
     Raises:
         InputError: the subspace isn't known, the model lacks it, or it takes more evaluations.
@@ -59,26 +79,15 @@ def cobyla(
         raise unknown("subspace", subspace, SUBSPACES)
     dimensions = candidates - 1  # of gradients
     if subspace == "rows":
-        dimensions = len(row_space(problem.model))
+        dimensions = len(row_space(model))
     elif subspace == "pixels":
-        dimensions = problem.images[0].size
+        dimensions = math.prod(model.input_shape[1:])
     least = dimensions + 3 + len(_OUTWARD)
     if evaluations is not None and evaluations < least:
         raise InputError(
             f"evaluations={evaluations} is too few: COBYLA needs {least} or more "
             f"in the {dimensions} dimensions of subspace={subspace}"
         )
-    shared = _Shared(files.saved(problem.model), subspace, evaluations, problem.clip)
-    tasks = []
-    for rows, (slopes, starts) in gradient.batchwise(
-        problem.model, _near, (problem.images,), candidates, batch_size=problem.batch_size
-    ):
-        own = slopes if subspace == "gradients" else np.empty((len(starts), 0))
-        of_batch = problem.images[rows], problem.classes[rows].tolist(), own, starts
-        tasks += [_Task(*parts) for parts in zip(*of_batch, strict=True)]
-    results = map(functools.partial(_solved, shared), tasks, progress=problem.progress)
-    perturbations, passes, seconds = zip(*results, strict=True)
-    return Attempt(np.stack(perturbations), np.array(passes) + 2 + candidates, np.array(seconds))
 
 
 def _near(model: keras.Model, images: Any, candidates: int) -> tuple[Any, Any]:
@@ -90,80 +99,81 @@ def _near(model: keras.Model, images: Any, candidates: int) -> tuple[Any, Any]:
 
 
 @dataclass(frozen=True)
-class _Shared:
-    """What COBYLA's tasks have in common, as it goes to another process."""
-
-    file: bytes  # of the model
-    subspace: Subspace
-    evaluations: int | None
-    clip: bool
-
-    @functools.cached_property
-    def model(self) -> keras.Model:
-        """Loaded once in each process."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.keras"
-            path.write_bytes(self.file)
-            # It was checked, or is trusted, where it was loaded first.
-            return keras.saving.load_model(path, compile=False, safe_mode=False)
-
-    @functools.cached_property
-    def rows(self) -> np.ndarray:
-        return row_space(self.model)
-
-
-@dataclass(frozen=True)
 class _Task:
-    """An image for COBYLA, as it goes to another process."""
+    """An image for COBYLA.
+
+    Attributes:
+        image: (H, W, C).
+        predicted: its class.
+        slopes: (K - 1, D), differences of the logits' gradients.
+        start: (D,).
+    """
 
     image: np.ndarray
     predicted: int
-    slopes: np.ndarray  # (K - 1, D), differences of the logits' gradients; empty if not needed
-    start: np.ndarray  # (D,)
+    slopes: np.ndarray
+    start: np.ndarray
 
 
-def _solved(shared: _Shared, task: _Task) -> tuple[np.ndarray, int, float]:
-    """The perturbation, forward passes and seconds."""
-    model = shared.model
-    began = time.perf_counter()
-    basis = SUBSPACES[shared.subspace](shared, task)
-    dimensions = task.image.size if basis is None else len(basis)
-    limit = shared.evaluations or max(EVALUATIONS.get(shared.subspace, 0), 2 * dimensions)
-    best, shortest, passes = np.zeros_like(task.image), np.inf, 0
-    if not dimensions:
+@dataclass(frozen=True)
+class _Search:
+    """What the images have in common.
+
+    Attributes:
+        model: from images to logits.
+        subspace: that is searched.
+        evaluations: of the model on an image, at most.
+        clip: keep perturbed images in [0, 1].
+        rows: the basis of that subspace, (K, D), where that is the same for all images.
+    """
+
+    model: keras.Model
+    subspace: Subspace
+    evaluations: int | None
+    clip: bool
+    rows: np.ndarray | None
+
+    def solved(self, task: _Task) -> tuple[np.ndarray, int, float]:
+        """The perturbation, forward passes and seconds."""
+        began = time.perf_counter()
+        basis = SUBSPACES[self.subspace](self, task)
+        dimensions = task.image.size if basis is None else len(basis)
+        limit = self.evaluations or max(EVALUATIONS.get(self.subspace, 0), 2 * dimensions)
+        best, shortest, passes = np.zeros_like(task.image), np.inf, 0
+        if not dimensions:
+            return best, passes, time.perf_counter() - began
+        start = task.start.astype(np.float64)
+        start = start if basis is None else basis @ start
+        unit = float(np.linalg.norm(start)) or 1.0
+
+        def perturbation(point: np.ndarray) -> np.ndarray:
+            moves = unit * (point if basis is None else point @ basis)
+            moves = moves.astype(np.float32).reshape(task.image.shape)
+            return np.clip(task.image + moves, 0, 1) - task.image if self.clip else moves
+
+        def lead(point: np.ndarray) -> float:
+            nonlocal best, shortest, passes
+            passes += 1
+            moves = perturbation(point)
+            logits = inference.logits(self.model, (task.image + moves)[np.newaxis], 1)[0]
+            others = np.delete(logits, task.predicted)
+            ahead = float(others.max()) - float(logits[task.predicted])
+            norm = float(np.linalg.norm(moves))
+            if ahead > 0 and norm < shortest:
+                best, shortest = moves, norm
+            return ahead - _MARGIN
+
+        found = optimize.minimize(
+            lambda point: float(np.linalg.norm(point)),
+            start / unit,
+            method="COBYLA",
+            constraints={"type": "ineq", "fun": lead},
+            options={"rhobeg": _RADIUS, "tol": 1e-3 * _RADIUS, "maxiter": limit - len(_OUTWARD)},
+        )
+        for stretch in _OUTWARD:
+            if np.isinf(shortest):  # it may have ended just short of the boundary
+                lead(stretch * found.x)
         return best, passes, time.perf_counter() - began
-    start = task.start.astype(np.float64)
-    start = start if basis is None else basis @ start
-    unit = float(np.linalg.norm(start)) or 1.0
-
-    def perturbation(point: np.ndarray) -> np.ndarray:
-        moves = unit * (point if basis is None else point @ basis)
-        moves = moves.astype(np.float32).reshape(task.image.shape)
-        return np.clip(task.image + moves, 0, 1) - task.image if shared.clip else moves
-
-    def lead(point: np.ndarray) -> float:
-        nonlocal best, shortest, passes
-        passes += 1
-        moves = perturbation(point)
-        logits = inference.logits(model, (task.image + moves)[np.newaxis], 1)[0]
-        others = np.delete(logits, task.predicted)
-        ahead = float(others.max()) - float(logits[task.predicted])
-        norm = float(np.linalg.norm(moves))
-        if ahead > 0 and norm < shortest:
-            best, shortest = moves, norm
-        return ahead - _MARGIN
-
-    found = optimize.minimize(
-        lambda point: float(np.linalg.norm(point)),
-        start / unit,
-        method="COBYLA",
-        constraints={"type": "ineq", "fun": lead},
-        options={"rhobeg": _RADIUS, "tol": 1e-3 * _RADIUS, "maxiter": limit - len(_OUTWARD)},
-    )
-    for stretch in _OUTWARD:
-        if np.isinf(shortest):  # it may have ended just short of the boundary
-            lead(stretch * found.x)
-    return best, passes, time.perf_counter() - began
 
 
 def _spanned(rows: np.ndarray) -> np.ndarray:
@@ -215,8 +225,8 @@ def _flat(model: keras.Model) -> Iterator[keras.Layer]:
 
 
 # Each gives a basis, (K, D); None is that of the pixels themselves.
-SUBSPACES: dict[Subspace, Callable[[_Shared, _Task], np.ndarray | None]] = {
-    "gradients": lambda shared, task: _spanned(task.slopes),
-    "rows": lambda shared, task: shared.rows,
-    "pixels": lambda shared, task: None,
+SUBSPACES: dict[Subspace, Callable[[_Search, _Task], np.ndarray | None]] = {
+    "gradients": lambda search, task: _spanned(task.slopes),
+    "rows": lambda search, task: search.rows,
+    "pixels": lambda search, task: None,
 }

@@ -1,8 +1,7 @@
 """What is to be solved, and what a solver answers."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -12,33 +11,6 @@ from resfool.attacks.balls import Bounds
 from resfool.classifiers import inference
 from resfool.monitor import Advance, quiet
 from resfool.values import BallNorm
-
-
-class Map(Protocol):
-    """What runs independent tasks, such as `parallel.map` with a backend."""
-
-    def __call__(
-        self, function: Callable[[Any], Any], items: Sequence[Any], *, progress: Advance
-    ) -> list[Any]:
-        """The function's results in the items' order; progress is told how many more are done."""
-
-
-def one_by_one(
-    function: Callable[[Any], Any],
-    items: Sequence[Any],
-    *,
-    progress: Advance,
-    finished: Mapping[int, Any] | None = None,
-    keep: Callable[[int, Any], None] = lambda place, result: None,
-) -> list[Any]:
-    """What `parallel.map` does, in this process: see there."""
-    results = dict(finished or {})
-    for place, item in enumerate(items):
-        if place not in results:
-            results[place] = function(item)
-            keep(place, results[place])
-            progress(1)
-    return [results[place] for place in range(len(items))]
 
 
 @dataclass(frozen=True)
