@@ -24,8 +24,8 @@ import psutil
 import pytest
 
 from resfool import parallel
-from resfool.errors import InputError
-from resfool.parallel import Died, Failure, Report
+from resfool.errors import InputError, WorkError
+from resfool.parallel import Died, Failure, Report, own_ray
 from resfool.training.recipe import TrainParameters
 from resfool.trials import recorder
 from resfool.values import Backend
@@ -463,11 +463,45 @@ def test_what_has_no_room_is_refused(
 
 
 def test_room_on_this_machine_is_seen_before_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray.is_initialized", lambda: False)
-    monkeypatch.setattr("ray.init", lambda **_: pytest.fail("it has started"))
+    monkeypatch.setattr(own_ray, "_process", lambda: pytest.fail("it has started"))
     parallel.check("ray")
+    with pytest.raises(InputError, match="9999 workers of 1 CPU each don't fit the Ray cluster h"):
+        parallel.check("ray", workers=9999)
+
+
+@pytest.mark.slow
+def test_ray_on_this_machine_does_all_that_a_cluster_does(cluster: str, tmp_path: Path) -> None:
+    """In one process with a cluster that has another token."""
+    here: dict[str, Any] = {"backend": "ray"}
     with pytest.raises(InputError, match="99 GPU each don't fit the Ray cluster here, which has"):
         parallel.check("ray", gpus=99)
+    with pytest.raises(parallel.TaskError, match="item 4 of 6: LookupError: no such thing"):
+        parallel.map(failing, range(6), workers=1, **here)
+    assert parallel.map(abs, [-1], backend="ray", ray_address=cluster) == [1]
+    test_items_of_a_killed_worker_run_again(here, tmp_path)
+    test_tasks_report_in_order_stop_fail_and_are_added(here)
+    test_an_error_of_the_receiver_is_the_drivers(here)
+    assert not own_ray._started, "what was interrupted has ended"
+    assert parallel.map(abs, [-2], **here) == [2]
+    started = own_ray._started
+    assert started is not None
+    os.kill(started.pid, signal.SIGKILL)
+    with pytest.raises(WorkError, match="Ray on this machine has died"):
+        parallel.map(abs, [-2], **here)
+    assert not started.folder.path.exists()
+
+
+@pytest.mark.slow
+def test_ray_is_not_imported_where_one_machine_serves() -> None:
+    script = """if True:
+        import sys
+        from resfool import parallel
+        for backend in ("serial", "joblib"):
+            parallel.check(backend)
+            assert parallel.map(lambda item: "ray" in sys.modules, [1], backend=backend) == [False]
+        assert "ray" not in sys.modules
+        """
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
 
 
 class Clock:
@@ -483,23 +517,31 @@ class Clock:
 
 
 def growing(
-    monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], look: Any
+    monkeypatch: pytest.MonkeyPatch, noted: Path, asked: dict[str, Any], look: Any
 ) -> tuple[parallel.Pool | None, list[Any]]:
     """A pool, if there was room, and the demand that stood at each look at the cluster's hosts.
 
     Args:
         monkeypatch: to look on.
+        noted: file in which the demand is noted, as it reaches Ray.
         asked: of the pool.
         look: is given the hosts, and how often there was a demand; what it returns is believed.
     """
     import ray
-    from ray.experimental.internal_kv import _internal_kv_get
+
+    from resfool.parallel import cluster as joining
 
     demands: list[Any] = []
     hosts = ray.nodes
 
+    def ask_autoscaler(bundles: list[dict[str, float]], after: None = None) -> None:
+        from ray.autoscaler.sdk import request_resources
+
+        request_resources(bundles=bundles)
+        noted.write_text(json.dumps(bundles))
+
     def demand() -> Any:
-        return json.loads(_internal_kv_get(b"autoscaler_resource_request") or b"[]")
+        return json.loads(noted.read_text()) if noted.exists() else []
 
     def nodes() -> Any:
         demands.append(demand())
@@ -507,6 +549,7 @@ def growing(
 
     with monkeypatch.context() as context:
         context.setattr(ray, "nodes", nodes)
+        context.setattr(joining, "_ask_autoscaler", ask_autoscaler)
         pool = None
         with contextlib.suppress(InputError, KeyboardInterrupt):
             pool = parallel.Pool(counting, backend="ray", **asked)
@@ -529,10 +572,10 @@ def interrupted(hosts: list[Any], demands: int) -> list[Any]:
 
 @pytest.mark.parametrize("look", [ever_the_same, twice_as_many, interrupted])
 def test_growth_is_asked_for_only_while_it_is_waited_for(
-    cluster: str, monkeypatch: pytest.MonkeyPatch, look: Any
+    cluster: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, look: Any
 ) -> None:
     asked = {"ray_address": cluster, "workers": 3, "patience": 0.2}
-    pool, demands = growing(monkeypatch, asked, look)
+    pool, demands = growing(monkeypatch, tmp_path / "demand", asked, look)
     assert (pool is not None) == (look is twice_as_many)
     assert demands[0] == demands[-1] == []
     assert [{"CPU": 1}] * 3 in demands
@@ -542,14 +585,14 @@ def test_growth_is_asked_for_only_while_it_is_waited_for(
 def test_a_known_fault_of_rays_client_server_comes_with_its_remedy(
     cluster: str, client_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ray.util.client.worker import Worker
+    import ray
 
-    def died(*arguments: Any) -> None:
+    def died(**arguments: Any) -> None:
         raise ConnectionAbortedError("RuntimeError: Starting Ray client server failed. See ...")
 
     address = f"ray://127.0.0.1:{client_port}"
     with monkeypatch.context() as context:
-        context.setattr(Worker, "_server_init", died)
+        context.setattr(ray, "init", died)
         with pytest.raises(InputError, match="GRPC_ENABLE_FORK_SUPPORT=0 ray start --head"):
             parallel.Pool(counting, backend="ray", ray_address=address)
 
@@ -578,12 +621,9 @@ def test_a_cluster_is_reached_from_outside(cluster: str, client_port: int) -> No
 
 @pytest.mark.slow
 def test_a_cluster_grows_for_a_client_too(
-    cluster: str, client_port: int, monkeypatch: pytest.MonkeyPatch
+    cluster: str, client_port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from ray.autoscaler.v2 import utils
-
-    monkeypatch.setattr(utils, "cached_is_autoscaler_v2", None)  # of the tests before
     address = f"ray://127.0.0.1:{client_port}"
     asked = {"ray_address": address, "workers": 3, "patience": 0.2}
-    _, demands = growing(monkeypatch, asked, ever_the_same)
+    _, demands = growing(monkeypatch, tmp_path / "demand", asked, ever_the_same)
     assert [{"CPU": 1}] * 3 in demands and demands[-1] == []

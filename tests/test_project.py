@@ -170,6 +170,26 @@ def test_there_is_no_circle() -> None:
     assert not used, f"these import each other: {sorted(used)}"
 
 
+def test_of_ray_only_what_it_promises_is_imported() -> None:
+    """Anything else may go with its next minor release."""
+    promised = {"ray", "ray.autoscaler.sdk", "ray.cluster_utils", "ray.data", "ray.util"}
+    promised |= {"ray.util.scheduling_strategies"}
+    folders = "resfool", "tests", "benchmarks", "entry_points", "docs"
+    sources = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    found = set()
+    for path in sources:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names.append(node.module or "")
+                names += [f"{node.module}.{a.name}" for a in node.names if a.name.startswith("_")]
+            if isinstance(node, ast.Attribute) and node.attr in ("_private", "_raylet", "core"):
+                whole = ast.unparse(node)
+                names.append(whole if whole.startswith(("ray.", "sys.modules['ray']")) else "")
+            found |= {name for name in names if name.partition(".")[0] == "ray" or "'ray'" in name}
+    assert "ray" in found and found <= promised
+
+
 # Who may import what connects us to the world.
 SPEAKERS = {
     "mlflow": {"tracking", "evaluator"},

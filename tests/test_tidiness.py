@@ -209,7 +209,7 @@ def test_ray_of_this_machine_is_for_this_user_alone(
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     assert parallel.map(abs, [-1, -2], backend="ray", workers=2) == [1, 2]
-    from resfool.parallel import cluster
+    from resfool.parallel import own_ray
 
     family = [psutil.Process(), *psutil.Process().children(recursive=True)]
     living = [process for process in family if process.status() != psutil.STATUS_ZOMBIE]
@@ -222,12 +222,15 @@ def test_ray_of_this_machine_is_for_this_user_alone(
     ]
     assert len(ports) > 5
     assert {ip.removeprefix("::ffff:") for ip, _ in ports} == {"127.0.0.1"}
-    token = os.environ["RAY_AUTH_TOKEN"].encode()
-    session = Path(sys.modules["ray"]._private.worker._global_node.get_session_dir_path())
-    private = session.parents[1]
-    assert private.stat().st_mode & 0o777 == 0o700
+    started = own_ray._started
+    assert started is not None and "RAY_AUTH_TOKEN" not in os.environ
+    private = started.folder.path
+    token = psutil.Process(started.pid).environ()["RAY_AUTH_TOKEN"].encode()
+    assert len(token) == 64 and private.stat().st_mode & 0o777 == 0o700
     files = [p for folder in (private, outside) for p in folder.rglob("*") if p.is_file()]
     assert files and not [p for p in files if token in p.read_bytes()]
-    cluster._leave()
+    own_ray.end()
     assert not private.exists() and not list(outside.iterdir())
+    gone = [process for process in ours if process != psutil.Process()]
+    assert not [p for p in gone if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     assert os.environ["RAY_AUTH_MODE"] == "disabled" and "RAY_AUTH_TOKEN" not in os.environ

@@ -1,15 +1,17 @@
-"""Workers on a Ray cluster; imported only when they are asked for."""
+"""Workers on a Ray cluster; imported only when they are asked for.
+
+Of Ray only what it promises is used: its documented functions, commands and variables.
+"""
 
 import asyncio
-import atexit
 import contextlib
+import functools
 import os
-import secrets
+import shutil
 import socket
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,48 +22,25 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import cloudpickle
 import grpc
 import joblib
-import psutil
 import ray
-from ray._private import accelerators, ray_constants, services
-from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader, Config
-from ray._private.grpc_utils import init_grpc_channel
-from ray.core.generated import gcs_pb2, gcs_service_pb2, gcs_service_pb2_grpc
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import resfool
 from resfool import interrupts
-from resfool.errors import InputError, temporary_folder
+from resfool.errors import InputError
 from resfool.parallel import tasks
-from resfool.parallel.tasks import Died, Failure, Function, Tell
-from resfool.places import Folder, processes_in
+from resfool.parallel.tasks import Died, Failure, Function, Packed, Room, TellPacked
 
 _REACH_SECONDS = 5.0
+_STATUS_SECONDS = 20.0  # for `ray status`, which takes two on an idle machine
 _CLIENT_PORT = 10001  # of ray://host
+_HEALTH = "/grpc.health.v1.Health/Check"  # gRPC's own, which a head answers whoever asks
 _DIED = "Starting Ray client server failed"
-_LONGEST_PLACE = 24  # bytes; Linux takes 107 for a socket, and Ray and we add 83
 _joined: str | None = None  # the cluster that this process has joined through us
-_after = contextlib.ExitStack()  # what to do when it has left the one that was started here
-
-
-@dataclass(frozen=True)
-class Room:
-    """What is asked of a cluster.
-
-    Attributes:
-        workers: tasks at a time; None is as many as it can hold.
-        cpus: of each task.
-        gpus: of each task.
-        patience: seconds that it has to grow.
-    """
-
-    workers: int | None
-    cpus: int
-    gpus: float
-    patience: float
 
 
 class Cluster:
-    """A crew of Ray tasks, of which as many are under way as there is room for.
+    """Ray tasks, of which as many are under way as there is room for.
 
     Ray runs them in processes that it keeps, each of which unpacks the function once. Where a
     process or a host is lost, the pool starts the task anew, so Ray itself doesn't.
@@ -69,16 +48,19 @@ class Cluster:
     Args:
         function: that they run.
         tell: takes messages; None if there are none.
-        address: of the cluster; None starts one on this machine.
+        address: of the cluster; None is the one that this process is in, or starts one here.
         room: that is asked for.
+
+    Attributes:
+        size: tasks at a time.
+        ahead: tasks that may be started beyond these, which Ray begins by itself.
     """
 
     def __init__(
-        self, function: Function, tell: Tell | None, address: str | None, room: Room
+        self, function: Packed, tell: TellPacked | None, address: str | None, room: Room
     ) -> None:
-        _join(address)
-        self.size = _checked_size(room, address)
-        digest, data = tasks.packed(function)
+        self.size, self.ahead = joined_size(room, address)
+        digest, data = function
         options = {
             "num_cpus": room.cpus,
             "num_gpus": room.gpus,
@@ -90,23 +72,29 @@ class Cluster:
         self._mail = None if tell is None else _Mail(tell)
         self._running: dict[Any, int] = {}
 
-    def start(self, ticket: int, item: Any) -> None:
+    def start(self, ticket: int, item: bytes) -> None:
+        """Let Ray begin a task as soon as there is room."""
         box = None if self._mail is None else self._mail.box
-        ref = self._task.remote(*self._function, cloudpickle.dumps(item), ticket, box)
-        self._running[ref] = ticket
+        self._running[self._task.remote(*self._function, item, ticket, box)] = ticket
 
-    def wait(self) -> list[tuple[int, Any]]:
+    def wait(self) -> list[tuple[int, bytes | Failure]]:
+        """Pass messages on until tasks have ended; all that have by then."""
         while True:
             letters = [] if self._mail is None else [self._mail.next]
             ready, _ = ray.wait([*letters, *self._running], num_returns=1, timeout=1.0)
-            ended = [ref for ref in ready if ref in self._running]
+            if ready and ready != letters:
+                more = list(self._running)
+                ready += ray.wait(more, num_returns=len(more), timeout=0)[0]
+            ended = [ref for ref in dict.fromkeys(ready) if ref in self._running]
             if self._mail is not None and ready:
                 self._mail.deliver(all_sent=bool(ended))
             if ended:
-                return [(self._running.pop(ref), _outcome(ref)) for ref in ended]
+                outcomes = _outcomes(ended)
+                return [(self._running.pop(ref), one) for ref, one in outcomes.items()]
 
     def leave(self, at_once: bool) -> None:
-        for ref in self._running:
+        """Let the workers go; those that are at work are killed."""
+        for ref in reversed(self._running):  # or what has waited would begin
             with contextlib.suppress(Exception):  # the cluster may be gone
                 ray.cancel(ref, force=True)
         self._running = {}
@@ -134,9 +122,17 @@ def _work(digest: str, packed: list[Any], item: bytes, ticket: int, box: Any) ->
 _unpacked: dict[str, Function] = {}
 
 
-def _outcome(ref: Any) -> Any:
+def _outcomes(refs: list[Any]) -> dict[Any, bytes | Failure]:
+    """What tasks that have ended came to."""
     try:
-        return cloudpickle.loads(ray.get(ref))
+        return dict(zip(refs, ray.get(refs), strict=True))  # at one go
+    except ray.exceptions.RayError:
+        return {ref: _outcome(ref) for ref in refs}
+
+
+def _outcome(ref: Any) -> bytes | Failure:
+    try:
+        return bytes(ray.get(ref))
     except ray.exceptions.RayTaskError as error:  # of what surrounds the function
         return Failure.of(error.cause if error.cause is not None else error)
     except ray.exceptions.RuntimeEnvSetupError as error:
@@ -148,7 +144,7 @@ def _outcome(ref: Any) -> Any:
 class _Mail:
     """Messages from the workers, in an actor on the driver's host that outlives any of them."""
 
-    def __init__(self, tell: Tell) -> None:
+    def __init__(self, tell: TellPacked) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._tell, self._taken = tell, 0
         self.box = ray.remote(_Box).options(num_cpus=0, scheduling_strategy=here).remote()
@@ -160,7 +156,7 @@ class _Mail:
         while self._taken < sent:
             for ticket, letter in ray.get(self.next):
                 self._taken += 1
-                if self._tell(ticket, cloudpickle.loads(letter)):
+                if self._tell(ticket, letter):
                     self.box.stop.remote(ticket)
             self.next = self.box.take.remote()
 
@@ -202,84 +198,30 @@ def _join(address: str | None) -> None:
     if ray.is_initialized() and _joined in (None, wanted):
         return
     reach(address)
-    _leave()
+    ray.shutdown()
     settings: dict[str, Any] = {"address": wanted, "log_to_driver": False}
     settings |= {"logging_level": "error", "configure_logging": True}
     # The package itself travels, so that a host needs what it depends on and nothing else.
     settings["runtime_env"] = {"py_modules": [str(Path(resfool.__file__).parent)]}
+    if address is None:
+        settings |= {"num_cpus": joblib.cpu_count(), "include_dashboard": False}
     try:
-        with interrupts.kept(), _of_its_own(settings) if address is None else nullcontext():
+        with interrupts.kept():
             ray.init(**settings)
     except InputError:
         raise
     except Exception as error:
-        _leave()
+        ray.shutdown()
         raise _refused(address, error) from error
     _joined = wanted
+    if address is None and (mine := ray.util.get_node_ip_address()) != "127.0.0.1":
+        ray.shutdown()
+        raise InputError(f"Ray doesn't start here: it would be open to the network, at {mine}")
 
 
-def _leave() -> None:
-    """Leave a cluster; one that was started here ends, and nothing of it stays."""
-    ray.shutdown()
-    _after.close()
-
-
-@contextlib.contextmanager
-def _of_its_own(settings: dict[str, Any]) -> Iterator[None]:
-    """Let Ray start for this process alone: a private folder, a new token, no port to the network.
-
-    Ray itself listens on all interfaces, and writes a token into the user's home for others to
-    read if their rights let them.
-    """
-    folder = _short_folder()
-    _after.callback(folder.remove)
-    _after.callback(_end_processes_in, folder.path)
-    atexit.register(_leave)  # before the folder goes
-    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
-    _after.callback(_authenticate, before)
-    _authenticate({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
-    settings |= {"num_cpus": joblib.cpu_count(), "include_dashboard": False}
-    settings["_temp_dir"] = str(folder.path / "r")  # to which Ray lets everybody in
-    networked = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False  # its own address is 127.0.0.1 then
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = networked
-
-
-def _authenticate(variables: dict[str, str | None]) -> None:
-    """Set the variables of Ray's tokens, and let it read them anew."""
-    for name, value in variables.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
-
-
-def _end_processes_in(folder: Path) -> None:
-    """End what Ray leaves behind as it ends: workers that have only begun."""
-    late = processes_in(folder)
-    for process in late:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(late, timeout=5)
-
-
-def _short_folder() -> Folder:
-    """A folder that leaves room for the paths of Ray's sockets, where these are files."""
-    if os.name != "posix":
-        return Folder()
-    for place in (temporary_folder(), "/tmp", "/var/tmp", "/dev/shm"):
-        if len(os.fsencode(place)) <= _LONGEST_PLACE:
-            with contextlib.suppress(InputError):
-                return Folder(Path(place))
-    raise InputError(
-        f"Ray doesn't start here: it needs a folder for temporary files whose path has at most "
-        f"{_LONGEST_PLACE} bytes, and TMPDIR names {temporary_folder()}"
-    )
+def is_callers() -> bool:
+    """Whether this process is in a cluster that its caller has chosen."""
+    return ray.is_initialized() and _joined is None
 
 
 def _complete(address: str | None) -> str:
@@ -287,17 +229,9 @@ def _complete(address: str | None) -> str:
     if address is None:
         return "local"
     if address == "auto":
-        address = os.environ.get("RAY_ADDRESS") or _found()
+        address = os.environ.get("RAY_ADDRESS", "auto")
     host = address.removeprefix("ray://")
     return f"{address}:{_CLIENT_PORT}" if host != address and host and ":" not in host else address
-
-
-def _found() -> str:
-    """The address of the cluster that this machine is part of, which may have died since."""
-    try:
-        return str(services.canonicalize_bootstrap_address("auto"))
-    except ConnectionError as error:
-        raise _refused("auto", error) from error
 
 
 def reach(address: str | None) -> None:
@@ -312,6 +246,8 @@ def reach(address: str | None) -> None:
     address = _complete(address)
     if address == "local":
         return
+    if address == "auto":
+        return _ask_status(address)
     client = address.startswith("ray://")
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
@@ -329,8 +265,24 @@ def reach(address: str | None) -> None:
         _greet(address)
 
 
+def joined_size(room: Room, address: str | None) -> tuple[int, int]:
+    """Join a cluster; the number of tasks at a time, and of those that may wait on it.
+
+    Args:
+        room: that is asked for.
+        address: see `reach`.
+
+    Raises:
+        InputError: it can't be joined, or has no room.
+    """
+    _join(address)
+    size = _checked_size(room, address)
+    # With fewer than there is room for, those that wait would run beside them.
+    return size, size if size == _places(room, _hosts()) else 0
+
+
 def check(address: str | None, room: Room) -> None:
-    """Whether a cluster answers and has room, as far as that can be told without joining it.
+    """Whether a cluster answers and has room; a client's is joined later.
 
     Args:
         address: see `reach`.
@@ -339,46 +291,52 @@ def check(address: str | None, room: Room) -> None:
     Raises:
         InputError: it doesn't.
     """
-    reach(address)
-    wanted = _complete(address)
-    if room.patience or wanted.startswith("ray://"):
-        return
-    if wanted != "local":
-        hosts = _hosts_at(wanted)
-    elif ray.is_initialized():
-        hosts = _hosts()
+    if room.patience or _complete(address).startswith("ray://"):
+        reach(address)
     else:
-        manager = accelerators.get_accelerator_manager_for_resource("GPU")
-        gpus = manager.get_current_node_num_accelerators()
-        hosts = [{"CPU": float(joblib.cpu_count()), "GPU": float(gpus)}]
-    if _places(room, hosts) < (room.workers or 1):
-        raise _no_room(room, address, hosts)
-
-
-def _hosts_at(address: str) -> list[dict[str, float]]:
-    """What the hosts of a cluster have, by its head."""
-    with init_grpc_channel(address, ray_constants.GLOBAL_GRPC_OPTIONS) as channel:
-        head = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
-        found = head.GetAllNodeInfo(gcs_service_pb2.GetAllNodeInfoRequest(), timeout=_REACH_SECONDS)
-    alive = [node for node in found.node_info_list if node.state == gcs_pb2.GcsNodeInfo.ALIVE]
-    return [dict(node.resources_total) for node in alive]
+        joined_size(room, address)
 
 
 def _greet(address: str) -> None:
     """Whether a head answers, and takes this machine's token; Ray itself asks for 20 s or more."""
-    with init_grpc_channel(address, ray_constants.GLOBAL_GRPC_OPTIONS) as channel:
-        head = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+    # Neither a proxy nor, without certificates, a head behind TLS.
+    options = [("grpc.enable_http_proxy", 0)]
+    with grpc.insecure_channel(address, options) as channel:
         try:
-            head.CheckAlive(gcs_service_pb2.CheckAliveRequest(), timeout=_REACH_SECONDS)
+            channel.unary_unary(_HEALTH)(b"", timeout=_REACH_SECONDS)
         except grpc.RpcError as error:
-            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
-                raise InputError(
-                    f"the Ray cluster at {address} doesn't take this machine's token; give it the"
-                    " cluster's (RAY_AUTH_MODE=token, RAY_AUTH_TOKEN=...)"
-                ) from error
-            if error.code() == grpc.StatusCode.UNAVAILABLE:
+            unavailable = error.code() == grpc.StatusCode.UNAVAILABLE
+            if unavailable and os.environ.get("RAY_USE_TLS", "0") in ("0", "false"):
                 raise InputError(f"what answers at {address} is no Ray cluster") from error
             # A head that is slow is left to Ray's patience.
+    _ask_status(address)
+
+
+@functools.cache
+def _ask_status(address: str) -> None:
+    """Refuse what `ray status` can't look at, with this machine's token; once for each cluster."""
+    command = shutil.which("ray", path=Path(sys.executable).parent) or shutil.which("ray")
+    if command is None:
+        return
+    named = [] if address == "auto" else [f"--address={address}"]
+    try:
+        asked = subprocess.run(
+            [command, "status", *named], capture_output=True, text=True, timeout=_STATUS_SECONDS
+        )
+    except subprocess.TimeoutExpired as error:
+        if address == "auto":
+            silence = TimeoutError(f"it hasn't answered for {_STATUS_SECONDS:g} s")
+            raise _refused(address, silence) from error
+        return  # Ray's patience is longer
+    if "AuthenticationError" in asked.stderr:
+        where = "which this machine is part of" if address == "auto" else f"at {address}"
+        raise InputError(
+            f"the Ray cluster {where} doesn't take this machine's token; give it the"
+            " cluster's (RAY_AUTH_MODE=token, RAY_AUTH_TOKEN=...)"
+        )
+    if address == "auto" and asked.returncode:
+        said = [line for line in asked.stderr.splitlines() if line.strip()] or ["no answer"]
+        raise _refused(address, ConnectionError(said[-1]))
 
 
 def _refused(address: str | None, error: Exception) -> InputError:
@@ -413,18 +371,7 @@ def _checked_size(room: Room, address: str | None) -> int:
     places = _places(room, hosts)
     if places >= needed:
         return room.workers or places
-    raise _no_room(room, address, hosts)
-
-
-def _no_room(room: Room, address: str | None, hosts: list[dict[str, float]]) -> InputError:
-    cpus, gpus = (sum(host.get(kind, 0.0) for host in hosts) for kind in ("CPU", "GPU"))
-    where = "here" if address is None else f"at {address}"
-    each = f"{room.cpus} CPU" + f" and {room.gpus:g} GPU" * bool(room.gpus)
-    return InputError(
-        f"{room.workers or 1} workers of {each} each don't fit the Ray cluster {where}, which has"
-        f" {cpus:g} CPUs and {gpus:g} GPUs on {len(hosts)} hosts; ask for"
-        " less, or give a cluster that grows by itself some seconds of patience"
-    )
+    raise tasks.no_room(room, address, hosts)
 
 
 def _hosts() -> list[dict[str, float]]:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from resfool.errors import WorkError
+from resfool.parallel import on_ray
 from resfool.parallel.pool import ATTEMPTS, Pool
-from resfool.parallel.tasks import Died, Failure, Report
+from resfool.parallel.tasks import Died, Failure, Report, Room
 from resfool.values import Backend
 
 _CHUNK_SECONDS = 0.2  # of work that travels together
@@ -57,9 +58,7 @@ def check(
         InputError: the cluster can't be reached, or is seen to be too small.
     """
     if backend == "ray":
-        from resfool.parallel import cluster
-
-        cluster.check(ray_address, cluster.Room(workers, cpus, gpus, patience))
+        on_ray.check(ray_address, Room(workers, cpus, gpus, patience))
 
 
 def map(
@@ -122,6 +121,7 @@ def map(
         cpus=cpus,
         gpus=gpus,
         attempts=1,
+        ahead=True,
     )
     with pool:
         return _Spread(pool, items, results, progress, keep, hold, what).results()
@@ -148,7 +148,7 @@ class _Spread:
         self._deaths: dict[int, int] = {}
 
     def results(self) -> list[Any]:
-        for _ in range(self._pool.size):
+        for _ in range(self._pool.size + self._pool.ahead):
             self._send_more()
         for places, outcome in self._pool.finished():
             if isinstance(outcome, Died):

@@ -8,7 +8,8 @@ from typing import Any, Self
 
 from resfool.errors import InputError
 from resfool.parallel import processes
-from resfool.parallel.tasks import Crew, Died, Function, Tell
+from resfool.parallel.on_ray import OnRay
+from resfool.parallel.tasks import Crew, Died, Function, Room, Tell
 from resfool.values import Backend
 
 ATTEMPTS = 3  # to run a task whose worker is killed
@@ -47,6 +48,11 @@ class Pool:
         restarted: is told the place of a task that is run again because its worker died; its
             messages begin anew.
         attempts: runs of a task before its worker's death is its outcome.
+        ahead: whether a cluster gets more tasks than it has workers, so that none of these waits
+            for the driver. For short ones, as to a cluster that grows by itself they are demand.
+
+    Attributes:
+        ahead: how many more.
 
     Raises:
         InputError: the cluster can't be reached, or what was asked for has no room there.
@@ -65,6 +71,7 @@ class Pool:
         receive: Callable[[Any, Any], bool] | None = None,
         restarted: Callable[[Any], None] | None = None,
         attempts: int = ATTEMPTS,
+        ahead: bool = False,
     ) -> None:
         self._receive, self._restarted, self._attempts = receive, restarted, attempts
         self._waiting: deque[_Job] = deque()
@@ -72,13 +79,12 @@ class Pool:
         self._tickets = 0
         self._crew: Crew
         if backend == "ray":
-            from resfool.parallel.cluster import Cluster, Room
-
             room = Room(workers, cpus, gpus, patience)
             told = self._tell if receive is not None else None
-            self._crew = Cluster(function, told, ray_address, room)
+            self._crew = OnRay(function, told, ray_address, room)
         else:
             self._crew = _local(backend, function, self._tell, workers, cpus, gpus)
+        self.ahead = self._crew.ahead if ahead else 0
 
     @property
     def size(self) -> int:
@@ -102,7 +108,7 @@ class Pool:
             worker was killed).
         """
         while self._waiting or self._running:
-            while self._waiting and len(self._running) < self._crew.size:
+            while self._waiting and len(self._running) < self._crew.size + self.ahead:
                 self._start(self._waiting.popleft())
             for ticket, outcome in self._crew.wait():
                 job = self._running.pop(ticket)

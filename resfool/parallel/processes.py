@@ -47,7 +47,7 @@ class Processes:
     ) -> None:
         self._digest, self._function = tasks.packed(function)
         self._tell, self._kind = tell, (threads, sees_gpus)
-        self.size = workers or max(1, joblib.cpu_count() // threads)
+        self.size, self.ahead = workers or max(1, joblib.cpu_count() // threads), 0
         self._free: list[_Worker] = []
         self._busy: dict[Any, tuple[int, _Worker]] = {}
 

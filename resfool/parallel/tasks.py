@@ -10,10 +10,13 @@ from typing import Any, Protocol, Self
 import cloudpickle
 
 from resfool import devices
+from resfool.errors import InputError
 
 Report = Callable[[Any], bool]  # sends a message to the driver; whether the task should stop
 Function = Callable[[Any, Report], Any]  # of an item
 Tell = Callable[[int, Any], bool]  # a task's ticket and message; whether that task should stop
+Packed = tuple[str, bytes]  # a function's digest, and the function as it travels
+TellPacked = Callable[[int, bytes], bool]
 
 # Read when a library is loaded, so they are set before a worker's process starts.
 _THREADS = (
@@ -58,17 +61,54 @@ class Died(Failure):
     """The process that ran a task was gone before the task was done."""
 
 
+@dataclass(frozen=True)
+class Room:
+    """What is asked of a cluster.
+
+    Attributes:
+        workers: tasks at a time; None is as many as it can hold.
+        cpus: of each task.
+        gpus: of each task.
+        patience: seconds that it has to grow.
+    """
+
+    workers: int | None
+    cpus: int
+    gpus: float
+    patience: float
+
+
+def no_room(room: Room, address: str | None, hosts: list[dict[str, float]]) -> InputError:
+    """The error for a cluster that is too small.
+
+    Args:
+        room: that was asked for.
+        address: of the cluster; None is this machine.
+        hosts: what each has.
+    """
+    cpus, gpus = (sum(host.get(kind, 0.0) for host in hosts) for kind in ("CPU", "GPU"))
+    where = "here" if address is None else f"at {address}"
+    each = f"{room.cpus} CPU" + f" and {room.gpus:g} GPU" * bool(room.gpus)
+    return InputError(
+        f"{room.workers or 1} workers of {each} each don't fit the Ray cluster {where}, which has"
+        f" {cpus:g} CPUs and {gpus:g} GPUs on {len(hosts)} hosts; ask for"
+        " less, or give a cluster that grows by itself some seconds of patience"
+    )
+
+
 class Crew(Protocol):
     """Workers that run one task each at a time.
 
     Attributes:
         size: how many.
+        ahead: tasks that may be started beyond these, and begin as soon as a worker is free.
     """
 
     size: int
+    ahead: int
 
     def start(self, ticket: int, item: Any) -> None:
-        """Let a free worker begin a task."""
+        """Let a worker begin a task, now or as soon as one is free."""
 
     def wait(self) -> list[tuple[int, Any]]:
         """Pass messages on until a task ends: tickets with results, Failure or Died."""
@@ -96,7 +136,7 @@ def forget_tracking() -> None:
             del os.environ[name]
 
 
-def packed(function: Any) -> tuple[str, bytes]:
+def packed(function: Any) -> Packed:
     """A function, with all it holds, as it travels, and the digest by which it is known."""
     data = cloudpickle.dumps(function)
     return hashlib.sha256(data).hexdigest(), data
