@@ -43,8 +43,8 @@ NOT_RESULTS = {
 # The digest of that code, for the version of its results.
 PINNED = {
     "train": ("e62de5f69643a9a5", "1ebaf306bbd996e9"),
-    "attack": ("56aa5d1102c24214", "670a088cb81f867a"),
-    "universal": ("617bb301008d1e2c", "617bb301008d1e2c"),
+    "attack": ("56aa5d1102c24214", "4b5baaf6cf553889"),
+    "universal": ("8ab1ac96467bc4a9", "8ab1ac96467bc4a9"),
 }
 
 
