@@ -31,6 +31,7 @@ _NOISE = 0.1  # that the cosine's ascent starts from, as a share of the norm
 _STEPS_TOWARDS = 10  # to a class, where a start is sought
 _ROUNDS = 15, 40  # steps from the starts that are left; then a third of them go on, then one
 _JUDGED = 200, 250  # images that these are chosen on, of those that are set aside
+_FEWEST = 10  # images, of which some can be set aside
 _MANY = 500  # images, of which none need be set aside once a start is chosen
 _PLAIN = "checkerboard", "vertical", "horizontal"  # patterns that are starts
 _BEST_PATTERNS = 2  # of them
@@ -63,7 +64,7 @@ def gradient_trained(
     250 of the images, or half of fewer than 500, are set aside while starts are chosen, which
     happens on these. Fewer than 500 stay so: gradients are of the others, and these decide which
     pass was best, or that a pattern as it is was better. Few images are soon all fooled by what
-    fools few others.
+    fools few others. Fewer than 10 are too few to decide; they do for both.
 
     Args:
         model: from images to logits.
@@ -135,7 +136,7 @@ def gradient_trained(
 def _divided(count: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of the images that gradients are of, and of those that are set aside."""
     order = random.permutation(count)
-    apart = min(_JUDGED[-1], count // 2)
+    apart = min(_JUDGED[-1], count // 2) if count >= _FEWEST else 0
     return order[apart:], order[:apart] if apart else order
 
 

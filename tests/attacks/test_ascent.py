@@ -345,11 +345,12 @@ def test_starts_are_chosen_on_images_that_they_do_not_draw_from() -> None:
             learning, judging, [raised, -raised], lambda: np.zeros_like, options
         )
         np.testing.assert_array_equal(own, best)
-    for count, most in ((1, 1), (2, 1), (50, 25), (1000, 250)):
+    for count, most in ((1, 1), (9, 9), (10, 5), (50, 25), (1000, 250)):
         seen, unseen = ascent._divided(count, np.random.default_rng(0))
-        assert len(unseen) == most and len(seen) == max(count - most, 1)
         assert sorted({*seen, *unseen}) == list(range(count))
-        assert count == 1 or not {*seen} & {*unseen}
+        both = count if count < 10 else 0
+        assert len(unseen) == most and len(seen) == count - most + both
+        assert len({*seen} & {*unseen}) == both
 
 
 def test_starts_are_sought_towards_the_classes_that_are_least_behind() -> None:
