@@ -1,6 +1,6 @@
 """A cluster of many nodes on one machine, with tasks that only sleep: where does it bend?
 
-    python -m benchmarks.cluster_simulation                # five minutes, some GB of memory
+    python -m benchmarks.cluster_simulation                # six minutes, some GB of memory
     python -m benchmarks.cluster_simulation --nodes 1 4 --seconds 0.1 1
 
 The nodes are Ray's own simulation: real schedulers and real worker processes, which here share
@@ -29,7 +29,7 @@ def main() -> None:
         "--nodes", type=int, nargs="+", default=[1, 4, 16], help="(default: 1 4 16)"
     )
     parser.add_argument(
-        "--seconds", type=float, nargs="+", default=[0.1, 1.0, 10.0], help="(default: 0.1 1 10)"
+        "--seconds", type=float, nargs="+", default=[0.1, 1.0, 2.0, 10.0], help="(default: 0.1 1 2 10)"
     )
     arguments = parser.parse_args()
     print(
@@ -65,8 +65,8 @@ def simulate(nodes: int, lengths: list[float]) -> None:
 
 
 def run(address: str, count: int, seconds: float) -> float:
-    """How long some sleeping tasks take, each sent by itself."""
-    with parallel.Pool(sleep, backend="ray", ray_address=address) as pool:
+    """How long some sleeping tasks take, each sent by itself, as many ahead as `map` sends."""
+    with parallel.Pool(sleep, backend="ray", ray_address=address, ahead=True) as pool:
         for place in range(count):
             pool.submit(place, seconds)
         began = time.perf_counter()
