@@ -339,7 +339,7 @@ def test_a_setting_of_which_train_takes_nothing_is_refused(
         (["--storage=postgresql://h:99999/x"], "its port 99999 isn't one of 1 to 65535"),
         (["--sampler=tpi"], "did you mean 'tpe'?"),
         (["--trials=0"], "trials=0"),
-        (["--gpus_per_trial=1"], "gpus_per_trial=1.0 has no effect with backend=joblib"),
+        (["--gpus_per_trial=1"], "gpus_per_trial=1.0 has no effect with backend=none"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence_and_leaves_no_run(

@@ -148,7 +148,11 @@ def test_what_is_fitted_stays_in_the_ball_and_the_best_is_kept(
     fit = fitter(five_classes, images, norm=norm, passes=4, report=report, **options)
     assert lowrank.sizes(fit.vector[np.newaxis], norm.kind)[0] <= norm.size * (1 + 1e-6)
     assert reported == list(enumerate(fit.rates))
-    assert _rate(five_classes, images, fit.vector) == max(fit.rates) > 0
+    judged = images
+    if fitter is ascent.gradient_trained:  # of so few images it sets half aside
+        judged = images[ascent._divided(len(images), np.random.default_rng(0))[1]]
+        assert len(judged) == len(images) / 2
+    assert _rate(five_classes, judged, fit.vector) == max(fit.rates) > 0
     again = fitter(five_classes, images, norm=norm, passes=4, **options)
     np.testing.assert_array_equal(again.vector, fit.vector)
 
