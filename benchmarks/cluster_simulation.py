@@ -29,11 +29,7 @@ def main() -> None:
         "--nodes", type=int, nargs="+", default=[1, 4, 16], help="(default: 1 4 16)"
     )
     parser.add_argument(
-        "--seconds",
-        type=float,
-        nargs="+",
-        default=[0.1, 1.0, 2.0, 10.0],
-        help="(default: 0.1 1 2 10)",
+        "--seconds", type=float, nargs="+", default=[0.1, 1, 2, 10], help="(default: 0.1 1 2 10)"
     )
     arguments = parser.parse_args()
     print(

@@ -249,13 +249,18 @@ def mnist(asked: MnistParameters) -> None:
 
 def reproduce(asked: ReproduceParameters, where: Checkpoints) -> None:
     """Make what the paper's tables and figures need, and compare."""
+    from resfool import parallel
     from resfool.reproduction import presentation
     from resfool.tracking import stores
 
     with _recording("reproduce", where.checkpoint_dir) as (run, archive, progress):
         places.check_folder("checkpoint folder", expanded(where.checkpoint_dir))
         make = _maker(archive, progress, where.checkpoint_dir)
-        found = reproduction.reproduce(asked, make, run, archive)
+        workers = None
+        if asked.wanted and not (asked.dry_run or asked.report_only):
+            parallel.check(**asked.crew)
+            workers = functools.partial(parallel.Pool, **asked.crew), _keep_trial
+        found = reproduction.reproduce(asked, make, run, archive, workers)
         if found is None:
             return
         run.log(presentation.leaves(found))

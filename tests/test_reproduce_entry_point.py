@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pandas as pd
@@ -9,9 +10,10 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from entry_points import attack, reproduce
+from entry_points import attack, reproduce, sweep
 from resfool.reproduction import estimates, plan
 from resfool.training.trainer import Trainer
+from resfool.trials.recorder import Recorder
 from tests.conftest import refused
 
 TINY = replace(
@@ -102,6 +104,35 @@ def test_figures_are_made_once_and_reported(
     assert by_hand.info.run_id in page and "See Figure 8" in page
 
 
+@pytest.mark.slow
+def test_trainings_in_workers_leave_the_same_runs(
+    store: MlflowClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    targets = ["--target=figure7,figure11", "--scale=quick"]
+    end = Recorder.end
+
+    def interrupted(recorder: Recorder, place: Any, outcome: Any) -> Any:
+        end(recorder, place, outcome)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Recorder, "end", interrupted)
+    with pytest.raises(SystemExit):
+        reproduce.main([*targets, "--workers=2"])
+    monkeypatch.setattr(Recorder, "end", end)
+    (first,) = parents(store)
+    done = [run for run in children(store, first) if run.info.status == "FINISHED"]
+    assert len(done) == 1
+    reproduce.main([*targets, "--workers=2"])
+    assert "3 trainings are shared out" in capsys.readouterr().out
+    second = children(store, parents(store)[0])
+    assert len(second) == 7 and {run.info.status for run in second} == {"FINISHED"}
+    (deep,) = [run for run in second if run.data.params.get("arch") == "convnet"]
+    given = [f"--{n}={deep.data.params[n]}" for n in ("arch", "depth", "width", "steps")]
+    given += [f"--{n}={deep.data.params[n]}" for n in ("dataset", "batch_size", "downsample")]
+    sweep.main([*given, f"--eval_every={deep.data.params['eval_every']}", "--backend=serial"])
+    assert "1 of 1 trainings were finished before" in capsys.readouterr().out
+
+
 @pytest.mark.usefixtures("unpainted")
 def test_an_interrupted_training_goes_on_in_its_run(
     store: MlflowClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -151,6 +182,11 @@ def test_a_dry_run_leaves_nothing(store: MlflowClient, capsys: pytest.CaptureFix
         (["--target=all", "--scale=tiny"], "scale"),
         (["--target=all", "--seeds=0"], "seeds=0"),
         ([], "target is missing"),
+        (["--target=all", "--report_only=true", "--workers=2"], "workers=2 has no effect"),
+        (
+            ["--target=figure7", "--scale=quick", "--backend=ray", "--ray_address=127.0.0.1:1"],
+            "no Ray cluster answers at 127.0.0.1:1",
+        ),
         (["--target=table1", "--data_dir=/no/such/folder"], "/no/such/folder"),
     ],
 )

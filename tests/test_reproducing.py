@@ -1,6 +1,8 @@
 """What a reproduction makes, and what it finds again."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from resfool.datasets.sets import Dataset, load_data
 from resfool.errors import NonFiniteLossError, UsageError
 from resfool.monitor import Monitor
 from resfool.networks.shape import network, size
+from resfool.parallel import Failure
 from resfool.reproduction import estimates, reproduce
 from resfool.reproduction.plan import (
     EXPERIMENTS,
@@ -24,6 +27,7 @@ from resfool.reproduction.plan import (
 )
 from resfool.training.recipe import TrainParameters
 from resfool.trials.options import SweepParameters
+from resfool.trials.recorder import Trained, Trial
 from resfool.values import show
 
 
@@ -168,9 +172,11 @@ def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimates, "_step_seconds", lambda asked, data: (1.0, 0.1))
 
 
-def run(maker: FakeMaker, monitor: Monitor | None = None, **options: Any) -> Any:
+def run(
+    maker: FakeMaker, monitor: Monitor | None = None, workers: Any = None, **options: Any
+) -> Any:
     given = {"target": ("figure11", "figure7"), "scale": "quick"} | options
-    return experiments.reproduce(maker.make, monitor or Listener(), maker, **given)
+    return experiments.reproduce(maker.make, monitor or Listener(), maker, workers, **given)
 
 
 def test_what_is_there_is_not_made_again() -> None:
@@ -293,6 +299,58 @@ def test_a_failure_leaves_the_others() -> None:
         "attack on resnet-10, 200 steps, seed 0",
     }
     assert any("failed: the training loss became nan" in line for line in listener.said)
+
+
+class FakePool(contextlib.AbstractContextManager["FakePool"]):
+    """Workers that train nothing; those of some architectures fail, or are interrupted."""
+
+    def __init__(self, maker: FakeMaker, trial: Trial, receive: Any) -> None:
+        self.maker, self.trial, self.receive = maker, trial, receive
+        self.jobs: list[Job] = []
+
+    def submit(self, job: Job, asked: TrainParameters) -> None:
+        assert asked == job.training and self.trial.data is not None
+        self.jobs.append(job)
+
+    def finished(self) -> Iterator[tuple[Job, Any]]:
+        for job in self.jobs:
+            self.receive(job, ("begin", (job.name, {}, [])))
+            assert self.trial.data is not None
+            try:
+                self.maker.make(job.asked, self.trial.data, None)
+                yield job, Trained(job.name, "test", {}, b"")
+            except LookupError as error:
+                yield job, Failure.of(error)
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+def test_trainings_are_shared_out_and_the_rest_is_made_here() -> None:
+    maker, kept = FakeMaker(), list[str]()
+    workers = partial(FakePool, maker), lambda *outcome: kept.append(outcome[1].network)
+    maker.fails = {"train resnet": LookupError("no such thing")}
+    maker.interrupt_after = 2
+    with pytest.raises(KeyboardInterrupt):
+        run(maker, workers=workers)
+    assert len(kept) == 2
+    maker.interrupt_after = None
+    found = run(maker, workers=workers)
+    trainings = [what for what in maker.made if what.startswith("train")]
+    assert maker.made[: len(trainings)] == trainings and len(kept) == len(trainings)
+    assert len(set(trainings)) == len(trainings), "none is made twice"
+    assert len(maker.made) == 6, "all eight but a training and the attack on it"
+    assert "LookupError: no such thing" in found.failed.values()
+
+
+def test_a_training_that_was_cut_off_goes_on_here_rather_than_anew_in_a_worker() -> None:
+    maker = FakeMaker()
+    job = jobs_of("figure7", scale="quick")[0]
+    facts = identity.facts("train", job.asked.settled(), load_data(job.training).digest)
+    maker.interrupted[frozenset(facts.items())] = InterruptedRun("cut", step=10)
+    kept: list[Any] = []
+    run(maker, workers=(partial(FakePool, maker), kept.append), target=("figure7",))
+    assert maker.resumed == ["cut"] and not kept
 
 
 def test_a_report_alone_makes_nothing() -> None:

@@ -9,7 +9,7 @@ from resfool.attacks.options import AttackParameters
 from resfool.costs import Cost, Data
 from resfool.declarations import Known, Needs, without_effect
 from resfool.networks.shape import ARCHITECTURES
-from resfool.parameters import DataPlace, Limits, Precise, Seeds
+from resfool.parameters import Crew, DataPlace, Limits, Precise, Seeds
 from resfool.training.recipe import TrainParameters
 from resfool.universal.options import UniversalParameters
 from resfool.values import Names, show
@@ -129,7 +129,7 @@ SCALES: dict[str, Scale] = {
 _OF_DIGITS = {"figure7", "figure8", "figure9", "figure10"}  # of the 5-layer network alone
 
 
-class ReproduceParameters(Seeds, Precise, DataPlace, Limits):
+class ReproduceParameters(Seeds, Precise, Crew, DataPlace, Limits):
     """Make what the paper's results need, or find it among the finished runs."""
 
     target: Annotated[
@@ -153,6 +153,9 @@ class ReproduceParameters(Seeds, Precise, DataPlace, Limits):
     def check_effects(self) -> None:
         """Refuse what no run that is needed would read, too."""
         super().check_effects()
+        for name, value in self.given().items():
+            if self.report_only and name in Crew.declared():
+                raise without_effect(name, value, "report_only=true", "report_only=false")
         if self.scale == "quick" and self.data_dir is not None:
             raise without_effect("data_dir", self.data_dir, "scale=quick", "scale=paper")
         if self.precision != "float32" and _OF_DIGITS.issuperset(self.targets):
@@ -160,10 +163,13 @@ class ReproduceParameters(Seeds, Precise, DataPlace, Limits):
             raise without_effect("precision", self.precision, target, "other targets")
 
     def cost(self, data: Data) -> Cost:
-        """All runs, one after the other."""
-        each = [job.asked.cost(data) for job in plan(replace(self, seeds=1))]
+        """All runs, one after the other, but for trainings that are shared out."""
+        jobs = plan(replace(self, seeds=1))
+        each = [job.asked.cost(data) for job in jobs]
         making = not (self.dry_run or self.report_only)
-        seconds = making * self.seeds * sum(one.seconds for one in each)
+        trainings = self.seeds * sum(job.of is None for job in jobs)
+        at_once = self.at_once(trainings) if self.wanted else 1
+        seconds = making * self.seeds * sum(one.seconds for one in each) / at_once
         most = max(one.memory for one in each)
         return Cost(seconds, costs.ENTRY * self.seeds * len(each) + making * most)
 

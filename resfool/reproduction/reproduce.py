@@ -10,10 +10,11 @@ from resfool.archive import Archive, FinishedRun, InterruptedRun, as_given
 from resfool.datasets.sets import Dataset, TrainingData, load_data
 from resfool.errors import InputError, NonFiniteLossError, UnsentError, short
 from resfool.monitor import Monitor
-from resfool.reproduction import plan
+from resfool.reproduction import plan, spreading
 from resfool.reproduction.leaving import LeftOut
 from resfool.reproduction.plan import Asked, Job, Label, ReproduceParameters, Scale
 from resfool.training.train import slowness
+from resfool.trials.sweep import Keep, OpenPool
 from resfool.values import duration
 
 # Makes a run, or goes on with the training of an id, and gives the run's id.
@@ -45,6 +46,7 @@ def reproduce(
     make: Make,
     monitor: Monitor | None = None,
     archive: Archive | None = None,
+    crew: tuple[OpenPool, Keep] | None = None,
 ) -> Reproduction | None:
     """Make what the paper's results need, or find it among the finished runs.
 
@@ -54,12 +56,14 @@ def reproduce(
             whose id it is given, and gives the run's id.
         monitor: of the whole; is told the plan, and how it goes.
         archive: where runs are found, and read back.
+        crew: what opens workers for trainings, and what records a finished one; without, every
+            run is made by `make`.
 
     Returns:
         What was found out; None if it was a dry run.
 
     Raises:
-        InputError: the data can't be loaded; nothing was made.
+        InputError: the data can't be loaded, or there are no such workers; nothing was made.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the same command goes on.
     """
     monitor, archive = monitor or Monitor(), archive or Archive()
@@ -74,6 +78,13 @@ def reproduce(
     digests = ",".join(sorted({data.digest for data in state.data.values()}))
     facts = asked.settings() | {"target": asked.targets, "dataset_digest": digests}
     monitor.begin(f"reproduction of {', '.join(asked.target)} ({asked.scale})", facts, [])
+    if crew is not None:
+        # What can go on from a checkpoint does so here.
+        spread = [job for job in to_make if job.of is None and state.interrupted(job) is None]
+        monitor.say(f"{len(spread)} trainings are shared out among workers")
+        state.train_in_workers(spread, *crew)
+        left_over = [n for n, job in enumerate(to_make) if job not in spread]
+        to_make, expected = [to_make[n] for n in left_over], [expected[n] for n in left_over]
     taken: list[float | None] = []
     for number, job in enumerate(to_make):
         left = duration(time_left(expected, taken))
@@ -171,6 +182,12 @@ class _State:
             self._monitor.say(f"{job.name} failed: {reason}")
         else:
             self.runs[job] = self._archive.read(run_id)
+
+    def train_in_workers(self, jobs: Sequence[Job], open_pool: OpenPool, keep: Keep) -> None:
+        """Make the runs of some trainings."""
+        self.failed |= spreading.train(jobs, self.data, open_pool, keep, self._monitor)
+        for job in jobs:
+            self.look_for(job)
 
     def judge_as_the_paper(self, job: Job, scale: Scale) -> None:
         """Add to a finished training how accurate the paper would have called it."""
