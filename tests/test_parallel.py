@@ -239,6 +239,22 @@ def test_an_item_that_always_kills_is_named(where: dict[str, Any], tmp_path: Pat
     assert len((tmp_path / "2").read_text()) == 3
 
 
+def noting_times(item: int) -> tuple[float, float]:
+    began = time.time()
+    time.sleep(0.1)
+    return began, time.time()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_goes_out_ahead_of_need_waits_for_a_worker(cluster: str, workers: int) -> None:
+    spread: dict[str, Any] = {"backend": "ray", "ray_address": cluster, "workers": workers}
+    with parallel.Pool(counting, ahead=True, **spread) as pool:
+        assert pool.ahead == (2 if workers == 2 else 0), "the cluster has room for two"
+    times = parallel.map(noting_times, range(8), **spread)
+    at_once = [sum(began <= other < ended for began, ended in times) for other, _ in times]
+    assert max(at_once) == workers
+
+
 def counting(item: tuple[str, int], report: Report) -> list[int]:
     """Reports numbers until it is told to stop; the one with a folder dies half-way, once."""
     folder, last = item

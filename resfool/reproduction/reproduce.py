@@ -10,7 +10,7 @@ from resfool.archive import Archive, FinishedRun, InterruptedRun, as_given
 from resfool.datasets.sets import Dataset, TrainingData, load_data
 from resfool.errors import InputError, NonFiniteLossError, UnsentError, short
 from resfool.monitor import Monitor
-from resfool.reproduction import plan, spreading
+from resfool.reproduction import in_workers, plan
 from resfool.reproduction.leaving import LeftOut
 from resfool.reproduction.plan import Asked, Job, Label, ReproduceParameters, Scale
 from resfool.training.train import slowness
@@ -185,7 +185,7 @@ class _State:
 
     def train_in_workers(self, jobs: Sequence[Job], open_pool: OpenPool, keep: Keep) -> None:
         """Make the runs of some trainings."""
-        self.failed |= spreading.train(jobs, self.data, open_pool, keep, self._monitor)
+        self.failed |= in_workers.train(jobs, self.data, open_pool, keep, self._monitor)
         for job in jobs:
             self.look_for(job)
 
