@@ -1,4 +1,4 @@
-"""Items of 5 ms and of 1 s on every backend: how much faster than serial, how much overhead.
+"""Items of 5 ms and of 2 s on every backend: how much faster than serial, how much overhead.
 
     make benchmark-parallel                                   # a few minutes
     python -m benchmarks.parallel_backends --repeats 1 --short 100 --long 4
@@ -20,7 +20,7 @@ import joblib
 from resfool import parallel
 from resfool.values import Backend
 
-LENGTHS = {"5 ms": 0.005, "1 s": 1.0}
+LENGTHS = {"5 ms": 0.005, "2 s": 2.0}
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--short", type=int, default=1000, help="items of 5 ms in a round")
-    parser.add_argument("--long", type=int, default=10, help="items of 1 s in a round")
+    parser.add_argument("--long", type=int, default=10, help="items of 2 s in a round")
     parser.add_argument("--workers", type=int, default=joblib.cpu_count())
     parser.add_argument("--ray-address")
     options = parser.parse_args()
