@@ -50,6 +50,8 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0))
     threads = os.environ.get("OPENBLAS_NUM_THREADS", str(cores))
     print(f"{common.processor()}, {cores} cores, {threads} threads of BLAS")
+    if options.folder is not None:
+        options.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         began = time.perf_counter()
         write(Path(folder), options.rows, options.columns, options.block)

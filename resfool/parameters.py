@@ -427,7 +427,7 @@ class Crew(Workers):
         return bool(self.backend or self.workers or self.cpus_per_worker > 1)
 
 
-class Blocks(Parameters):
+class InBlocks(Parameters):
     """How images are divided for workers, and for what is kept of interrupted work."""
 
     block_images: Annotated[

@@ -44,7 +44,7 @@ NOT_RESULTS = {
 PINNED = {
     "train": ("e62de5f69643a9a5", "1ebaf306bbd996e9"),
     "attack": ("56aa5d1102c24214", "4b5baaf6cf553889"),
-    "universal": ("d3262d4854709557", "d3262d4854709557"),
+    "universal": ("d5b68f12eaa10ff3", "d5b68f12eaa10ff3"),
 }
 
 

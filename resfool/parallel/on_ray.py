@@ -2,34 +2,13 @@
 
 import functools
 import sys
-from typing import Any, Protocol
+from typing import Any
 
 import cloudpickle
 import joblib
 
 from resfool.parallel import tasks
-from resfool.parallel.tasks import Failure, Function, Room, Tell, TellPacked
-
-
-class Carrier(Protocol):
-    """What a crew does, with items, results and messages as they travel.
-
-    Attributes:
-        size: see `Crew`.
-        ahead: see `Crew`.
-    """
-
-    size: int
-    ahead: int
-
-    def start(self, ticket: int, item: bytes) -> None:
-        """See `Crew`."""
-
-    def wait(self) -> list[tuple[int, bytes | Failure]]:
-        """See `Crew`."""
-
-    def leave(self, at_once: bool) -> None:
-        """See `Crew`."""
+from resfool.parallel.tasks import Crew, Failure, Function, Room, Tell, TellPacked
 
 
 class OnRay:
@@ -51,28 +30,28 @@ class OnRay:
         told: TellPacked | None = None
         if tell is not None:
             told = functools.partial(_told, tell)
-        self._carrier: Carrier
+        self._crew: Crew  # whose items and results are bytes
         if _is_its_own(address):
             from resfool.parallel.own_ray import OwnRay
 
-            self._carrier = OwnRay(tasks.packed(function), told, room)
+            self._crew = OwnRay(tasks.packed(function), told, room)
         else:
             from resfool.parallel.cluster import Cluster
 
-            self._carrier = Cluster(tasks.packed(function), told, address, room)
-        self.size, self.ahead = self._carrier.size, self._carrier.ahead
+            self._crew = Cluster(tasks.packed(function), told, address, room)
+        self.size, self.ahead = self._crew.size, self._crew.ahead
 
     def start(self, ticket: int, item: Any) -> None:
-        self._carrier.start(ticket, cloudpickle.dumps(item))
+        self._crew.start(ticket, cloudpickle.dumps(item))
 
     def wait(self) -> list[tuple[int, Any]]:
         return [
             (ticket, outcome if isinstance(outcome, Failure) else cloudpickle.loads(outcome))
-            for ticket, outcome in self._carrier.wait()
+            for ticket, outcome in self._crew.wait()
         ]
 
     def leave(self, at_once: bool) -> None:
-        self._carrier.leave(at_once)
+        self._crew.leave(at_once)
 
 
 def _told(tell: Tell, ticket: int, letter: bytes) -> bool:

@@ -101,12 +101,10 @@ def gradient_trained(
     random = np.random.default_rng(seed)
     objective = Objective(model, images, clip, batch_size, loss, target)
     learning, judging = map(objective.picked, _divided(len(images), random))
-    learnt, judged = (objective, objective) if len(images) >= _MANY else (learning, judging)
     own: Any = {"retract": lambda vector: projected(vector, norm), "random": random}
     own |= {"first_step": FIRST_STEP[norm.kind] * norm.size, "images_per_step": images_per_step}
     own |= {"ahead": updates.steepest(norm.kind)}
-    options: Any = {"clip": clip, "batch_size": batch_size, "targeted": objective.targeted}
-    best = Best(model, judged.images, judged.own, **options)
+    ready: list[np.ndarray] = []  # which may be the best of few images as they are
     if starts:
         fresh = functools.partial(updates.update, update, norm.kind)
         plain = _plain_patterns(objective, norm)
@@ -114,11 +112,16 @@ def gradient_trained(
         if target is None:
             begun += _towards(learning, start, _nearest(objective, starts), fresh, own)
         start = _best_start(learning, judging, begun, fresh, own)
-        for vector in (*plain, start):
-            best.meet(vector)
+        ready = [*plain, start]
+    if len(images) >= _MANY:
+        learning, judging, ready = objective, objective, []
+    options: Any = {"clip": clip, "batch_size": batch_size, "targeted": objective.targeted}
+    best = Best(model, judging.images, judging.own, **options)
+    for vector in ready:
+        best.meet(vector)
     steps = -(-len(images) // images_per_step)
     path = ascend(
-        learnt,
+        learning,
         start,
         update=updates.update(update, norm.kind),
         steps=passes * steps,

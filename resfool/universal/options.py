@@ -12,7 +12,7 @@ from resfool.classifiers.finding import OneModel
 from resfool.costs import Cost, Data
 from resfool.declarations import GIVEN, Known, Needs
 from resfool.errors import InputError
-from resfool.parameters import Blocks, Checkpoints, Crew, Drawn, Limits, Parameters, Seeded
+from resfool.parameters import Checkpoints, Crew, Drawn, InBlocks, Limits, Parameters, Seeded
 from resfool.training.recipe import TrainParameters
 from resfool.universal.patterns import Patterned
 from resfool.values import (
@@ -181,7 +181,7 @@ class UniversalParameters(
     OfLayer,
     Drawn,
     Crew,
-    Blocks,
+    InBlocks,
 ):
     """Fit one perturbation for all images and judge it on held-out ones (section VI.B)."""
 
@@ -335,7 +335,9 @@ class TransferParameters(Target):
                 Archive().find_perturbation(uri)
 
 
-class MnistParameters(Solving, Approximation, Patterned, Seeded, Crew, Blocks, Checkpoints, Limits):
+class MnistParameters(
+    Solving, Approximation, Patterned, Seeded, Crew, InBlocks, Checkpoints, Limits
+):
     """Train the 5-layer network on MNIST digits and fool it by Algorithm 2 (section VI.C)."""
 
     steps: Annotated[
