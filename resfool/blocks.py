@@ -32,7 +32,7 @@ Array = npt.NDArray[Any]
 
 VERSION = 1
 ROWS = "rows"  # the name of an array that is alone
-_INDEX = "index.json"
+INDEX = "index.json"
 _MOST_BLOCKS = 1_000_000  # whose numbers have six digits, so that their names' order is theirs
 _LONGEST = 1 << 24  # bytes of an index, which holds the facts
 _LONGEST_RECORD = 1 << 16
@@ -148,8 +148,8 @@ class Writer:
     def __init__(self, folder: Path, plan: Plan) -> None:
         self.folder, self.plan = folder, plan
         self.arrays = Blocks(folder, plan)
-        if not present(folder / _INDEX):
-            with replacing(folder / _INDEX) as file:
+        if not present(folder / INDEX):
+            with replacing(folder / INDEX) as file:
                 file.write(plan.document)
         if read_plan(folder).digest != plan.digest:
             raise InputError(
@@ -243,7 +243,7 @@ def read_plan(folder: Path) -> Plan:
         InputError: it isn't such a folder.
     """
     with using(f"the array in blocks {folder}"):
-        stored = _document(folder / _INDEX, _LONGEST)
+        stored = _document(folder / INDEX, _LONGEST)
         if stored.get("version") != VERSION:
             raise DamagedError(f"its index has the version {bounded.plain(stored.get('version'))}")
         rows, size, columns = (stored[key] for key in ("rows", "block_rows", "columns"))

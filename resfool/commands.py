@@ -159,8 +159,10 @@ def attack(asked: AttackParameters, applied: TransferParameters) -> None:
     else:
         from resfool.attacks import presentation
 
+        places.check_folder("solve folder", expanded(asked.solve_dir))
+        spread = _spread_of(asked, True)
         with _recording(f"{asked.method}, image passes") as (run, archive, _):
-            results = attacks.attack(asked, run, archive, keep_attacked)
+            results = attacks.attack(asked, run, archive, keep_attacked, spread)
             run.log(presentation.leaves(results, asked))
         say(presentation.summary(results))
     _say_where(run)
@@ -283,7 +285,8 @@ def _maker(archive: "Archive", progress: ProgressReport, folder: str) -> reprodu
             return own.run_id
         with Run(progress, nested=True) as part:
             if isinstance(asked, AttackParameters):
-                results = attacks.attack(asked, part, archive, keep_attacked)
+                asked, spread = replace(asked, solve_dir=folder), _spread_of(asked, False)
+                results = attacks.attack(asked, part, archive, keep_attacked, spread)
                 part.log(presentation.leaves(results, asked))
             elif isinstance(asked, UniversalParameters):
                 asked, spread = replace(asked, solve_dir=folder), _spread_of(asked, False)

@@ -342,13 +342,13 @@ class Workers(Parameters):
 
     workers: Annotated[
         WorkerCount | None,
-        Needs(matrix=(None,), backend=(None, "joblib", "ray")),
+        Needs(perturbation=(None,), matrix=(None,), backend=(None, "joblib", "ray")),
         "tasks at a time: trainings, or blocks of images; none is as many as the cores or the "
         "cluster hold.",
     ] = None
     backend: Annotated[
         Backend | None,
-        Needs(matrix=(None,)),
+        Needs(perturbation=(None,), matrix=(None,)),
         "joblib (processes of this machine), ray (a cluster) or serial (one process); none is "
         "joblib, or the command's own process where so little is to be done to images that it is "
         "faster.",
@@ -402,12 +402,12 @@ class Crew(Workers):
 
     cpus_per_worker: Annotated[
         CoreCount,
-        Needs(matrix=(None,)),
+        Needs(perturbation=(None,), matrix=(None,)),
         "cores of each worker, which are its threads; more than one round otherwise.",
     ] = 1
     gpus_per_worker: Annotated[
         NonNegativeFloat,
-        Needs(matrix=(None,), backend=("ray",)),
+        Needs(perturbation=(None,), matrix=(None,), backend=("ray",)),
         "GPUs of each worker, on ray; 0.5 is a half of one.",
     ] = 0.0
 
@@ -428,14 +428,24 @@ class Crew(Workers):
 
 
 class InBlocks(Parameters):
-    """How images are divided for workers, and for what is kept of interrupted work."""
+    """How images are divided for workers, and where what is done is kept."""
 
     block_images: Annotated[
         PositiveCount | None,
-        Needs(matrix=(None,)),
-        "images that a worker takes at a time, and that are kept once they are done; none is 50, "
-        "or 10 for cobyla.",
+        Needs(perturbation=(None,), matrix=(None,)),
+        "images that a worker takes at a time, and that are kept once they are done; none is 250 "
+        "of small images, 50 where smallest perturbations are solved for, and 10 by cobyla.",
     ] = None
+
+
+class KeptIn(InBlocks):
+    """Where blocks are kept that are done."""
+
+    solve_dir: Annotated[
+        str,
+        Needs(perturbation=(None,), matrix=(None,)),
+        "folder where interrupted work keeps the blocks of images that are done.",
+    ] = "checkpoints"
 
 
 class Checkpoints(Parameters):

@@ -16,6 +16,7 @@ from mlflow.entities import Run
 
 from entry_points import mnist, universal
 from resfool import checkpoints, experiments
+from resfool.classifiers.keeping import digest
 from resfool.classifiers.spreading import Blocks
 from resfool.datasets.sets import Split
 from resfool.errors import InputError
@@ -23,7 +24,6 @@ from resfool.monitor import Monitor
 from resfool.universal import experiment, solving
 from resfool.universal.matrices import Matrix, matrix_in
 from resfool.universal.options import UniversalParameters
-from resfool.universal.solving import digest
 from resfool.values import show
 from tests import conftest
 from tests.conftest import TrainOnce

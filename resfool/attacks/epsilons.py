@@ -1,20 +1,21 @@
 """A classifier under attack at rising epsilons."""
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import keras
 import numpy as np
 
-from resfool.attacks import gradient, masking
+from resfool.attacks import masking
+from resfool.attacks.found import Found, Stored
 from resfool.attacks.gradient import Outcome
-from resfool.attacks.methods.moving import Start
-from resfool.attacks.options import METHODS, HowToAttack
-from resfool.attacks.verdict import Verdict
+from resfool.attacks.options import HowToAttack
+from resfool.attacks.verdict import MOST_IMAGES, Verdict, passes
 from resfool.classifiers import inference
-from resfool.classifiers.inference import BATCH_SIZE
+from resfool.classifiers.inference import BATCH_SIZE, Rows
+from resfool.classifiers.keeping import Kept
 from resfool.classifiers.scores import rate
+from resfool.classifiers.spreading import Workers
 from resfool.monitor import Advance, quiet
 from resfool.values import BallNorm, Row
 
@@ -26,11 +27,13 @@ class Curve:
     Attributes:
         epsilons: rising, in pixel units.
         rows: a dict of rates for each epsilon, see `rates`.
-        images: float32 (N, H, W, C), as they were.
+        images: float32 (N, H, W, C), as they were; of many, what reads them.
         labels: int (N,), the true ones.
         clean: the outcome without a perturbation, E = 1.
         attacked: the outcome at each epsilon.
-        directions: int8 (N, H, W, C), the signs of the loss gradients.
+        directions: int8 (N, H * W * C), the signs of the loss gradients; of many, what reads them.
+        zero_gradient: bool (N,), whether an image's gradient is zero in every pixel, so that
+            nothing moves it.
         move: from the numbers of some images and an epsilon to those images under attack.
         smallest: float32 (N,), the smallest epsilon that changes the class, if it was looked for.
         corrections: where true labels were attacked, in linf, some misclassified images moved away
@@ -45,11 +48,12 @@ class Curve:
 
     epsilons: tuple[float, ...]
     rows: list[Row]
-    images: np.ndarray
+    images: Rows
     labels: np.ndarray
     clean: Outcome
     attacked: Outcome
-    directions: np.ndarray
+    directions: Stored
+    zero_gradient: np.ndarray
     move: Callable[[np.ndarray, float], np.ndarray]
     smallest: np.ndarray | None = None
     corrections: "Curve | None" = None
@@ -61,99 +65,115 @@ class Curve:
 
     @property
     def zero_gradient_share(self) -> float:
-        """Share of the images whose gradient is zero in every pixel, so that nothing moves them."""
-        return float((~self.directions.reshape(len(self.labels), -1).any(axis=1)).mean())
+        """Share of the images whose gradient is zero in every pixel."""
+        return float(self.zero_gradient.mean())
 
 
 def over_epsilons(
     model: keras.Model,
-    images: np.ndarray,
+    images: Rows,
     labels: np.ndarray,
     asked: HowToAttack,
     *,
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
+    block: int | None = None,
+    workers: Workers | None = None,
+    kept: Kept | None = None,
     progress: Advance = quiet,
     checked: bool = True,
 ) -> Curve:
     """Attack a model at several epsilons, with random signs of equal size as a benchmark.
 
+    Images are attacked in blocks, of which each is forgotten once it is done, and kept in a folder
+    if there is one.
+
     Args:
         model: from images to logits.
-        images: float32 (N, H, W, C) in [0, 1].
+        images: float32 (N, H, W, C) in [0, 1], read block by block.
         labels: int (N,).
         asked: by which method, at which epsilons, and how.
         seed: of the random signs and pgd's starts.
         batch_size: images per pass.
+        block: images that are attacked together, at most; None is `asked.images_at_once`.
+        workers: that attack them; None is this process.
+        kept: where blocks are kept; None is in memory. It must stay as long as the result is used.
         progress: is told the passes done, one image each: `asked.passes_of(N)` in all.
         checked: whether it is checked, too, that the model doesn't hide its gradient.
     """
-    first = gradient.sign_gradients(
+    how = HowToAttack(**asked.shared(HowToAttack))
+    found = Found.of(
         model,
         images,
-        None if asked.label_source == "prediction" else labels,
+        labels,
+        how,
+        seed=seed,
         batch_size=batch_size,
-        progress=lambda count, text="", /: progress(2 * count, text),
+        block=block,
+        workers=workers,
+        kept=kept,
+        progress=progress,
     )
-    epsilons = asked.positive_epsilons
-    start = Start(model, images, first, epsilons, asked.clip, seed, batch_size, progress)
-    moved = METHODS[asked.method].move(start, asked)
+    clean = found.clean
     verdict = None
     if checked:
-        verdict = masking.verdict(start, moved, asked.ball, compared=asked.pursues)
-    signs = gradient.random_signs(images.shape, seed)
-    told = start.passes(len(epsilons))
-    lengths = epsilons
-    if asked.ball == "l2":  # of which all signs together have the square root of the pixels
-        lengths = [epsilon / math.sqrt(images[0].size) for epsilon in epsilons]
-    noise = gradient.along(model, images, signs, lengths, progress=told, **start.options)
-    clean = Outcome.unmoved(first.logits)
+        right = np.flatnonzero(clean.classes[0] == found.labels_of_loss)
+        verdict = masking.verdict(
+            replace(found.start(right[:MOST_IMAGES]), progress=progress),
+            found.by_search(right),
+            how.ball,
+            foreseen=passes(len(labels), compared=how.pursues),
+            compared=how.pursues,
+        )
     # Without a perturbation nothing is moved, so nothing need be computed.
-    zeros = len(asked.epsilons) - len(epsilons)
-    attacked, benchmark = (Outcome.joined([clean] * zeros + [o]) for o in (moved.outcome, noise))
+    zeros = len(how.epsilons) - len(how.positive_epsilons)
+    attacked, benchmark = (
+        Outcome.joined([clean] * zeros + [outcome]) for outcome in (found.moved, found.random)
+    )
     rows = [
         {"epsilon": float(epsilon)} | of_attack | {f"random_{k}": v for k, v in of_noise.items()}
         for epsilon, of_attack, of_noise in zip(
-            asked.epsilons,
+            how.epsilons,
             rates(attacked, clean.classes[0], labels),
             rates(benchmark, clean.classes[0], labels),
             strict=True,
         )
     ]
-    if moved.smallest is not None:
+    if found.smallest is not None:
         for row in rows:
-            row["cumulative_fooling_rate"] = float((moved.smallest <= row["epsilon"]).mean())
+            row["cumulative_fooling_rate"] = float((found.smallest <= row["epsilon"]).mean())
     by = None
-    if moved.first is not None:
-        by = np.concatenate([np.full((zeros, len(labels)), -1), moved.first])
+    if found.first is not None:
+        by = np.concatenate([np.full((zeros, len(labels)), -1), found.first])
         for row, classes, numbers in zip(rows, attacked.classes, by, strict=True):
-            row |= rate("robust_accuracy", classes == labels) | counts(moved.attacks, numbers)
+            row |= rate("robust_accuracy", classes == labels) | counts(how.attacks, numbers)
     corrections = None
     wrong = clean.classes[0] != labels
-    if asked.label_source == "true" and asked.ball == "linf" and wrong.any():
-        shown = tuple(asked.epsilons[e] for e in shown_epsilons(asked.epsilons))
-        away = HowToAttack(epsilons=shown, label_source="prediction", clip=asked.clip)
+    if how.label_source == "true" and how.ball == "linf" and wrong.any():
+        shown = tuple(how.epsilons[e] for e in shown_epsilons(how.epsilons))
+        away = HowToAttack(epsilons=shown, label_source="prediction", clip=how.clip)
         # Whole batches of the size for which the model is compiled already.
-        size = inference.even(len(images), batch_size)
+        size = found.batch_size
         few = np.argsort(~wrong, kind="stable")[: max(1, BATCH_SIZE // size) * size]
         corrections = over_epsilons(
-            model, images[few], labels[few], away, batch_size=size, checked=False
+            model, inference.at(images, few), labels[few], away, batch_size=size, checked=False
         )
     return Curve(
-        epsilons=asked.epsilons,
+        epsilons=how.epsilons,
         rows=rows,
         images=images,
         labels=labels,
         clean=clean,
         attacked=attacked,
-        directions=first.signs,
-        move=moved.move,
-        smallest=moved.smallest,
+        directions=found.directions,
+        zero_gradient=found.zero_gradient,
+        move=found.at,
+        smallest=found.smallest,
         corrections=corrections,
-        norm=asked.ball,
-        attacks=moved.attacks,
+        norm=how.ball,
+        attacks=how.attacks,
         first=by,
-        rounded=moved.rounded,
+        rounded=found.rounded,
         verdict=verdict,
     )
 

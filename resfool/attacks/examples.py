@@ -7,6 +7,7 @@ import numpy as np
 
 from resfool.attacks import lowrank
 from resfool.attacks.epsilons import Curve, shown_epsilons
+from resfool.classifiers import inference
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,11 @@ def examples(curve: Curve, most: int = 6) -> list[Example]:
 
 def _examples(curve: Curve, picked: np.ndarray, *, from_prediction: bool = False) -> list[Example]:
     clean, outcome = curve.clean, curve.attacked
+    images = inference.at(curve.images, picked)
+    directions = inference.at(curve.directions, picked).reshape(images.shape)
     found = [
-        [Shown(0.0, curve.images[i], int(clean.classes[0, i]), float(clean.confidences[0, i]))]
-        for i in picked
+        [Shown(0.0, image, int(clean.classes[0, i]), float(clean.confidences[0, i]))]
+        for i, image in zip(picked, images, strict=True)
     ]
     for e in shown_epsilons(curve.epsilons) if len(picked) else ():
         moved = curve.move(picked, curve.epsilons[e])
@@ -60,8 +63,8 @@ def _examples(curve: Curve, picked: np.ndarray, *, from_prediction: bool = False
             predicted, confidence = outcome.classes[e, i], outcome.confidences[e, i]
             row.append(Shown(curve.epsilons[e], image, int(predicted), float(confidence)))
     return [
-        Example(int(curve.labels[i]), curve.directions[i], row, from_prediction)
-        for i, row in zip(picked, found, strict=True)
+        Example(int(curve.labels[i]), direction, row, from_prediction)
+        for i, direction, row in zip(picked, directions, found, strict=True)
     ]
 
 

@@ -205,12 +205,13 @@ def collected(batches: Batches, epsilons: int, images: int) -> Outcome:
     return Outcome(classes, confidences, norms)
 
 
-def random_signs(shape: Sequence[int], seed: int) -> LazyRows:
+def random_signs(shape: Sequence[int], seed: int, first: int = 0) -> LazyRows:
     """Directions of -1 and 1 at random: the benchmark beside the signs of gradients.
 
     Args:
         shape: (N, ...).
         seed: decides them all; the first rows are the same for any N.
+        first: rows of the seed's that are left out before these.
 
     Returns:
         int8 of that shape, drawn when they are asked for.
@@ -219,7 +220,7 @@ def random_signs(shape: Sequence[int], seed: int) -> LazyRows:
 
     def drawn(rows: slice) -> np.ndarray:
         # Numpy makes eight of them out of a number of the generator, which can leap ahead.
-        leap, skipped = divmod(rows.start * size, 8)
+        leap, skipped = divmod((first + rows.start) * size, 8)
         random = np.random.Generator(np.random.PCG64(seed).advance(leap))
         count = skipped + (rows.stop - rows.start) * size
         signs = 2 * random.integers(0, 2, count, np.int8)[skipped:] - 1

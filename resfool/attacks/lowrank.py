@@ -204,9 +204,10 @@ class UnitRows:
     It is a matrix that is made where it is looked at: signs take a quarter of its memory.
     """
 
-    def __init__(self, perturbations: np.ndarray) -> None:
-        self._rows = perturbations.reshape(len(perturbations), -1)
-        self.shape = self._rows.shape
+    def __init__(self, perturbations: Any) -> None:
+        flat = perturbations.ndim == 2
+        self._rows = perturbations if flat else perturbations.reshape(len(perturbations), -1)
+        self.shape: tuple[int, ...] = self._rows.shape
         pieces = slices(self.shape[0], _ENTRIES // self.shape[1])
         self._norms = np.concatenate([_norms(self._rows[piece]) for piece in pieces])
 

@@ -1,7 +1,6 @@
 """Measuring whether a model hides its gradient; `verdict` says what is checked and why."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,24 +10,19 @@ import numpy as np
 import tensorflow as tf
 
 from resfool.attacks import gradient
-from resfool.attacks.gradient import SignGradients
 from resfool.attacks.methods.apgd import apgd, losses
-from resfool.attacks.methods.moving import Moved, Start
+from resfool.attacks.methods.moving import Start
 from resfool.attacks.methods.pursuit import Pursuer, pursue
 from resfool.attacks.methods.square import square
-from resfool.attacks.methods.task import Answer, Task
 from resfool.attacks.verdict import (
     CHEAP,
     DEAR,
     FEW_STEPS,
     MORE_STEPS,
-    MOST_IMAGES,
     QUERIES,
     Check,
     Verdict,
-    passes,
 )
-from resfool.monitor import Advance
 from resfool.values import BallNorm
 
 _STEP = 0.25 / 255  # along the gradient, in pixel units
@@ -36,20 +30,20 @@ _SAME = 1e-3  # of the logits' size: more than that no other order of summation 
 _HALF = 0.5  # an l-infinity radius in which every image has uniform grey
 
 
-def verdict(start: Start, moved: Moved, norm: BallNorm, *, compared: bool) -> Verdict:
+def verdict(
+    start: Start, by_search: float, norm: BallNorm, *, compared: bool, foreseen: int
+) -> Verdict:
     """Check whether a model hides its gradient.
 
-    The checks are made on the first MOST_IMAGES images that the model classifies rightly.
-
     Args:
-        start: what the attack was given; its progress is told `passes` of them.
-        moved: what it found.
+        start: of images that the model classifies rightly, MOST_IMAGES at most.
+        by_search: the share of all such images that the attack's own random search fooled after
+            gradients had failed.
         norm: that bounds what is changed.
         compared: whether attacks are compared, which takes most of the time.
+        foreseen: passes that the start's progress is told in all.
     """
-    right = np.flatnonzero(start.first.logits.argmax(axis=1) == start.first.labels)
-    chosen = right[:MOST_IMAGES]
-    left = passes(len(start.images), compared=compared)
+    left = foreseen
 
     def told(more: int, text: str = "", /) -> None:
         nonlocal left
@@ -58,19 +52,13 @@ def verdict(start: Start, moved: Moved, norm: BallNorm, *, compared: bool) -> Ve
         start.progress(more, text)
 
     checks: list[Check] = []
-    if len(chosen):
-        part = _part(start, chosen, told)
+    if len(start.images):
+        part = replace(start, progress=told)
         checks += _looked_at(part)
         if compared:
-            checks += _compared(part, chosen, norm, _fooled_by_search(moved, right))
+            checks += _compared(part, norm, by_search)
     told(left)
-    return Verdict(len(chosen), tuple(checks))
-
-
-def _part(start: Start, chosen: np.ndarray, told: Advance) -> Start:
-    """The same with some of the images."""
-    first = SignGradients(*(rows[chosen] for rows in vars(start.first).values()))
-    return replace(start, images=start.images[chosen], first=first, progress=told)
+    return Verdict(len(start.images), tuple(checks))
 
 
 def _share(images: np.ndarray) -> float:
@@ -151,21 +139,14 @@ def _look(model: keras.Model, images: Any, labels: Any, clip: bool) -> tuple[Any
 # Attacks that are compared.
 
 
-def _compared(start: Start, places: np.ndarray, norm: BallNorm, by_search: float) -> list[Check]:
-    """The checks that compare attacks, within balls up to that of _HALF.
-
-    Args:
-        start: the images.
-        places: int (N,), their numbers in the larger set, which decide what is drawn for them.
-        norm: of the balls.
-        by_search: the share of all images that the attack's own random search fooled first.
-    """
+def _compared(start: Start, norm: BallNorm, by_search: float) -> list[Check]:
+    """The checks that compare attacks, within balls up to that of _HALF; see `verdict`."""
     half = _HALF if norm == "linf" else _HALF * math.sqrt(start.images[0].size)
     epsilons = [*(epsilon for epsilon in start.epsilons if epsilon < half), half]
     pursuers = [
-        Pursuer("few steps", _placed(partial(apgd, steps=FEW_STEPS), places), 2 * FEW_STEPS),
-        Pursuer("more steps", _placed(partial(apgd, steps=MORE_STEPS), places), 2 * MORE_STEPS),
-        Pursuer("square", _placed(partial(square, queries=QUERIES), places), QUERIES),
+        Pursuer("few steps", partial(apgd, steps=FEW_STEPS), 2 * FEW_STEPS),
+        Pursuer("more steps", partial(apgd, steps=MORE_STEPS), 2 * MORE_STEPS),
+        Pursuer("square", partial(square, queries=QUERIES), QUERIES),
     ]
     first = pursue(replace(start, epsilons=epsilons), pursuers, norm).first
     assert first is not None
@@ -180,15 +161,3 @@ def _compared(start: Start, places: np.ndarray, norm: BallNorm, by_search: float
     limits = {"right_within_half": float(np.bincount(labels).max() / len(labels))}
     limits |= {name: kind.limit for name, kind in DEAR.items() if kind.limit is not None}
     return [Check(name, value, limits[name]) for name, value in values.items()]
-
-
-def _placed(attack: Callable[[Task], Answer], places: np.ndarray) -> Callable[[Task], Answer]:
-    """An attack that draws for each image what it would draw for it in the larger set."""
-    return lambda task: attack(replace(task, places=places[task.numbers]))
-
-
-def _fooled_by_search(moved: Moved, right: np.ndarray) -> float:
-    """The share of the images that the attack's own Square fooled after gradients had failed."""
-    if moved.first is None or "square" not in moved.attacks[1:]:
-        return 0.0
-    return _share((moved.first[:, right] == moved.attacks.index("square")).any(axis=0))

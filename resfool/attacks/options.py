@@ -13,13 +13,13 @@ from resfool.attacks.methods.pgd import PgdOptions
 from resfool.attacks.methods.smallest import SmallestOptions
 from resfool.attacks.methods.smallest_epsilon import SmallestEpsilonOptions
 from resfool.attacks.methods.standard import COMPONENTS, StandardOptions
-from resfool.attacks.solvers import check_norm
+from resfool.attacks.solvers import SOLVERS, Way, check_norm
 from resfool.classifiers.finding import Models
 from resfool.classifiers.interface import Allowed, Interface
 from resfool.costs import Cost, Data
 from resfool.declarations import GIVEN, Known, Needs
 from resfool.errors import InputError, UsageError
-from resfool.parameters import Drawn, Parameters
+from resfool.parameters import Crew, Drawn, KeptIn, Parameters
 from resfool.values import (
     BallNorm,
     Epsilons,
@@ -33,8 +33,15 @@ from resfool.values import (
     shown,
 )
 
+_IMAGES_AT_ONCE = 250
+_BYTES_AT_ONCE = 2**25  # of these images; an attack keeps several such
+
 # In pixel units: from what nobody sees to what is mostly noise.
 EPSILONS = (0, *(n / 255 for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)))
+
+
+def _nowhere(start: Any, asked: Any, epsilon: float) -> Any:
+    raise NotImplementedError("the method doesn't say where it moves images")
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,11 @@ class Attack:
             asked of the attack; a gradient counts as two, that at the image itself not at all.
         move: from a Start and what is asked of the attack to what became of the images.
         takes: the parameters that it reads and others don't.
-        pursues: whether it goes on with an image until that is fooled, within balls of any norm.
+        moved_at: from a Start, what is asked and an epsilon to the Start's images there, for
+            pictures; of methods that don't pursue.
+        attacks: of a method that pursues, from what is asked to the names of the attacks that
+            follow one another, each of which goes on with an image until that is fooled, within
+            balls of any norm.
     """
 
     words: str
@@ -56,21 +67,31 @@ class Attack:
     passes: Callable[[int, Any], int]
     move: Callable[..., Moved]
     takes: Collection[str] = ()
-    pursues: bool = False
+    moved_at: Callable[..., Any] = _nowhere
+    attacks: Callable[[Any], tuple[str, ...]] | None = None
+
+    @property
+    def pursues(self) -> bool:
+        """Whether it goes on with an image until that is fooled."""
+        return self.attacks is not None
 
 
 def _component(name: str, words: str, hint: str) -> Attack:
-    return Attack(words, hint, *standard.alone(name), COMPONENTS[name].options, pursues=True)
+    own = standard.alone(name)
+    return Attack(words, hint, *own, COMPONENTS[name].options, attacks=lambda asked: (name,))
 
 
 METHODS: dict[str, Attack] = {
-    "fgsm": Attack("the fast gradient sign", "one step", fgsm.passes, fgsm.fgsm),
+    "fgsm": Attack(
+        "the fast gradient sign", "one step", fgsm.passes, fgsm.fgsm, moved_at=fgsm.moved_at
+    ),
     "smallest_epsilon": Attack(
         "the fast gradient sign, and the smallest step along it",
         "also finds each image's own",
         smallest_epsilon.passes,
         smallest_epsilon.smallest_epsilon,
         tuple(SmallestEpsilonOptions.declared()),
+        fgsm.moved_at,
     ),
     "pgd": Attack(
         "projected gradient descent",
@@ -78,6 +99,7 @@ METHODS: dict[str, Attack] = {
         pgd.passes,
         pgd.pgd,
         tuple(PgdOptions.declared()),
+        pgd.moved_at,
     ),
     "smallest": Attack(
         "the smallest perturbation of each image",
@@ -85,7 +107,7 @@ METHODS: dict[str, Attack] = {
         smallest.passes,
         smallest.smallest,
         tuple(SmallestOptions.declared()),
-        pursues=True,
+        attacks=lambda asked: (asked.solver,),
     ),
     "standard": Attack(
         "the attacks of AutoAttack, one after the other",
@@ -93,7 +115,7 @@ METHODS: dict[str, Attack] = {
         standard.standard_passes,
         standard.standard,
         ("effort", "components"),
-        pursues=True,
+        attacks=lambda asked: tuple(asked.asked_of),
     ),
     "apgd": _component("apgd", "auto-PGD on the cross-entropy", "steps that adapt themselves"),
     "apgd_margin": _component("apgd_margin", "auto-PGD on the margin", "the same on the margin"),
@@ -203,18 +225,35 @@ class HowToAttack(
         return METHODS[self.method].pursues
 
     @property
+    def attacks(self) -> tuple[str, ...]:
+        """The names of several that follow one another, if the method is of such."""
+        of_method = METHODS[self.method].attacks
+        return () if of_method is None else of_method(self)
+
+    @property
     def positive_epsilons(self) -> list[float]:
         """Those at which anything is moved."""
         return [epsilon for epsilon in self.epsilons if epsilon > 0]
 
-    def passes_of(self, images: int) -> int:
-        """Those of so many images in all.
-
-        Of each its gradient, the method's and those of random signs; and those of the checks.
-        """
+    @property
+    def passes_each(self) -> int:
+        """Those of an image: of its gradient, the method's and those of random signs."""
         count = len(self.positive_epsilons)
-        each = 2 + METHODS[self.method].passes(count, self) + count
-        return images * each + verdict.passes(images, compared=self.pursues)
+        return 2 + METHODS[self.method].passes(count, self) + count
+
+    @property
+    def way(self) -> Way | None:
+        """The solver of smallest perturbations, if the method has one."""
+        return SOLVERS[self.solver] if self.method == "smallest" else None
+
+    def images_at_once(self, shape: Sequence[int]) -> int:
+        """Images of a shape (H, W, C) that are attacked together, so that memory holds them."""
+        most = _IMAGES_AT_ONCE if self.way is None else self.way.block
+        return max(1, min(most, _BYTES_AT_ONCE // (4 * math.prod(shape))))
+
+    def passes_of(self, images: int) -> int:
+        """Those of so many images in all, and of the checks."""
+        return images * self.passes_each + verdict.passes(images, compared=self.pursues)
 
     def cost(self, data: Data) -> Cost:
         """All passes of all images."""
@@ -229,8 +268,12 @@ class Target(Models, Drawn):
     ] = "test"
 
 
-class AttackParameters(HowToAttack, Target):
+class AttackParameters(HowToAttack, Target, Crew, KeptIn):
     """Of an attack on models."""
+
+    def images_at_once(self, shape: Sequence[int]) -> int:
+        """As many as were asked for."""
+        return self.block_images or super().images_at_once(shape)
 
     @property
     def allowed(self) -> Allowed:

@@ -125,6 +125,14 @@ def picked(array: np.ndarray, places: np.ndarray) -> LazyRows:
     return LazyRows(len(places), lambda rows: array[places[rows]])
 
 
+def at(rows: Rows, places: np.ndarray) -> np.ndarray:
+    """A few of some rows by their numbers, int (n,): (n, ...) in memory."""
+    if isinstance(rows, np.ndarray):
+        return rows[places]
+    parts = [rows[place : place + 1] for place in places.tolist()]
+    return np.concatenate(parts) if parts else rows[0:0]
+
+
 def even(count: int, batch_size: int) -> int:
     """The size of the batches that cut `count` rows most evenly, and no finer than need be.
 

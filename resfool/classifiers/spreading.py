@@ -245,8 +245,8 @@ def joined(parts: Sequence[Columns]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def pays(model: keras.Model, count: int) -> bool:
-    """Whether workers are worth their start, for work of many passes of so many images.
+def pays(model: keras.Model, count: float) -> bool:
+    """Whether workers are worth their start, for smallest perturbations of so many images.
 
     That is decided by the network and the images alone, so that it is the same everywhere.
 

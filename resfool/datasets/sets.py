@@ -470,14 +470,14 @@ SAMPLES = 1000  # images, where nothing else is asked for
 
 
 def choose(data: Dataset, part: Part, samples: int | None, seed: int) -> Split:
-    """Some images of a part of a data set, drawn at random as `draw` says, and their labels.
+    """Some images of a part of a data set, drawn at random as `draw` says; they aren't read yet.
 
     Raises:
         InputError: there are none, or fewer than wanted.
     """
     split = data.split(part)
     data.check_has(part, f"split={part}")
-    return split.take(draw(len(split), samples, seed, f"{part} images of {data.name}"))
+    return split.chosen(draw(len(split), samples, seed, f"{part} images of {data.name}"))
 
 
 def draw(count: int, samples: int | None, seed: int, what: str, name: str = "samples") -> Array:

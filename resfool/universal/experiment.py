@@ -120,25 +120,16 @@ def universal(
     devices.import_keras()
     from resfool.attacks.memory import enough_for, images_per_pass, largest
     from resfool.classifiers import inference, reaching
+    from resfool.classifiers.keeping import identity_of
     from resfool.universal import judging, screening, target_class
     from resfool.universal.matrices import matrix_in
-    from resfool.universal.solving import check_solve, digest
+    from resfool.universal.solving import check_solve
     from resfool.universal.work import Work
 
     model = load_classifier(source, source.name, data, asked)
     if asked.layer is not None:
         reaching.named(model, asked.layer)  # refused before a run begins, too
-    interface = interface_of(source, asked)
-    same = {
-        "model": digest(*model.get_weights()),
-        "image_shape": list(data.image_shape),
-        "input_range": list(interface.plain.input_range),
-        "interface": {
-            name: digest(*interface.fixed.values()) if name == "inputs" else show(value)
-            for name, value in interface.given().items()
-            if name != "input_range"
-        },
-    }
+    same = identity_of(model, data.image_shape, interface_of(source, asked))
     names, target, judge, moved = data.names_of(model.output_shape[-1]), None, model, held_out
     if asked.target is not None:
         target = target_class.number_of(asked.target, names)
@@ -212,7 +203,7 @@ def _chosen(
 
 
 def _fitted_matrix(work: "Work") -> "Matrix":
-    from resfool.universal.solving import digest
+    from resfool.classifiers.keeping import digest
 
     matrix: Matrix = work.asked.procedure.fit(work)
     if lost := matrix.dropped:
@@ -272,8 +263,8 @@ def _approximated(work: "Work", matrix: "Matrix") -> tuple["Ranked", tuple[np.nd
 def _predicted(work: "Work", matrix: "Matrix", noise: np.ndarray) -> "Prediction | None":
     """What the network predicts of the spectrum of Algorithm 2's matrix, if it is of our images."""
     from resfool.classifiers import inference
+    from resfool.classifiers.keeping import digest
     from resfool.universal import prediction
-    from resfool.universal.solving import digest
 
     if "solver" not in work.asked.procedure.takes:
         return None

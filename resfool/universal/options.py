@@ -12,7 +12,16 @@ from resfool.classifiers.finding import OneModel
 from resfool.costs import Cost, Data
 from resfool.declarations import GIVEN, Known, Needs
 from resfool.errors import InputError
-from resfool.parameters import Checkpoints, Crew, Drawn, InBlocks, Limits, Parameters, Seeded
+from resfool.parameters import (
+    Checkpoints,
+    Crew,
+    Drawn,
+    InBlocks,
+    KeptIn,
+    Limits,
+    Parameters,
+    Seeded,
+)
 from resfool.training.recipe import TrainParameters
 from resfool.universal.patterns import Patterned
 from resfool.values import (
@@ -181,7 +190,7 @@ class UniversalParameters(
     OfLayer,
     Drawn,
     Crew,
-    InBlocks,
+    KeptIn,
 ):
     """Fit one perturbation for all images and judge it on held-out ones (section VI.B)."""
 
@@ -224,9 +233,6 @@ class UniversalParameters(
         "test images to judge on, where samples are training images to fit on; none is 1000, or "
         "all if there are fewer.",
     ] = None
-    solve_dir: Annotated[
-        str, Needs(matrix=(None,)), "folder where an interrupted solve keeps what it has."
-    ] = "checkpoints"
 
     def check(self) -> None:
         """Refuse what the algorithm can't do without, or has no use for."""

@@ -1,27 +1,26 @@
 """What is computed of each fitting image, in blocks: by workers or here, kept while it goes on."""
 
 import functools
-import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from resfool import blocks
 from resfool.arrayfiles import ABSURD, DamagedError, Wanted, check, using
 from resfool.attacks import minimal
-from resfool.attacks.memory import largest, workers_at_once
+from resfool.attacks.memory import largest
 from resfool.attacks.minimal import Minimal
+from resfool.attacks.sharing import workers_for
 from resfool.attacks.solvers import SOLVERS, Solving
 from resfool.blocks import Column, Plan
 from resfool.classifiers import inference, spreading
 from resfool.classifiers.inference import Rows
-from resfool.classifiers.spreading import Blocks, Columns, Function, Map, Sent, Workers
+from resfool.classifiers.keeping import digest
+from resfool.classifiers.spreading import Blocks, Columns, Function, Workers
 from resfool.errors import InputError, expanded
 from resfool.identity import VERSIONS
 from resfool.monitor import Advance
@@ -85,24 +84,15 @@ def solved_perturbations(work: Work) -> Minimal:
 
 
 def _workers(work: Work, model: keras.Model, parts: Blocks, chosen: bool) -> Workers | None:
-    """The workers that were asked for, or that are chosen where the model can be sent there."""
-    # Workers that aren't given GPUs see none.
-    chosen = chosen and not tf.config.list_logical_devices("GPU")
-    if work.map is None or not (work.asked.wanted or chosen):
-        return None
-    run: Map = work.map
-    size = inference.even(parts.size, work.batch_size)
-    cores = os.cpu_count() or 1
-    fitting = workers_at_once(model, size, cores)
-    if work.asked.crew["backend"] == "joblib" and work.asked.workers is None and fitting < cores:
-        work.monitor.say(f"{fitting} workers instead of {cores}, since memory is short")
-        run = functools.partial(work.map, workers=fitting)
-    try:
-        return Workers(run, Sent.of(model))
-    except InputError:
-        if work.asked.wanted:
-            raise
-        return None
+    return workers_for(
+        model,
+        parts,
+        work.asked,
+        work.map,
+        work.monitor,
+        batch_size=work.batch_size,
+        chosen=chosen,
+    )
 
 
 def check_solve(
@@ -220,11 +210,3 @@ def _progress(work: Work, done: int) -> Advance:
     advance = work.monitor.counter(len(work.fitting), "images solved", done)
     advance(0)
     return advance
-
-
-def digest(*parts: Any) -> str:
-    """Sixteen hex digits that tell texts and arrays apart."""
-    sha = hashlib.sha256()
-    for part in parts:
-        sha.update(part.encode() if isinstance(part, str) else np.ascontiguousarray(part).tobytes())
-    return sha.hexdigest()[:16]

@@ -15,8 +15,10 @@ from resfool.attacks import examples, masking, presentation
 from resfool.attacks import robustness_presentation as robustness
 from resfool.attacks.epsilons import Curve, over_epsilons
 from resfool.attacks.examples import Attacked
-from resfool.attacks.gradient import SignGradients
-from resfool.attacks.methods.moving import Moved, Start
+from resfool.attacks.found import Found
+from resfool.attacks.gradient import SignGradients, sign_gradients
+from resfool.attacks.methods.moving import Start
+from resfool.attacks.methods.pursuit import Pursuer, pursue
 from resfool.attacks.methods.task import Answer, Task
 from resfool.attacks.options import AttackParameters, HowToAttack
 from resfool.attacks.verdict import CHEAP, CHECKS, MOST_IMAGES, Check, Verdict
@@ -271,7 +273,7 @@ def test_attacks_are_compared_by_who_fooled_first(
         return SimpleNamespace(first=first)
 
     monkeypatch.setattr(masking, "pursue", planted)
-    found = masking._compared(start_of(10, 3, [0.1, 0.3, 1.5]), np.arange(10), norm, 0.0)
+    found = masking._compared(start_of(10, 3, [0.1, 0.3, 1.5]), norm, 0.0)
     assert asked == [0.1, 0.3, half]
     values = {check.name: check.value for check in found}
     # Of the last row three were not fooled by gradients; of the columns three have a 1 and three
@@ -279,35 +281,48 @@ def test_attacks_are_compared_by_who_fooled_first(
     assert values == {"right_within_half": 0.3, "more_steps": 0.3, "black_box": 0.3}
     limits = {check.name: check.limit for check in found}
     assert limits["right_within_half"] == 0.8  # grey is of class 0, at best
-    again = masking._compared(start_of(10, 3, [0.1]), np.arange(10), norm, 0.4)
+    again = masking._compared(start_of(10, 3, [0.1]), norm, 0.4)
     assert {check.name: check.value for check in again}["black_box"] == 0.4
 
 
 def test_what_the_attacks_own_search_found_counts() -> None:
     first = np.array([[-1, 1, 0, -1], [0, 1, 0, 1]])
-    outcome: Any = None
-    moved = Moved(outcome, lambda numbers, epsilon: numbers, None, ("apgd", "square"), first)
-    assert masking._fooled_by_search(moved, np.arange(4)) == 0.5
-    assert masking._fooled_by_search(moved, np.array([0, 2])) == 0.0
-    alone = Moved(outcome, lambda numbers, epsilon: numbers, None, ("square",), first)
-    assert masking._fooled_by_search(alone, np.arange(4)) == 0.0
+
+    def share(right: list[int], **given: Any) -> float:
+        model, images = linear_model(3), mid_grey_images(4)
+        labels, asked = np.zeros(4, int), HowToAttack(epsilons=(0.1, 0.2), **given)
+        found = Found(model, images, labels, asked, 0, 4, {"first": first.T})
+        return found.by_search(np.array(right, int))
+
+    both: dict[str, Any] = {"method": "standard", "components": ("apgd", "square")}
+    assert share([0, 1, 2, 3], **both) == 0.5
+    assert share([0, 2], **both) == 0.0
+    assert share([], **both) == 0.0
+    assert share([0, 1, 2, 3], method="square") == 0.0
 
 
 def test_what_is_drawn_for_an_image_depends_on_its_place_only() -> None:
     model, images = linear_model(3), mid_grey_images(8)
-    labels = inference.logits(model, images).argmax(axis=1).astype(np.int32)
-    radii = np.full(8, 0.01, np.float32)
-    whole = Task(model, images, labels, radii, np.zeros(8, np.float32))
-    places = np.array([5, 2])
-    drawn: list[np.ndarray] = []
+    labels = np.zeros(8, int)
+    first = sign_gradients(model, images, labels)
+    drawn: list[tuple[np.ndarray, np.ndarray]] = []
 
     def draw(task: Task) -> Answer:
-        drawn.append(task.starts(0))
+        drawn.append((task.numbers, task.starts(0)))
         return Answer.none(task)
 
-    part = replace(whole.of(places), places=np.arange(2))
-    masking._placed(draw, places)(part)
-    np.testing.assert_array_equal(drawn[0], whole.starts(0)[places])
+    def starts(chosen: np.ndarray) -> dict[int, np.ndarray]:
+        own = SignGradients(first.signs[chosen], first.logits[chosen], labels[chosen])
+        own = replace(own, logits=np.eye(3, dtype=np.float32)[labels[chosen]])
+        start = Start(model, images[chosen], own, [0.01], True, 0, 250, quiet, chosen)
+        pursue(start, [Pursuer("it", draw, 1)], "linf")
+        return dict(zip(*drawn.pop(), strict=True))
+
+    whole, part = starts(np.arange(8)), starts(np.array([5, 2]))
+    assert len(whole) == 8
+    assert sorted(part) == [2, 5]
+    for place, start in part.items():
+        np.testing.assert_array_equal(start, whole[place])
 
 
 def test_without_an_image_that_is_right_nothing_is_checked() -> None:

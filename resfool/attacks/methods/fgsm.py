@@ -15,10 +15,6 @@ def fgsm(start: Start, asked: Any) -> Moved:
     """
     from resfool.attacks import gradient
 
-    def move(chosen: np.ndarray, epsilon: float) -> np.ndarray:
-        signs = start.first.signs[chosen]
-        return gradient.perturbed(start.images[chosen], signs, epsilon, clip=start.clip)
-
     outcome = gradient.along(
         start.model,
         start.images,
@@ -27,7 +23,14 @@ def fgsm(start: Start, asked: Any) -> Moved:
         progress=start.passes(len(start.epsilons)),
         **start.options,
     )
-    return Moved(outcome, move)
+    return Moved(outcome)
+
+
+def moved_at(start: Start, asked: Any, epsilon: float) -> np.ndarray:
+    """The images at an epsilon, float32 (N, H, W, C)."""
+    from resfool.attacks import gradient
+
+    return gradient.perturbed(start.images, start.first.signs, epsilon, clip=start.clip)
 
 
 def passes(epsilons: int, asked: Any) -> int:

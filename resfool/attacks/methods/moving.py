@@ -1,6 +1,6 @@
 """What a method of attack is given, and what it answers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,8 @@ class Start:
         seed: of whatever is drawn at random.
         batch_size: images per pass.
         progress: is told the passes done, one image each; a gradient counts as two.
+        places: int64 (N,), the images' numbers in a larger set, rising one by one; None counts from
+            0. What is drawn for an image depends on the seed and its place only.
     """
 
     model: "keras.Model"
@@ -37,6 +39,12 @@ class Start:
     seed: int
     batch_size: int
     progress: Advance
+    places: np.ndarray | None = None
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """The images' places."""
+        return np.arange(len(self.images)) if self.places is None else self.places
 
     @property
     def options(self) -> dict[str, Any]:
@@ -54,7 +62,8 @@ class Moved:
 
     Attributes:
         outcome: what the model makes of them at each of the E epsilons.
-        move: from the numbers of some images and an epsilon to those images under attack.
+        fooling: float32 (N, H, W, C), each image moved no farther than fools it, or as it was where
+            nothing fools it; None of methods that move images anew for each epsilon.
         smallest: float32 (N,), the smallest epsilon that changes the class, if it was looked for;
             inf where none was found.
         attacks: the names of several attacks that followed one another, if they did.
@@ -63,7 +72,7 @@ class Moved:
     """
 
     outcome: "Outcome"
-    move: Callable[[np.ndarray, float], np.ndarray]
+    fooling: np.ndarray | None = None
     smallest: np.ndarray | None = None
     attacks: tuple[str, ...] = ()
     first: np.ndarray | None = None

@@ -29,24 +29,26 @@ def pgd(start: Start, asked: PgdOptions) -> Moved:
     """Move every image in many small steps, anew for each epsilon."""
     from resfool.attacks import gradient
 
-    def move(chosen: np.ndarray, epsilon: float) -> np.ndarray:
-        return projected_gradient_descent(
-            start.model,
-            start.images[chosen],
-            start.first.labels[chosen],
-            epsilon,
-            steps=asked.pgd_steps,
-            step_size=asked.pgd_step_size,
-            seed=start.seed,
-            places=chosen,
-            **start.options,
-        )
-
     outcomes = [
         gradient.collected(_descents(start, asked, epsilon), 1, len(start.images))
         for epsilon in start.epsilons
     ]
-    return Moved(gradient.Outcome.joined(outcomes), move)
+    return Moved(gradient.Outcome.joined(outcomes))
+
+
+def moved_at(start: Start, asked: PgdOptions, epsilon: float) -> np.ndarray:
+    """The images at the end of their descents, float32 (N, H, W, C)."""
+    return projected_gradient_descent(
+        start.model,
+        start.images,
+        start.first.labels,
+        epsilon,
+        steps=asked.pgd_steps,
+        step_size=asked.pgd_step_size,
+        seed=start.seed,
+        places=start.numbers,
+        **start.options,
+    )
 
 
 def _descents(start: Start, asked: PgdOptions, epsilon: float) -> "Batches":
@@ -56,7 +58,11 @@ def _descents(start: Start, asked: PgdOptions, epsilon: float) -> "Batches":
     return gradient.batchwise(
         start.model,
         _descend_and_judge,
-        (start.images, _starts(start.images, start.seed), start.first.labels.astype(np.int32)),
+        (
+            start.images,
+            _starts(start.images, start.seed, start.numbers),
+            start.first.labels.astype(np.int32),
+        ),
         *_lengths(epsilon, asked.pgd_steps, asked.pgd_step_size),
         start.clip,
         batch_size=start.batch_size,

@@ -140,7 +140,7 @@ def _follow(
                 norm=found.norm,
                 clip=start.clip,
                 seed=start.seed,
-                places=part,
+                places=start.numbers[part],
                 batch_size=start.batch_size,
                 progress=told.more,
             )
@@ -157,11 +157,6 @@ def _moved(start: Start, found: _Found, pursuers: Sequence[Pursuer]) -> Moved:
     start.progress(len(images))
     found.forget(np.flatnonzero((found.level < count) & (seen.classes[0] == start.first.labels)))
 
-    def move(chosen: np.ndarray, epsilon: float) -> np.ndarray:
-        number = np.searchsorted(found.epsilons, epsilon, side="right") - 1
-        there = found.level[chosen] <= number
-        return np.where(there.reshape(-1, 1, 1, 1), found.moved[chosen], images[chosen])
-
     fooled = found.level <= np.arange(count)[:, np.newaxis]
     both = zip(vars(seen).values(), vars(Outcome.unmoved(start.first.logits)).values(), strict=True)
     outcome = Outcome(*(np.where(fooled, there, here) for there, here in both))
@@ -169,7 +164,7 @@ def _moved(start: Start, found: _Found, pursuers: Sequence[Pursuer]) -> Moved:
     if all(pursuer.shortens for pursuer in pursuers):
         sizes = lowrank.sizes(found.moved - images, found.norm)
         smallest = np.where(found.level < count, sizes, np.inf).astype(np.float32)
-    return Moved(outcome, move, smallest, tuple(p.name for p in pursuers), found.first)
+    return Moved(outcome, found.moved, smallest, tuple(p.name for p in pursuers), found.first)
 
 
 class _Told:

@@ -50,7 +50,8 @@ def smallest(start: Start, asked: Any) -> Moved:
             batch_size=task.batch_size,
             progress=lambda count, text="", /: task.progress(_PASSES * count, text),
         )
-        norms[task.numbers], rounded[task.numbers] = found.norms, found.rounded
+        rows = np.searchsorted(start.numbers, task.numbers)
+        norms[rows], rounded[rows] = found.norms, found.rounded
         return Answer(task.images + found.perturbations, found.flipped)
 
     pursuer = Pursuer(asked.solver, attack, _PASSES, shortens=True)
