@@ -42,9 +42,9 @@ NOT_RESULTS = {
 
 # The digest of that code, for the version of its results.
 PINNED = {
-    "train": ("e62de5f69643a9a5", "1ebaf306bbd996e9"),
-    "attack": ("56aa5d1102c24214", "4b5baaf6cf553889"),
-    "universal": ("d5b68f12eaa10ff3", "d5b68f12eaa10ff3"),
+    "train": ("e62de5f69643a9a5", "27207b65494c5821"),
+    "attack": ("4d7e41d5b6091966", "4d7e41d5b6091966"),
+    "universal": ("d5b68f12eaa10ff3", "ce57be094c22e5d4"),
 }
 
 

@@ -108,7 +108,7 @@ def check_block(
     of_epsilons = (count, epsilons)
     wanted = {
         "logits": Wanted("f", (count, classes)),
-        "directions": Wanted("i", (count, math.prod(shape)), most=1),
+        "directions": Wanted("i", (count, math.prod(shape))),
         "clean_classes": Wanted("i", (count,)),
         "clean_confidences": Wanted("f", (count,)),
     }
@@ -123,6 +123,8 @@ def check_block(
         "rounded": Wanted("b", (count,)),
     }
     check(columns, wanted | {n: one for n, one in may_be.items() if n in columns})
+    if (np.abs(columns["directions"]) > 1).any():
+        raise DamagedError("its directions are no signs")
     for name in ("clean_classes", *(f"{name}_classes" for name in _OUTCOMES)):
         if (columns[name] < 0).any() or (columns[name] >= classes).any():
             raise DamagedError(f"its {name} are none of the {classes} classes")

@@ -104,6 +104,7 @@ def smallest_epsilons(
         _narrow,
         (*(inference.picked(of, movable) for of in (images, directions)), classes, low, high),
         tf.constant(rounds),
+        tf.constant(tolerance, tf.float32),
         clip,
         batch_size=batch_size,
         progress=progress,
@@ -120,6 +121,7 @@ def _narrow(
     low: Any,
     high: Any,
     rounds: Any,
+    tolerance: Any,
     clip: bool,
 ) -> tuple[Any]:
     import tensorflow as tf
@@ -130,6 +132,8 @@ def _narrow(
         middle = (low + high) / 2
         moved = step(images, directions, tf.reshape(middle, (-1, 1, 1, 1)), clip)
         changed = tf.argmax(model(moved, training=False), axis=1) != clean_classes
-        low = tf.where(changed, low, middle)
-        high = tf.where(changed, middle, high)
+        # What is found of an image doesn't depend on how long others take.
+        wide = high - low > tolerance
+        low = tf.where(wide & ~changed, middle, low)
+        high = tf.where(wide & changed, middle, high)
     return (high,)
