@@ -20,10 +20,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from entry_points import attack, train
+from resfool import experiments
 from resfool.archive import ModelSource
 from resfool.classifiers import files, finding
 from resfool.datasets import sets
 from resfool.errors import InputError, UsageError
+from resfool.monitor import Monitor
 from resfool.values import show
 from tests import conftest
 from tests.conftest import QUICK, ROOT, TrainOnce
@@ -232,6 +234,11 @@ def refused(capsys: pytest.CaptureFixture[str], **options: Any) -> str:
         ({"samples": 401}, "samples=401 is more than the 400 test images of digits"),
         ({"samples": 0}, "samples=0"),
         ({"split": "training"}, "did you mean 'train'?"),
+        ({"block_images": 0}, "block_images=0"),
+        ({"gpus_per_worker": 1}, "gpus_per_worker=1.0 has no effect with backend=none"),
+        ({"backend": "ray", "gpus_per_worker": 1.5}, "must be whole, or a share of one GPU"),
+        ({"backend": "joblib", "workers": 0}, "workers=0"),
+        ({"solve_dir": "theirs.keras"}, "solve folder"),
         ({"input_range": "1,0"}, "two rising numbers"),
         ({"input_range": "0"}, "two"),
         (
@@ -257,6 +264,35 @@ def test_bad_input_is_refused_in_one_sentence_and_leaves_no_run(
     line = refused(capsys, **({"model": strangers, "dataset": "digits"} | options))
     assert sentence in line
     assert not store.search_runs(["0"])
+
+
+def test_what_an_interrupted_attack_left_is_checked_before_a_run(
+    store: MlflowClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strangers_model(Path("theirs.keras"))
+    options: dict[str, Any] = {"model": "theirs.keras", "dataset": "digits", "block_images": 20}
+    options |= {"samples": 60, "input_range": "0,255", "epsilons": "0.1"}
+
+    class Stopped(Monitor):
+        def progress(self, done: int, total: int, text: str) -> None:
+            if len(list(Path("checkpoints").glob("attack-*/block-*.json"))) == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        experiments.attack(Stopped(), **options | {"input_range": (0, 255), "epsilons": (0.1,)})
+    (folder,) = Path("checkpoints").iterdir()
+    file = folder / "moved_classes-000001.npy"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    line = refused(capsys, **options)
+    assert f"block 1 of {folder}" in line and "isn't as large as its header says" in line
+    assert not store.search_runs(["0"])
+    file.write_bytes(whole)
+    attack.main([f"--{name}={value}" for name, value in options.items()])
+    assert "of which 40 images are done" in capsys.readouterr().out
+    (run,) = store.search_runs(["0"])
+    assert run.data.params["attacked_by"] == "one process"
+    assert not list(Path("checkpoints").iterdir())
 
 
 def test_a_run_without_such_a_model_is_refused(

@@ -33,7 +33,7 @@ def asked(line: str) -> None:
         ("sweep arch=resnet seeds=1000000000", "seeds=1000000000 takes at least"),
         ("sweep arch=mlp seeds=9000 workers=100000", "and memory_limit allows 16 GB"),
         ("tune arch=resnet trials=1000000000", "trials=1000000000 takes at least 1 TB of memory"),
-        ("attack model=m samples=1000000000000", "samples=1000000000000 takes at least 256 TB"),
+        ("attack model=m samples=1000000000000", "samples=1000000000000 takes at least 3,472 days"),
         (
             "attack model=m method=pgd pgd_steps=999999 samples=9999999",
             "samples=9999999 takes at least 32",

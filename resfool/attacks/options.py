@@ -281,9 +281,12 @@ class AttackParameters(HowToAttack, Target, Crew, KeptIn):
         return replace(super().allowed, without_gradient=self.pursues)
 
     def cost(self, data: Data) -> Cost:
-        """That of each model."""
-        each = super().cost(self.drawn(self.sized(data)))
-        return Cost(each.seconds * len(self.model), each.memory)
+        """That of each model; of the images a block is in memory at a time."""
+        data = self.drawn(self.sized(data))
+        block = min(data.images, self.block_images or 1)
+        workers = self.memory_of(data.images, 0.0) if self.wanted else 0.0
+        memory = replace(data, images=block).memory + workers
+        return Cost(super().cost(data).seconds * len(self.model), memory)
 
 
 class MeasureParameters(HowToAttack, Interface, Drawn):
