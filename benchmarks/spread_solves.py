@@ -1,6 +1,7 @@
 """Smallest perturbations of the same images by one process with all threads, and by workers.
 
     python -m benchmarks.spread_solves --model runs:/RUN_ID/model --images 200
+    python -m benchmarks.spread_solves --model runs:/RUN_ID/model --method standard --block 250
     python -m benchmarks.spread_solves --untrained resnet --images 100 --block 25
 
 The first round begins from nothing, as a command does: workers start, load the model and compile,
@@ -13,7 +14,7 @@ import argparse
 import functools
 import statistics
 import time
-from typing import Any
+from typing import Any, cast
 
 import joblib
 import keras
@@ -22,7 +23,9 @@ import numpy as np
 from benchmarks import common
 from resfool import parallel
 from resfool.attacks import minimal
-from resfool.classifiers import spreading
+from resfool.attacks.found import attack_block
+from resfool.attacks.options import HowToAttack
+from resfool.classifiers import inference, spreading
 from resfool.classifiers.spreading import Blocks, Sent, Workers
 
 
@@ -36,14 +39,15 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--block", type=int, default=50, help="images of a block")
     parser.add_argument("--solver", default="closest")
+    parser.add_argument("--method", help="of attack, at 1/255 and 8/255, in place of a solver")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--workers", type=int, nargs="*", default=[1, joblib.cpu_count()])
     options = parser.parse_args()
     model, images = _model_and_images(options)
     work = spreading.multiplications(model) * len(images)
-    print(f"{common.machine()}; {len(images)} images, blocks of {options.block}, {options.solver}")
-    print(f"{work / len(images):.2g} multiplications an image: workers pay, by the rule of")
-    print(f"`spreading.pays`: {spreading.pays(model, len(images))}\n")
+    what = options.method or options.solver
+    print(f"{common.machine()}; {len(images)} images, blocks of {options.block}, {what}")
+    print(f"{work / len(images):.2g} multiplications an image and pass\n")
     ways: dict[str, Workers | None] = {f"one process, {joblib.cpu_count()} threads": None}
     for count in options.workers:
         run = functools.partial(parallel.map, workers=count)
@@ -72,10 +76,17 @@ def _model_and_images(options: argparse.Namespace) -> tuple[keras.Model, np.ndar
 def _seconds(
     model: keras.Model, images: np.ndarray, options: argparse.Namespace, workers: Workers | None
 ) -> float:
-    blocks = Blocks((images,), options.block)
-    own: Any = {"solver": options.solver, "batch_size": blocks.size}
+    arrays, function = [images], cast(Any, minimal.solved_block)
+    own: Any = {"solver": options.solver}
+    if options.method is not None:
+        asked = HowToAttack(method=options.method, epsilons=(1 / 255, 8 / 255))
+        labels = inference.logits(model, images).argmax(axis=1)
+        arrays, function = [images, labels, np.arange(len(images))], attack_block
+        own = {"asked": asked, "seed": 0}
+    blocks = Blocks(arrays, options.block)
+    own |= {"batch_size": blocks.size}
     began = time.perf_counter()
-    spreading.in_blocks(model, minimal.solved_block, blocks, own, workers=workers)
+    spreading.in_blocks(model, function, blocks, own, workers=workers)
     return time.perf_counter() - began
 
 
