@@ -11,6 +11,10 @@ from collections.abc import Iterator
 
 from resfool.errors import InputError
 
+# Read by TensorFlow at its first operation: whether GPUs give the same bits every time. Some of
+# their operations can't; with 0 those are taken too.
+DETERMINISTIC = "TF_DETERMINISTIC_OPS"
+
 # What TensorFlow shall read from the environment as it is imported, where nothing is set yet.
 VARIABLES = {"TF_CPP_MIN_LOG_LEVEL": "3"}
 if platform.machine().lower() in ("x86_64", "amd64"):
@@ -30,7 +34,7 @@ def variables() -> dict[str, str]:
 
 
 def start_tensorflow() -> None:
-    """Import TensorFlow and let it take a GPU's memory only as it needs it.
+    """Import TensorFlow; of GPUs it takes the memory as it needs it, and the same bits each time.
 
     Its start-up notes (drivers that aren't there, instructions that it could use) go to the
     process's standard error before any setting is read, and bury what we have to say; they are
@@ -40,7 +44,10 @@ def start_tensorflow() -> None:
     with held_back_stderr():
         import tensorflow as tf
 
-        for gpu in tf.config.list_physical_devices("GPU"):
+        gpus = tf.config.list_physical_devices("GPU")
+        if gpus:
+            os.environ.setdefault(DETERMINISTIC, "1")
+        for gpu in gpus:
             # Too late where TensorFlow is at work already, or the GPUs are divided; they stay so.
             with contextlib.suppress(RuntimeError, ValueError):
                 tf.config.experimental.set_memory_growth(gpu, True)
@@ -54,6 +61,13 @@ def _import_tensorflow() -> None:
 
         # It warns of "retracing" where several models are compiled, each once.
         tf.get_logger().setLevel("ERROR")
+
+
+def on_gpus() -> bool:
+    """Whether TensorFlow computes on a GPU here."""
+    import tensorflow as tf
+
+    return bool(tf.config.list_logical_devices("GPU"))
 
 
 def tensorflow_started() -> bool:

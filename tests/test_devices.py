@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -81,10 +82,28 @@ def test_the_slowdown_is_that_of_the_shortest_times(monkeypatch: pytest.MonkeyPa
         devices.bfloat16_slowdown.cache_clear()
 
 
+@pytest.mark.parametrize(("given", "then"), [(None, "1"), ("0", "0")])
+def test_gpus_give_the_same_bits_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, then: str
+) -> None:
+    import tensorflow as tf
+
+    monkeypatch.setenv(devices.DETERMINISTIC, given or "")  # so that it is put back in the end
+    if given is None:
+        monkeypatch.delenv(devices.DETERMINISTIC)
+    devices.start_tensorflow()
+    assert os.environ.get(devices.DETERMINISTIC) == given  # no GPU here, so nothing is to be said
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [SimpleNamespace()])
+    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda gpu, on: None)
+    devices.start_tensorflow()
+    assert os.environ[devices.DETERMINISTIC] == then
+
+
 def test_a_gpu_that_is_in_use_already_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     import tensorflow as tf
     from tensorflow.python.eager import context
 
+    monkeypatch.setenv(devices.DETERMINISTIC, "0")
     tf.constant(0)
     used = context.context()
     gpu = context.PhysicalDevice("/physical_device:GPU:0", "GPU")

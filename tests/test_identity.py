@@ -42,9 +42,9 @@ NOT_RESULTS = {
 
 # The digest of that code, for the version of its results.
 PINNED = {
-    "train": ("e62de5f69643a9a5", "27207b65494c5821"),
-    "attack": ("4d7e41d5b6091966", "4d7e41d5b6091966"),
-    "universal": ("d5b68f12eaa10ff3", "ce57be094c22e5d4"),
+    "train": ("e62de5f69643a9a5", "357707c089bd1bba"),
+    "attack": ("4d7e41d5b6091966", "982710336e64d79f"),
+    "universal": ("d5b68f12eaa10ff3", "c0b8515efc457102"),
 }
 
 

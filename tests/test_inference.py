@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from resfool import devices
 from resfool.attacks import gradient, minimal
 from resfool.classifiers import inference
 from resfool.errors import InputError
@@ -189,6 +190,19 @@ def test_the_fused_kernel_is_used_inside_and_keras_is_left_as_it_was() -> None:
     with pytest.raises(ZeroDivisionError), fused_inference():
         raise ZeroDivisionError
     assert layers.BatchNormalization.call is plain
+
+
+def test_on_gpus_nothing_is_fused_whose_gradient_has_other_bits_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(devices, "on_gpus", lambda: True)
+    model = classifier([norm()])
+
+    def fused(x: Any) -> Any:
+        with fused_inference():
+            return model(x, training=False)
+
+    assert "FusedBatchNormV3" not in kernels(fused, tf.constant(images()))
 
 
 def test_training_inside_is_keras_own() -> None:

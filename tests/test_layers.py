@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from resfool import devices
 from resfool.networks.layers import BatchNormReLU
 
 SHAPE = (6, 5, 4, 3)
@@ -29,8 +30,12 @@ def pair(beta: float) -> tuple[BatchNormReLU, keras.layers.BatchNormalization]:
     return fused, plain
 
 
+@pytest.mark.parametrize("gpu", [False, True])
 @pytest.mark.parametrize("training", [True, False])
-def test_outputs_and_moving_averages_agree_with_keras(training: bool) -> None:
+def test_outputs_and_moving_averages_agree_with_keras(
+    training: bool, gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "on_gpus", lambda: gpu)
     fused, plain = pair(beta=0.1)
     x, _ = inputs()
     expected = tf.nn.relu(plain(x, training=training))

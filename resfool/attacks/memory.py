@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from resfool import limits
+from resfool import devices, limits
 from resfool.attacks import gradient
 from resfool.classifiers import inference
 from resfool.classifiers.inference import BATCH_SIZE
@@ -60,7 +60,7 @@ def images_per_pass(
             )
         return asked
     half = free / 2
-    enough = math.inf if tf.config.list_logical_devices("GPU") else _ENOUGH
+    enough = math.inf if devices.on_gpus() else _ENOUGH
     fitting = size * min(half / pass_takes, enough / gradient_takes)
     if fitting >= size:
         return BATCH_SIZE
@@ -104,8 +104,10 @@ def _of_solving(model: keras.Model, size: int, gradient_takes: float) -> float:
 def enough_for(size: int) -> Iterator[None]:
     """Say it in one sentence where memory ends during passes of so many images.
 
+    And where a GPU has an operation of the model's in no way that gives the same bits every time.
+
     Raises:
-        InputError: it ended.
+        InputError: it ended, or has not.
     """
     try:
         yield
@@ -114,6 +116,14 @@ def enough_for(size: int) -> Iterator[None]:
         if size > 1:
             what, advice = f"{size} images", f"; give a smaller batch_size, such as {size // 2}"
         raise InputError(f"a pass of {what} takes more memory than there is{advice}") from error
+    except tf.errors.UnimplementedError as error:
+        said = [line for line in error.message.splitlines() if "deterministic" in line]
+        if not said:
+            raise
+        raise InputError(
+            f"the model has an operation whose bits on a GPU differ from pass to pass ({said[0]}); "
+            f"set {devices.DETERMINISTIC}=0 in the environment to take it as it is"
+        ) from error
 
 
 def _of_gradient(model: keras.Model, size: int) -> float:
@@ -144,7 +154,7 @@ def _of_gradient(model: keras.Model, size: int) -> float:
 
 def _free() -> int:
     """Bytes that passes may take: of the GPUs if there are any, or else of this process."""
-    if tf.config.list_logical_devices("GPU"):
+    if devices.on_gpus():
         return min(_of_gpus())
     return limits.free()
 

@@ -5,8 +5,8 @@ import os
 from typing import Any
 
 import keras
-import tensorflow as tf
 
+from resfool import devices
 from resfool.attacks.memory import workers_at_once
 from resfool.classifiers import inference
 from resfool.classifiers.spreading import Blocks, Sent, Workers
@@ -40,7 +40,7 @@ def workers_for(
         InputError: they were asked for, and the model can't be sent.
     """
     # Workers that aren't given GPUs see none.
-    chosen = chosen and not tf.config.list_logical_devices("GPU")
+    chosen = chosen and not devices.on_gpus()
     if map is None or not (asked.wanted or chosen):
         return None
     run = map

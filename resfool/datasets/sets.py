@@ -86,6 +86,16 @@ class Split:
         for begin in range(0, len(self), size):
             yield self.take(np.arange(begin, min(begin + size, len(self))))
 
+    def check(self) -> None:
+        """Decode pictures once, block by block, so that nothing runs where one can't be read.
+
+        Raises:
+            InputError: one can't be.
+        """
+        if isinstance(self.stored, Encoded):
+            for _ in self.blocks(_DECODED):
+                pass
+
     def chosen(self, rows: Array) -> "Split":
         """Some of them by their numbers, left where they are stored."""
         return replace(self, stored=chosen(self.stored, rows), labels=self.labels[rows])
@@ -135,6 +145,7 @@ class Split:
 
 
 _CHUNK = 1 << 22  # values that are scaled together
+_DECODED = 100  # pictures, together
 
 
 def _unwritable(array: Array) -> Array:
@@ -470,14 +481,16 @@ SAMPLES = 1000  # images, where nothing else is asked for
 
 
 def choose(data: Dataset, part: Part, samples: int | None, seed: int) -> Split:
-    """Some images of a part of a data set, drawn at random as `draw` says; they aren't read yet.
+    """Some images of a part of a data set, drawn at random as `draw` says; they stay where they are.
 
     Raises:
-        InputError: there are none, or fewer than wanted.
+        InputError: there are none, or fewer than wanted, or one can't be read.
     """
     split = data.split(part)
     data.check_has(part, f"split={part}")
-    return split.chosen(draw(len(split), samples, seed, f"{part} images of {data.name}"))
+    chosen = split.chosen(draw(len(split), samples, seed, f"{part} images of {data.name}"))
+    chosen.check()
+    return chosen
 
 
 def draw(count: int, samples: int | None, seed: int, what: str, name: str = "samples") -> Array:

@@ -8,6 +8,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from resfool import devices
+
 
 class BatchNormReLU(keras.layers.Layer):
     """relu(batch_norm(x)) in one kernel: (N, H, W, C) to the same shape and type.
@@ -18,7 +20,8 @@ class BatchNormReLU(keras.layers.Layer):
     On TensorFlow's CPU, Keras spells batch normalisation out as a dozen elementwise operations in
     float32, each a pass over memory. FusedBatchNormV3 is one pass in the layer's own type with
     float32 statistics, and TensorFlow's graph optimizer folds the ReLU behind it into it. GPUs
-    have the same operation.
+    have the same operation, but out of training no gradient of it that gives the same bits every
+    time: there it is spelled out.
 
     Args:
         momentum: of the moving averages.
@@ -54,6 +57,8 @@ class BatchNormReLU(keras.layers.Layer):
 
     def call(self, x: Any, training: bool = False) -> Any:
         """Normalise by the batch's statistics in training, else by the moving averages."""
+        if not training and devices.on_gpus():
+            return tf.nn.relu(self._spelled_out(x))
         if not training:
             y, *_ = self._normalise(x, self.moving_mean.value, self.moving_variance.value, False)
             return tf.nn.relu(y)
@@ -68,6 +73,11 @@ class BatchNormReLU(keras.layers.Layer):
     def _normalise(self, x: Any, mean: Any, variance: Any, is_training: bool) -> Any:
         gamma, beta = self.gamma.value, self.beta.value
         return _fused(x, gamma, beta, mean, variance, self.epsilon, is_training)
+
+    def _spelled_out(self, x: Any) -> Any:
+        scale = self.gamma.value * tf.math.rsqrt(self.moving_variance.value + self.epsilon)
+        offset = self.beta.value - self.moving_mean.value * scale
+        return x * tf.cast(scale, x.dtype) + tf.cast(offset, x.dtype)
 
     def _move(self, average: Any, batch_value: Any) -> None:
         average.assign(average * self.momentum + batch_value * (1 - self.momentum))
@@ -91,8 +101,11 @@ def fused_inference() -> Iterator[None]:
 
     That is for anybody's model: nothing of it is changed, and what the graph computes differs by
     rounding only. Where the kernel doesn't fit (in training, channels first, float64, other than
-    4 dimensions) Keras's own operations are traced.
+    4 dimensions) Keras's own operations are traced, and all of them where there is a GPU.
     """
+    if devices.on_gpus():
+        yield
+        return
     layer = keras.layers.BatchNormalization
     # The class is everyone's: without the lock, two threads could put back each other's method.
     with _switching:

@@ -162,3 +162,12 @@ def test_memory_that_ends_is_told_in_one_sentence(size: int, advice: str) -> Non
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
     what = "one image" if size == 1 else "9 images"
     assert str(caught.value) == f"a pass of {what} takes more memory than there is{advice}"
+
+
+def test_an_operation_without_bits_of_its_own_is_told_in_one_sentence() -> None:
+    said = "A deterministic GPU implementation of it is not currently available."
+    with pytest.raises(InputError) as caught, memory.enough_for(1):
+        raise tf.errors.UnimplementedError(None, None, f"Graph execution error:\n\nat node\n{said}")
+    assert f"({said})" in str(caught.value) and "TF_DETERMINISTIC_OPS=0" in str(caught.value)
+    with pytest.raises(tf.errors.UnimplementedError), memory.enough_for(1):
+        raise tf.errors.UnimplementedError(None, None, "another operation")
