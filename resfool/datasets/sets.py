@@ -481,7 +481,7 @@ SAMPLES = 1000  # images, where nothing else is asked for
 
 
 def choose(data: Dataset, part: Part, samples: int | None, seed: int) -> Split:
-    """Some images of a part of a data set, drawn at random as `draw` says; they stay where they are.
+    """Some images of a part of a data set, drawn at random as `draw` says, left where they are.
 
     Raises:
         InputError: there are none, or fewer than wanted, or one can't be read.
