@@ -83,7 +83,7 @@ def test_the_slowdown_is_that_of_the_shortest_times(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(("given", "then"), [(None, "1"), ("0", "0")])
-def test_gpus_give_the_same_bits_unless_the_user_says_otherwise(
+def test_gpus_give_all_bits_of_float32_and_the_same_unless_the_user_says_otherwise(
     monkeypatch: pytest.MonkeyPatch, given: str | None, then: str
 ) -> None:
     import tensorflow as tf
@@ -97,6 +97,8 @@ def test_gpus_give_the_same_bits_unless_the_user_says_otherwise(
     monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda gpu, on: None)
     devices.start_tensorflow()
     assert os.environ[devices.DETERMINISTIC] == then
+    assert not tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(True)
 
 
 def test_a_gpu_that_is_in_use_already_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
