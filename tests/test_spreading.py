@@ -321,14 +321,14 @@ def test_blocks_of_a_worker_that_is_killed_run_again(tmp_path: Path) -> None:
 
 
 def short_of_memory(folder: str, times: int) -> Any:
-    """Has too little memory for the block of the brightest image, so many times."""
+    """Solves blocks, and has too little memory for that of the brightest image, so many times."""
 
-    def function(model: Any, rows: np.ndarray, progress: Any) -> Mapping[str, np.ndarray]:
-        if rows.max() == 3:
+    def function(model: Any, rows: np.ndarray, **options: Any) -> Mapping[str, np.ndarray]:
+        if rows.max() == 1:
             (Path(folder) / str(time.monotonic_ns())).touch()
             if len(list(Path(folder).iterdir())) <= times:
                 raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
-        return {"sums": rows.sum(axis=(1, 2, 3))}
+        return minimal.solved_block(model, rows, **options)
 
     return function
 
@@ -338,21 +338,26 @@ def short_of_memory(folder: str, times: int) -> Any:
 def test_a_block_that_memory_ended_for_is_tried_again_and_then_named(
     times: int, tmp_path: Path
 ) -> None:
-    rows = np.ones((6, *SHAPE), np.float32)
-    rows[3] = 3
-    blocks, model = Blocks((rows,), 2), linear()
+    rows, model = images(12), convolutional()
+    rows[5] = 1
+    blocks, options = Blocks((rows,), 4), {"solver": "closest", "batch_size": 4}
+    kept: dict[int, Any] = {}
 
-    def run() -> list[Any]:
-        function = short_of_memory(str(tmp_path), times)
-        return spreading.in_blocks(model, function, blocks, {}, workers=crew(model, workers=2))
+    def solve(function: Any, **more: Any) -> dict[str, np.ndarray]:
+        found = spreading.in_blocks(model, function, blocks, options, **more)
+        return {n: c for n, c in spreading.joined(found).items() if n != "seconds"}
+
+    def run() -> dict[str, np.ndarray]:
+        function, workers = short_of_memory(str(tmp_path), times), crew(model, workers=2)
+        return solve(function, workers=workers, keep=kept.__setitem__)
 
     if times == 2:
-        sums = spreading.joined(run())["sums"]
-        np.testing.assert_array_equal(sums, rows.sum(axis=(1, 2, 3)))
+        check_same(solve(_named), run())
     else:
         with pytest.raises(WorkError, match=r"block 2 of 3: its memory ended 3 times; .*OOM"):
             run()
     assert len(list(tmp_path.iterdir())) == 3
+    assert kept.keys() == {0, 1, 2} if times == 2 else 1 not in kept
 
 
 def test_what_is_solved_is_kept_until_it_is_judged(
