@@ -154,3 +154,20 @@ def copy_database(source: Path, target: Path) -> None:
         contextlib.closing(sqlite3.connect(target)) as other,
     ):
         one.backup(other)
+
+
+@pytest.fixture(scope="module")
+def client_port() -> int:
+    """Of the cluster's client server."""
+    from tests import ray_cluster
+
+    return ray_cluster.free_port()
+
+
+@pytest.fixture(scope="module")
+def cluster(client_port: int) -> Iterator[str]:
+    """The address of a Ray cluster of this machine with two CPUs and a token."""
+    from tests import ray_cluster
+
+    with ray_cluster.started(client_port) as address:
+        yield address

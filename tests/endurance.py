@@ -4,10 +4,14 @@
 
 Each command is killed by SIGKILL, with all that it has started, at a moment drawn over the time it
 takes; then the same one runs to its end, a training with the `resume` that its checkpoint is for.
-It prints what was found by command.
+The solves by `closest` are killed alone, so that their workers are left to themselves, at a moment
+drawn over their solving, of which each block is counted where it is solved; their bits are compared
+with those of one worker. It prints what was found by command.
 """
 
 import argparse
+import contextlib
+import hashlib
 import itertools
 import os
 import random
@@ -26,12 +30,20 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from resfool import checkpoints
+from tests import counted
 from tests.conftest import copy_database
 from tests.processes import Process
 
 _QUICK = ["--arch=mlp", "--dataset=digits", "--width=8"]
 _TRAINING = [*_QUICK, "--depth=2", "--steps=300", "--eval_every=100"]
 _FOOLED = ["--samples=20", "--model=runs:/{model}/model"]
+_SPREAD = [
+    *("--model=runs:/{model}/model", "--samples=240", "--test_samples=20", "--rank=3"),
+    *("--draws=2", "--patterns=checkerboard", "--block_images=4", "--solver=closest"),
+]
+_BLOCKS = 60  # of these
+_UNDER_WAY = 4  # of them at most: those of two workers and, on Ray, those that wait for these
 COMMANDS = {
     "train": [*_TRAINING, "--checkpoint_seconds=0", "--seed=1"],
     "attack": [*_FOOLED, "--epsilons=0.05,0.1"],
@@ -40,18 +52,17 @@ COMMANDS = {
         *("--model=runs:/{model}/model", "--samples=40", "--test_samples=20", "--rank=3"),
         *("--draws=4", "--workers=2", "--block_images=2", "--solver=cobyla"),
     ],
+    "universal-closest": [*_SPREAD, "--backend=joblib", "--workers=2"],
+    "universal-closest-ray": [*_SPREAD, "--backend=ray", "--workers=2"],
     "mnist": ["--samples=60", "--draws=2", "--steps=10", "--rank=3"],
     "sweep": [*_QUICK, "--depth=1,2", "--steps=100", "--backend=serial"],
     "tune": [*_TRAINING, "--search=learning_rate", "--trials=3", "--backend=serial"],
     "reproduce": ["--target=figure7", "--scale=quick"],
 }
 _GOES_ON = {"sweep", "reproduce"}  # what is finished isn't done again
-_RESUMED = {
-    "train",
-    "reproduce",
-    "universal",
-    "universal-workers",
-}  # by which the checkpoint is used up
+_COUNTED = {"universal-closest", "universal-closest-ray"}
+# By which the checkpoint is used up.
+_RESUMED = {"train", "reproduce", "universal", "universal-workers", *_COUNTED}
 _DRAWN_ANEW = {"tune"}  # its figures hang on what was tried before
 # The reproduction made as small as the others.
 _SMALL = """
@@ -70,10 +81,25 @@ Curves = Mapping[str, Sequence[tuple[int, float]]]
 class Found:
     """What was seen of one command: how often it was killed, and what was wrong afterwards."""
 
-    seconds: float = 0.0  # that it takes
+    seconds: float = 0.0  # that it takes, or its solving if that is counted
     kills: int = 0
     resumed: int = 0
+    kept: list[int] = field(default_factory=list)  # blocks, when it was killed
+    twice: list[int] = field(default_factory=list)  # blocks that were begun by both commands
     wrong: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a command leaves that nobody kills.
+
+    Attributes:
+        curves: by its runs' names.
+        bits: the digest of its matrix; empty if that isn't looked at.
+    """
+
+    curves: Mapping[str, Curves]
+    bits: str = ""
 
 
 class Place:
@@ -102,11 +128,11 @@ class Place:
 
     def run(self, command: str, words: Sequence[str]) -> Process:
         """Start a command, in a process group of its own."""
-        small = _SMALL if command == "reproduce" else ""
+        before = {"reproduce": _SMALL} | dict.fromkeys(_COUNTED, counted.counting(0.1))
         name = command.partition("-")[0]
         call = f"from resfool.commands import main; main({[name, *words]!r})"
         with chdir(self.folder), _environment(self):
-            return Process(f"import os; os.setsid()\n{small}\n{call}")
+            return Process(f"import os; os.setsid()\n{before.get(command, '')}\n{call}")
 
     @property
     def client(self) -> MlflowClient:
@@ -122,6 +148,12 @@ class Place:
         history = {n: self.client.get_metric_history(run.info.run_id, n) for n in names}
         return {n: sorted((p.step, p.value) for p in points) for n, points in history.items()}
 
+    def matrix(self, run: Run) -> str:
+        """The digest of a run's matrix of perturbations."""
+        path = self.client.download_artifacts(run.info.run_id, "matrix.npz", str(self.folder))
+        arrays, _ = checkpoints.load(Path(path))
+        return hashlib.sha256(arrays["rows"].tobytes()).hexdigest()
+
     def to_resume(self) -> list[str]:
         """The word by which a training that was killed goes on."""
         left = [path.parent.name for path in self.folder.glob("checkpoints/*/checkpoint.npz")]
@@ -136,6 +168,7 @@ def _environment(place: Place) -> Iterator[None]:
         "TMPDIR": str(place.temporary),
         "TF_NUM_INTRAOP_THREADS": "1",
         "OMP_NUM_THREADS": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
     }
     earlier = dict(os.environ)
     os.environ.update(new)
@@ -146,7 +179,7 @@ def _environment(place: Place) -> Iterator[None]:
         os.environ.update(earlier)
 
 
-def check(place: Place, command: str, expected: Mapping[str, Curves]) -> Iterator[str]:
+def check(place: Place, command: str, expected: Expected) -> Iterator[str]:
     """What is wrong after the second time, in a few words each."""
     runs = place.runs()
     statuses = Counter(run.info.status for run in runs)
@@ -156,11 +189,15 @@ def check(place: Place, command: str, expected: Mapping[str, Curves]) -> Iterato
         if any(len({s for s, _ in points}) < len(points) for points in place.curves(run).values()):
             yield "a curve has a step twice"
     finished = [run for run in runs if run.info.status == "FINISHED"]
+    if any(place.matrix(run) != expected.bits for run in finished if expected.bits):
+        yield "other bits than one worker has"
     names = Counter(str(run.info.run_name) for run in finished)
     if command not in _DRAWN_ANEW:
-        if names.keys() != expected.keys():
+        if names.keys() != expected.curves.keys():
             yield "other runs than without a kill"
-        if any(place.curves(run) != expected.get(str(run.info.run_name)) for run in finished):
+        if any(
+            place.curves(run) != expected.curves.get(str(run.info.run_name)) for run in finished
+        ):
             yield "other figures than without a kill"
     parts = Counter(r.info.run_name for r in finished if "mlflow.parentRunId" in r.data.tags)
     if command in _GOES_ON and max(parts.values(), default=0) > 1:
@@ -179,14 +216,20 @@ def kill_and_repeat(place: Place, command: str, delay: float, found: Found) -> I
     """Kill a command after some seconds, and run it again; what is wrong then."""
     words = [word.format(model=place.model) for word in COMMANDS[command]]
     process = place.run(command, words)
+    if command in _COUNTED:
+        while process.poll() is None and not counted.noted(place.folder):
+            time.sleep(0.02)
     until = time.monotonic() + delay
     while process.poll() is None and time.monotonic() < until:
         time.sleep(0.02)
     if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
+        kill = os.kill if command in _COUNTED else os.killpg
+        kill(process.pid, signal.SIGKILL)
         process.wait()
         found.kills += 1
-    else:  # other work has left it more of the machine than it had before
+        if command in _COUNTED:
+            found.kept.append(counted.kept(place.folder))
+    elif command not in _COUNTED:  # other work has left it more of the machine than it had before
         found.seconds = time.monotonic() - until + delay
     if command == "train" and (resume := place.to_resume()):
         words += resume
@@ -194,6 +237,53 @@ def kill_and_repeat(place: Place, command: str, delay: float, found: Found) -> I
     again = place.run(command, words)
     if again.wait(300) != 0:
         yield f"exit code {again.returncode}: {again.printed().strip().splitlines()[-1][:200]}"
+    if command in _COUNTED:
+        yield from _recount(place, process, found)
+
+
+def _recount(place: Place, killed: Process, found: Found) -> Iterator[str]:
+    """What is wrong with who has solved which blocks, and with the workers of the killed one."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(killed.pid, signal.SIGKILL)
+        yield "a worker is left"
+    if killed.returncode == 0:
+        return
+    one, again = [*counted.noted(place.folder), counted.Blocks([], [])][:2]
+    found.twice.append(len(set(one.began) & set(again.began)))
+    if len({*one.ended, *again.ended}) != _BLOCKS:
+        yield "a block is missing"
+    if len(again.began) != _BLOCKS - found.kept[-1] or len({*again.began}) != len(again.began):
+        yield "a block that was kept was solved again"
+    if found.twice[-1] > _UNDER_WAY:
+        yield "more was solved twice than can have been under way"
+
+
+def undisturbed(place: Place, command: str) -> tuple[float, Expected]:
+    """How long a command takes, or its solving if that is counted, and what it leaves."""
+    words = [word.format(model=place.model) for word in COMMANDS[command]]
+    if command in _COUNTED:
+        words[words.index("--workers=2")] = "--workers=1"
+    began = time.monotonic()
+    process = place.run(command, words)
+    seconds = _solving(place, process) if command in _COUNTED else 0.0
+    assert process.wait() == 0, process.printed()
+    seconds = seconds or time.monotonic() - began
+    curves = {str(run.info.run_name): place.curves(run) for run in place.runs()}
+    bits = place.matrix(place.runs()[0]) if command in _COUNTED else ""
+    return seconds, Expected(curves, bits)
+
+
+def _solving(place: Place, process: Process) -> float:
+    """Wait until all blocks are solved by one worker; the seconds in which two would do it."""
+    began = time.monotonic()
+    while process.poll() is None:
+        noted = counted.noted(place.folder)
+        if not noted:
+            began = time.monotonic()
+        elif len(noted[0].ended) == _BLOCKS:
+            break
+        time.sleep(0.02)
+    return (time.monotonic() - began) / 2
 
 
 def main() -> None:
@@ -204,6 +294,7 @@ def main() -> None:
     parser.add_argument("--stores", nargs="+", choices=["sqlite", "files"], default=["sqlite"])
     asked = parser.parse_args()
     os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     random_ = random.Random(asked.seed)
     table = {command: Found() for command in asked.commands}
     with tempfile.TemporaryDirectory(prefix="endurance-") as name:
@@ -212,12 +303,7 @@ def main() -> None:
         expected = {}
         for command in asked.commands:
             place = Place(asked.stores[0], folder / command, trained[asked.stores[0]])
-            words = [word.format(model=place.model) for word in COMMANDS[command]]
-            began = time.monotonic()
-            process = place.run(command, words)
-            assert process.wait() == 0, process.printed()
-            table[command].seconds = time.monotonic() - began
-            expected[command] = {str(run.info.run_name): place.curves(run) for run in place.runs()}
+            table[command].seconds, expected[command] = undisturbed(place, command)
             print(f"{command} takes {table[command].seconds:.1f} s", flush=True)
         for number in itertools.count():
             if sum(found.kills for found in table.values()) >= asked.kills:
@@ -236,10 +322,12 @@ def main() -> None:
 
 
 def print_table(table: Mapping[str, Found]) -> None:
-    print("\n| command | takes | killed | resumed | wrong |\n|---|---:|---:|---:|---|")
+    print("\n| command | takes | killed | resumed | kept | twice | wrong |")
+    print("|---|---:|---:|---:|---:|---:|---|")
     for command, found in table.items():
         wrong = ", ".join(f"{text} ({count})" for text, count in found.wrong.items()) or "nothing"
-        row: list[Any] = [command, f"{found.seconds:.1f} s", found.kills, found.resumed, wrong]
+        row: list[Any] = [command, f"{found.seconds:.1f} s", found.kills, found.resumed]
+        row += [f"{min(n)}-{max(n)}" if n else "" for n in (found.kept, found.twice)] + [wrong]
         print("|", " | ".join(map(str, row)), "|")
 
 

@@ -1,19 +1,12 @@
 """Parallel work: the same results in the same order, whichever way they are computed."""
 
-import contextlib
-import http.server
 import inspect
-import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -30,77 +23,16 @@ from resfool.training.recipe import TrainParameters
 from resfool.trials import recorder
 from resfool.values import Backend
 from tests.conftest import ROOT
+from tests.ray_cluster import TOKEN, wait_until
 
 # Ray reads them once, as it is imported, and without a token it would make one for the user.
-os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-of-the-tests-only"}
+os.environ |= TOKEN
 
 # Hosts of a cluster have no tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 BACKENDS = get_args(Backend)
 PARALLEL = [backend for backend in BACKENDS if backend != "serial"]
-
-
-@pytest.fixture(scope="module")
-def client_port() -> int:
-    """Of the cluster's client server."""
-    return free_port()
-
-
-@pytest.fixture(scope="module")
-def cluster(client_port: int) -> Iterator[str]:
-    """The address of a Ray cluster of this machine with two CPUs and a token."""
-    address = f"127.0.0.1:{free_port()}"
-    # The paths of Ray's sockets must be short.
-    with tempfile.TemporaryDirectory(prefix="ray") as folder:
-        command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"]
-        command += ["--node-ip-address=127.0.0.1", f"--port={address.rpartition(':')[2]}"]
-        command += ["--num-cpus=2", "--object-store-memory=100000000", f"--temp-dir={folder}"]
-        command += ["--include-dashboard=false", f"--ray-client-server-port={client_port}"]
-        # With gRPC's handlers of forks, a client's server sometimes dies as it starts.
-        environment = {"RAY_USAGE_STATS_ENABLED": "0", "GRPC_ENABLE_FORK_SUPPORT": "0"}
-        with (Path(folder) / "log").open("w") as log:
-            head = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | environment)
-        try:
-            client = f"127.0.0.1:{client_port}"
-            wait_until(
-                lambda: head.poll() is not None or (answers(address) and answers(client)), 60
-            )
-            assert head.poll() is None, (Path(folder) / "log").read_text()
-            yield address
-        finally:
-            if "ray" in sys.modules:
-                sys.modules["ray"].shutdown()
-            kill_tree(head.pid)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
-
-
-def answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), 1).close()
-    except OSError:
-        return False
-    return True
-
-
-def kill_tree(pid: int) -> None:
-    if alive(pid):
-        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-        for process in family:
-            process.kill()
-        psutil.wait_procs(family, 10)
-
-
-def wait_until(true: Any, seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until, "it never came"
-        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -397,94 +329,6 @@ def alive(pid: int) -> bool:
     return psutil.pid_exists(pid)
 
 
-@pytest.mark.parametrize(
-    ("address", "message"),
-    [
-        ("127.0.0.1:1", "no Ray cluster answers at 127.0.0.1:1"),
-        ("ray://127.0.0.1:1", "is its client server on"),
-        ("ray://nowhere.invalid", "no Ray cluster answers at ray://nowhere.invalid:10001"),
-        ("nowhere.invalid:6379", "no Ray cluster answers at nowhere.invalid:6379"),
-        ("somewhere", "must be auto, host:port or ray://host:port"),
-        ("ray://", "must be auto, host:port or ray://host:port"),
-    ],
-)
-def test_an_address_without_a_cluster_is_refused(address: str, message: str) -> None:
-    began = time.monotonic()
-    with pytest.raises(InputError) as caught:
-        parallel.map(failing, [1], backend="ray", ray_address=address)
-    assert message in str(caught.value)
-    assert time.monotonic() - began < 25, "Ray's own wait of 30 s was waited for"
-
-
-def test_a_cluster_that_has_died_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    with pytest.raises(InputError, match=r"no Ray cluster answers at 127\.0\.0\.1:1"):
-        parallel.map(failing, [1], backend="ray", ray_address="auto")
-
-
-@pytest.mark.parametrize("token", [{"RAY_AUTH_TOKEN": "another"}, {"RAY_AUTH_MODE": "disabled"}])
-def test_a_wrong_token_is_refused(cluster: str, token: dict[str, str]) -> None:
-    # In a process of its own, since Ray reads the token once.
-    script = """if True:
-        import sys, time
-        from resfool import errors, parallel
-        import resfool.parallel.cluster
-        began = time.monotonic()
-        try:
-            parallel.map(abs, [1], backend="ray", ray_address=sys.argv[1])
-        except errors.InputError as error:
-            print(time.monotonic() - began, error)
-        """
-    command = [sys.executable, "-c", script, cluster]
-    ran = subprocess.run(command, env=os.environ | token, capture_output=True, text=True)
-    seconds, _, sentence = ran.stdout.partition(" ")
-    refusal = f"the Ray cluster at {cluster} doesn't take this machine's token; "
-    assert sentence.startswith(refusal), ran
-    assert float(seconds) < 25
-
-
-def test_another_service_is_no_cluster() -> None:
-    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"127.0.0.1:{server.server_port}"
-        with pytest.raises(InputError, match=f"what answers at {address} is no Ray cluster"):
-            parallel.map(failing, [1], backend="ray", ray_address=address)
-        server.shutdown()
-
-
-@pytest.mark.parametrize(
-    ("asked", "message"),
-    [
-        ({"workers": 9}, "9 workers of 1 CPU each don't fit the Ray cluster at"),
-        ({"workers": 1, "cpus": 4}, "1 workers of 4 CPU each don't fit"),
-        ({"gpus": 1}, "1 workers of 1 CPU and 1 GPU each don't fit"),
-        ({"workers": 3, "patience": 1.0}, "which has 2 CPUs and 0 GPUs on 1 hosts"),
-    ],
-)
-def test_what_has_no_room_is_refused(
-    cluster: str, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], message: str
-) -> None:
-    from resfool.parallel import cluster as joining
-
-    clock = Clock()
-    monkeypatch.setattr(joining, "time", clock)
-    with pytest.raises(InputError) as caught:
-        parallel.Pool(counting, backend="ray", ray_address=cluster, **asked)
-    assert message in str(caught.value)
-    assert clock.now == asked.get("patience", 0), "it waits as long as it was told to"
-    if not clock.now:  # the same is said before anybody has joined
-        with pytest.raises(InputError) as early:
-            parallel.check("ray", ray_address=cluster, **asked)
-        assert str(early.value) == str(caught.value)
-
-
-def test_room_on_this_machine_is_seen_before_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own_ray, "_process", lambda: pytest.fail("it has started"))
-    parallel.check("ray")
-    with pytest.raises(InputError, match="9999 workers of 1 CPU each don't fit the Ray cluster h"):
-        parallel.check("ray", workers=9999)
-
-
 @pytest.mark.slow
 def test_ray_on_this_machine_does_all_that_a_cluster_does(cluster: str, tmp_path: Path) -> None:
     """In one process with a cluster that has another token."""
@@ -520,99 +364,6 @@ def test_ray_is_not_imported_where_one_machine_serves() -> None:
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
 
 
-class Clock:
-    """Stands for `time`: only what sleeps makes it go on, so a slow machine doesn't."""
-
-    now = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-
-
-def growing(
-    monkeypatch: pytest.MonkeyPatch, noted: Path, asked: dict[str, Any], look: Any
-) -> tuple[parallel.Pool | None, list[Any]]:
-    """A pool, if there was room, and the demand that stood at each look at the cluster's hosts.
-
-    Args:
-        monkeypatch: to look on.
-        noted: file in which the demand is noted, as it reaches Ray.
-        asked: of the pool.
-        look: is given the hosts, and how often there was a demand; what it returns is believed.
-    """
-    import ray
-
-    from resfool.parallel import cluster as joining
-
-    demands: list[Any] = []
-    hosts = ray.nodes
-
-    def ask_autoscaler(bundles: list[dict[str, float]], after: None = None) -> None:
-        from ray.autoscaler.sdk import request_resources
-
-        request_resources(bundles=bundles)
-        noted.write_text(json.dumps(bundles))
-
-    def demand() -> Any:
-        return json.loads(noted.read_text()) if noted.exists() else []
-
-    def nodes() -> Any:
-        demands.append(demand())
-        return look(hosts(), sum(map(bool, demands)))
-
-    with monkeypatch.context() as context:
-        context.setattr(ray, "nodes", nodes)
-        context.setattr(joining, "_ask_autoscaler", ask_autoscaler)
-        pool = None
-        with contextlib.suppress(InputError, KeyboardInterrupt):
-            pool = parallel.Pool(counting, backend="ray", **asked)
-    return pool, [*demands, demand()]
-
-
-def ever_the_same(hosts: list[Any], demands: int) -> list[Any]:
-    return hosts
-
-
-def twice_as_many(hosts: list[Any], demands: int) -> list[Any]:
-    return hosts * (1 + (demands > 1))
-
-
-def interrupted(hosts: list[Any], demands: int) -> list[Any]:
-    if demands == 2:
-        raise KeyboardInterrupt
-    return hosts
-
-
-@pytest.mark.parametrize("look", [ever_the_same, twice_as_many, interrupted])
-def test_growth_is_asked_for_only_while_it_is_waited_for(
-    cluster: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, look: Any
-) -> None:
-    asked = {"ray_address": cluster, "workers": 3, "patience": 0.2}
-    pool, demands = growing(monkeypatch, tmp_path / "demand", asked, look)
-    assert (pool is not None) == (look is twice_as_many)
-    assert demands[0] == demands[-1] == []
-    assert [{"CPU": 1}] * 3 in demands
-
-
-@pytest.mark.slow
-def test_a_known_fault_of_rays_client_server_comes_with_its_remedy(
-    cluster: str, client_port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import ray
-
-    def died(**arguments: Any) -> None:
-        raise ConnectionAbortedError("RuntimeError: Starting Ray client server failed. See ...")
-
-    address = f"ray://127.0.0.1:{client_port}"
-    with monkeypatch.context() as context:
-        context.setattr(ray, "init", died)
-        with pytest.raises(InputError, match="GRPC_ENABLE_FORK_SUPPORT=0 ray start --head"):
-            parallel.Pool(counting, backend="ray", ray_address=address)
-
-
 def test_only_ray_deals_out_gpus() -> None:
     with pytest.raises(InputError, match="gpus=1 for each task needs backend=ray"):
         parallel.Pool(counting, gpus=1)
@@ -633,13 +384,3 @@ def test_a_cluster_is_reached_from_outside(cluster: str, client_port: int) -> No
     found = parallel.map(squares, range(9), backend="ray", ray_address=address)
     for one, expected in zip(found, map(squares, range(9)), strict=True):
         np.testing.assert_array_equal(one, expected)
-
-
-@pytest.mark.slow
-def test_a_cluster_grows_for_a_client_too(
-    cluster: str, client_port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    address = f"ray://127.0.0.1:{client_port}"
-    asked = {"ray_address": address, "workers": 3, "patience": 0.2}
-    _, demands = growing(monkeypatch, tmp_path / "demand", asked, ever_the_same)
-    assert [{"CPU": 1}] * 3 in demands and demands[-1] == []

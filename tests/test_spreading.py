@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from resfool import parallel
+from resfool import experiments, parallel
 from resfool.attacks import minimal
 from resfool.classifiers import files, inference, spreading, trusted
 from resfool.classifiers.adapting import as_classifier
@@ -24,9 +24,8 @@ from resfool.errors import InputError, WorkError
 from resfool.monitor import Monitor
 from resfool.networks import architectures
 from resfool.networks.shape import network
-from resfool.universal import solving, target_class
+from resfool.universal import judging, solving, target_class
 from resfool.universal.options import UniversalParameters
-from tests.processes import Process
 
 SHAPE = (6, 6, 3)
 layers = keras.layers
@@ -322,14 +321,14 @@ def test_blocks_of_a_worker_that_is_killed_run_again(tmp_path: Path) -> None:
 
 
 def short_of_memory(folder: str, times: int) -> Any:
-    """Has too little memory for the block of the brightest image, so many times."""
+    """Solves blocks, and has too little memory for that of the brightest image, so many times."""
 
-    def function(model: Any, rows: np.ndarray, progress: Any) -> Mapping[str, np.ndarray]:
-        if rows.max() == 3:
+    def function(model: Any, rows: np.ndarray, **options: Any) -> Mapping[str, np.ndarray]:
+        if rows.max() == 1:
             (Path(folder) / str(time.monotonic_ns())).touch()
             if len(list(Path(folder).iterdir())) <= times:
                 raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
-        return {"sums": rows.sum(axis=(1, 2, 3))}
+        return minimal.solved_block(model, rows, **options)
 
     return function
 
@@ -339,68 +338,50 @@ def short_of_memory(folder: str, times: int) -> Any:
 def test_a_block_that_memory_ended_for_is_tried_again_and_then_named(
     times: int, tmp_path: Path
 ) -> None:
-    rows = np.ones((6, *SHAPE), np.float32)
-    rows[3] = 3
-    blocks, model = Blocks((rows,), 2), linear()
+    rows, model = images(12), convolutional()
+    rows[5] = 1
+    blocks, options = Blocks((rows,), 4), {"solver": "closest", "batch_size": 4}
+    kept: dict[int, Any] = {}
 
-    def run() -> list[Any]:
-        function = short_of_memory(str(tmp_path), times)
-        return spreading.in_blocks(model, function, blocks, {}, workers=crew(model, workers=2))
+    def solve(function: Any, **more: Any) -> dict[str, np.ndarray]:
+        found = spreading.in_blocks(model, function, blocks, options, **more)
+        return {n: c for n, c in spreading.joined(found).items() if n != "seconds"}
+
+    def run() -> dict[str, np.ndarray]:
+        function, workers = short_of_memory(str(tmp_path), times), crew(model, workers=2)
+        return solve(function, workers=workers, keep=kept.__setitem__)
 
     if times == 2:
-        sums = spreading.joined(run())["sums"]
-        np.testing.assert_array_equal(sums, rows.sum(axis=(1, 2, 3)))
+        check_same(solve(_named), run())
     else:
         with pytest.raises(WorkError, match=r"block 2 of 3: its memory ended 3 times; .*OOM"):
             run()
     assert len(list(tmp_path.iterdir())) == 3
+    assert kept.keys() == {0, 1, 2} if times == 2 else 1 not in kept
 
 
-SPREAD = """
-import functools, hashlib
-from resfool import experiments, parallel
-
-found = experiments.universal(
-    None, None, functools.partial(parallel.map, workers=2), model="theirs.keras",
-    dataset="digits", solver="SOLVER", workers=2, block_images=2, samples=24, test_samples=20,
-    rank=1, ranks="1", draws=1, patterns="checkerboard",
-)
-print("digest", hashlib.sha256(found.solved.perturbations.tobytes()).hexdigest())
-"""
-
-
-@pytest.mark.slow
-def test_a_spread_solve_whose_driver_is_killed_goes_on(
+def test_what_is_solved_is_kept_until_it_is_judged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    keras.utils.set_random_seed(4)
-    parts = layers.Flatten(), layers.Dense(16, activation="relu"), layers.Dense(10)
-    keras.Sequential([keras.Input((8, 8, 1)), *parts]).save("theirs.keras")
-    script = SPREAD.replace("SOLVER", "cobyla")
+    keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(10)]).save("it.keras")
+    asked: dict[str, Any] = {"model": "it.keras", "dataset": "digits", "samples": 6}
+    asked |= {"test_samples": 4, "rank": 1, "ranks": "1", "draws": 1, "patterns": "checkerboard"}
+    solve, began = minimal.solved_block, [0]
 
-    def kept() -> int:
-        return len(list(Path("checkpoints").glob("solve-*/block-*.json")))
+    def counted(*given: Any, **options: Any) -> Mapping[str, np.ndarray]:
+        began[0] += 1
+        return solve(*given, **options)
 
-    random, before, kills = np.random.default_rng(0), 0, 0
-    while True:
-        process = Process(f"import os; os.setsid()\n{script}")
-        wanted, there = before + random.integers(2, 5), before
-        while process.poll() is None and there < wanted:
-            time.sleep(0.01)
-            there = max(there, kept())
-        if process.poll() is not None or wanted >= 12:
-            break
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        assert kept() >= before, "what was kept stays"
-        before, kills = kept(), kills + 1
-    assert process.wait() == 0, process.printed()
-    lines = process.printed()
-    assert kills >= 2
-    assert f"going on with an interrupted solve, of which {2 * before} images are done" in lines
+    def interrupted(*given: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(minimal, "solved_block", counted)
+    with monkeypatch.context() as context:
+        context.setattr(judging, "verdict", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            experiments.universal(block_images=2, **asked)
+    assert began == [3]
+    experiments.universal(block_images=2, **asked)
+    assert began == [3], "the same command solves none of them again"
     assert not list(Path("checkpoints").iterdir())
-    whole = Process(script.replace("workers=2, block", "backend='serial', block"))
-    assert whole.wait() == 0, whole.printed()
-    digest = [line for line in lines.splitlines() if line.startswith("digest")]
-    assert len(digest) == 1 and digest[0] in whole.printed()

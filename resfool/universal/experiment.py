@@ -169,6 +169,8 @@ def universal(
         verdict = judging.verdict(model, held_out.images, vector, **options)
         advance = monitor.counter(2 * work.screen.passes, _CHOICE)
         patterns = screening.beside(work.screen, model, held_out.images, vector, advance)
+    for finish in work.finishing:
+        finish()
     return Fooling(
         name=source.name,
         where=f"{data.name} test",

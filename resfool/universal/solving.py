@@ -55,7 +55,7 @@ def of_fitting(
 
 
 def solved_perturbations(work: Work) -> Minimal:
-    """Algorithm 2's perturbations; those that are done are kept until all are."""
+    """Algorithm 2's perturbations; those that are done are kept until the work is finished."""
     asked, images, model = work.asked, work.fitting.images, work.judge
     way = SOLVERS[asked.solver]
     parts = Blocks((images,), asked.block, padded=not way.slow)
@@ -78,9 +78,8 @@ def solved_perturbations(work: Work) -> Minimal:
         hold=False,
         progress=_progress(work, sum(map(parts.count, finished))),
     )
-    whole = Minimal(**spreading.joined(list(kept.found().values())))
-    kept.discard()
-    return whole
+    work.finishing.append(kept.discard)
+    return Minimal(**spreading.joined(list(kept.found().values())))
 
 
 def _workers(work: Work, model: keras.Model, parts: Blocks, chosen: bool) -> Workers | None:

@@ -1,7 +1,7 @@
 """What the parts of the experiment work on."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -31,6 +31,8 @@ class Work:
         map: runs blocks of images in workers, if there are any.
         batch_size: images per pass, at most.
         target: class that images of others shall become; None if there is none.
+        finishing: what is to be done when the perturbation is judged, such as to delete what was
+            kept until then.
     """
 
     model: keras.Model
@@ -43,6 +45,7 @@ class Work:
     map: Callable[..., list[Any]] | None
     batch_size: int
     target: int | None = None
+    finishing: list[Callable[[], None]] = field(default_factory=list)
 
     @property
     def labels(self) -> np.ndarray | None:

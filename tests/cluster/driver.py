@@ -3,10 +3,13 @@
 Prints a line for everything that happens, and a JSON object with what was found at the end.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
+import os
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -58,19 +61,8 @@ def _solved_twice(address: str, layers: list[Any], solver: str, block: int) -> d
     model = keras.Sequential([keras.Input((6, 6, 1)), *layers])
     images = np.random.default_rng(0).random((IMAGES, 6, 6, 1), np.float32)
     hosts: Counter[tuple[str, bool]] = Counter()
-
-    def on_the_cluster(function: Callable[[Any], Any], items: Any, **more: Any) -> list[Any]:
-        located = functools.partial(_located, function)
-        keep = more.pop("keep")
-
-        def come(number: int, result: tuple[tuple[str, bool], Any]) -> None:
-            hosts[result[0]] += items.count(number)
-            keep(number, result[1])
-
-        spread: dict[str, Any] = {"backend": "ray", "ray_address": address, "keep": come}
-        results = parallel.map(located, items, **spread, **more)
-        return [result for _, result in results]
-
+    spread: dict[str, Any] = {"backend": "ray", "ray_address": address}
+    on_the_cluster = functools.partial(_located_map, hosts, parallel.map, **spread)
     serial = functools.partial(parallel.map, backend="serial")
     blocks = spreading.Blocks((images,), block)
     options = {"solver": solver, "batch_size": block}
@@ -94,6 +86,94 @@ def _solved_twice(address: str, layers: list[Any], solver: str, block: int) -> d
         "flipped": [int(f["flipped"].sum()) for f in found],
         "hosts": [[*where, count] for where, count in hosts.items()],
     }
+
+
+def attack(address: str) -> dict[str, Any]:
+    """`attack` by AutoAttack, two images a block, as a user runs it: there and here."""
+    import mlflow
+
+    from resfool.commands import main
+
+    words = ["attack", "--model=theirs.keras", "--dataset=digits", "--method=standard"]
+    words += [f"--samples={IMAGES}", "--epsilons=0.02,0.1", "--block_images=2"]
+    hosts: Counter[tuple[str, bool]] = Counter()
+    digests, flipped, plainly = [], [], parallel.map
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
+        _trained().save("theirs.keras")
+        for where in (["--backend=ray", f"--ray_address={address}"], ["--backend=serial"]):
+            blocks: dict[int, str] = {}
+            located = functools.partial(_located_map, hosts, plainly, say=True)
+            # The commands look it up here.
+            parallel.map = functools.partial(
+                _digested_map, blocks, located if where[1:] else plainly
+            )
+            main([*words, *where])
+            (run,) = mlflow.MlflowClient().search_runs(["0"], max_results=1)
+            tables = {}
+            for name in ("images.csv", "rates.csv", "spectrum.csv"):
+                path = mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/{name}")
+                tables[name] = Path(path).read_text()
+            whole = json.dumps([sorted(blocks.items()), tables])
+            digests.append(hashlib.sha256(whole.encode()).hexdigest())
+            flipped.append(run.data.metrics["fooling_rate"])
+    images = [tables["images.csv"].count("\n") - 1]
+    found = [[*where, count] for where, count in hosts.items()]
+    return {"digests": digests, "images": images, "flipped": flipped, "hosts": found}
+
+
+def _trained() -> Any:
+    """A small network that knows the digits, so that there is something to attack."""
+    import keras
+
+    from resfool.datasets import sets
+
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Conv2D(8, 3, activation="relu"), keras.layers.Flatten()]
+    model = keras.Sequential([keras.Input((8, 8, 1)), *layers, keras.layers.Dense(10)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("adam", loss)
+    data = sets.load("digits").train
+    model.fit(data.images, data.labels, epochs=5, verbose=0)
+    return model
+
+
+def _digested_map(
+    blocks: dict[int, str], map: Callable[..., list[Any]], *given: Any, **more: Any
+) -> list[Any]:
+    """A map that notes the digest of each block's arrays as it comes."""
+    keep = more.pop("keep")
+
+    def come(number: int, found: Any) -> None:
+        sha = hashlib.sha256()
+        for name in sorted(found):
+            sha.update(name.encode() + np.ascontiguousarray(found[name]).tobytes())
+        blocks[number] = sha.hexdigest()
+        keep(number, found)
+
+    return map(*given, keep=come, **more)
+
+
+def _located_map(
+    hosts: Counter[tuple[str, bool]],
+    map: Callable[..., list[Any]],
+    function: Callable[[Any], Any],
+    items: Any,
+    *,
+    keep: Callable[[int, Any], None],
+    say: bool = False,
+    **more: Any,
+) -> list[Any]:
+    """A map that counts on which hosts rows were computed, and says it if nobody else does."""
+
+    def come(number: int, result: tuple[tuple[str, bool], Any]) -> None:
+        hosts[result[0]] += items.count(number)
+        keep(number, result[1])
+        if say:
+            _say_progress(items.count(number))
+
+    results = map(functools.partial(_located, function), items, keep=come, **more)
+    return [result and result[1] for result in results]
 
 
 def _located(function: Callable[[Any], Any], item: Any) -> tuple[tuple[str, bool], Any]:
@@ -192,5 +272,7 @@ def runs(store: str) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     work, where = sys.argv[1:]
-    works = {"solve": solve, "closest": closest, "trials": trials, "growth": growth, "runs": runs}
+    works: dict[str, Callable[[str], Any]]
+    works = {"solve": solve, "closest": closest, "attack": attack, "trials": trials}
+    works |= {"growth": growth, "runs": runs}
     print(json.dumps(works[work](where)), flush=True)

@@ -16,8 +16,8 @@ from typing import Self
 import psutil
 
 from tests.conftest import ROOT
+from tests.ray_cluster import TOKEN
 
-TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-of-the-tests-only"}
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "TF_CPP_MIN_LOG_LEVEL": "3"}
 TOOLS = "ip", "mount", "nsenter", "unshare"
 

@@ -103,7 +103,7 @@ def test_a_solve_runs_on_both_hosts(hosts: tuple[Host, Host]) -> None:
     assert len(found["hosts"]) == 2 and min(by_sight[True], by_sight[False]) > IMAGES / 8
 
 
-@pytest.mark.parametrize(("work", "blocks"), [("solve", 8), ("closest", 4)])
+@pytest.mark.parametrize(("work", "blocks"), [("solve", 8), ("closest", 4), ("attack", 4)])
 def test_a_host_that_is_lost_in_a_solve_changes_nothing(
     hosts: tuple[Host, Host], work: str, blocks: int
 ) -> None:
@@ -115,7 +115,7 @@ def test_a_host_that_is_lost_in_a_solve_changes_nothing(
     found = next(run)
     print(found)
     assert found["digests"][0] == found["digests"][1]
-    assert found["images"] == [IMAGES, IMAGES]
+    assert set(found["images"]) == {IMAGES} and min(found["flipped"]) > 0
     # What had come back from the lost host is kept, the rest ran on the other.
     by_sight = {sees: count for _, sees, count in found["hosts"]}
     assert 0 < by_sight[False] < IMAGES / 2 < by_sight[True]
