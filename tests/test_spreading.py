@@ -365,7 +365,7 @@ found = experiments.universal(
     dataset="digits", solver="SOLVER", workers=2, block_images=2, samples=24, test_samples=20,
     rank=1, ranks="1", draws=1, patterns="checkerboard",
 )
-print("digest", hashlib.sha256(found.solved.perturbations.tobytes()).hexdigest())
+print("digest", hashlib.sha256(found.matrix.rows[:, :].tobytes()).hexdigest())
 """
 
 

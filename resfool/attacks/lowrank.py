@@ -204,11 +204,13 @@ class UnitRows:
     It is a matrix that is made where it is looked at: signs take a quarter of its memory.
     """
 
-    def __init__(self, perturbations: np.ndarray) -> None:
-        self._rows = perturbations.reshape(len(perturbations), -1)
+    def __init__(self, perturbations: Matrix) -> None:
+        self._rows: Matrix = perturbations
+        if isinstance(perturbations, np.ndarray):
+            self._rows = perturbations.reshape(len(perturbations), -1)
         self.shape = self._rows.shape
         pieces = slices(self.shape[0], _ENTRIES // self.shape[1])
-        self._norms = np.concatenate([_norms(self._rows[piece]) for piece in pieces])
+        self._norms = np.concatenate([_norms(self._rows[piece, :]) for piece in pieces])
 
     def __getitem__(self, place: tuple[slice, slice]) -> np.ndarray:
         """Some rows and columns."""

@@ -14,8 +14,10 @@ C - 1 dimensions, so only so many singular values: those from the C-th on come f
 turn from image to image, and are the ones that laws are fitted to.
 """
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import keras
@@ -25,6 +27,8 @@ import tensorflow as tf
 from resfool.attacks import balls, lowrank
 from resfool.attacks.balls import Bounds
 from resfool.attacks.solvers.batches import gaps_and_slopes, nearest_boundary, top_gradients
+from resfool.attacks.streaming import Matrix
+from resfool.blocks import ROWS, Column, Plan, Unwritten
 from resfool.classifiers import inference
 from resfool.classifiers.inference import Rows
 from resfool.monitor import Advance, quiet
@@ -83,11 +87,14 @@ class Spectrum:
     laws: dict[Kind, Law]
 
     @classmethod
-    def of(cls, matrix: np.ndarray, first: int, last: int) -> "Spectrum":
-        """That of a matrix (N, D), with laws of the values from the `first` to the `last`."""
+    def of(cls, matrix: Matrix, first: int, last: int | None = None) -> "Spectrum":
+        """That of a matrix (N, D), with laws of the values from the `first` to the `last`.
+
+        Without a `last` it is that of those which hold 99% of the sum of squares.
+        """
         values = lowrank.singular_values(matrix)
         directions = lowrank.singular_values(lowrank.UnitRows(matrix))
-        return cls(values, directions, laws(values, first, last))
+        return cls(values, directions, laws(values, first, last or holding(values, ENERGY)))
 
 
 @dataclass(frozen=True)
@@ -140,7 +147,7 @@ class Prediction:
 
 def predicted(
     model: keras.Model,
-    rows: np.ndarray,
+    rows: Matrix,
     images: Rows,
     random: np.ndarray,
     *,
@@ -155,16 +162,26 @@ def predicted(
 
     Args:
         model: from images to logits.
-        rows: float32 (N, D), the smallest perturbation of each image, in l2.
+        rows: float32 (N, D), the smallest perturbation of each image, in l2; they needn't be in
+            memory, and neither are the predicted ones, which go to a temporary folder.
         images: float32 (N, H, W, C) in [0, 1].
         random: singular values of noise whose rows have the same norms.
         clip: whether perturbed images were kept in [0, 1].
         batch_size: images per pass.
         progress: is told how many more images are done.
     """
-    steps = linearised(model, images, clip=clip, batch_size=batch_size, progress=progress)
-    where = model.output_shape[-1], holding(lowrank.singular_values(rows), ENERGY)
-    return Prediction(Spectrum.of(rows, *where), Spectrum.of(steps, *where), random)
+    measured = Spectrum.of(rows, model.output_shape[-1])
+    where = model.output_shape[-1], holding(measured.values, ENERGY)
+    options: Any = {"clip": clip, "batch_size": batch_size, "progress": progress}
+    plan = Plan(
+        len(images),
+        inference.even(len(images), batch_size),  # of what passes through the model together
+        {ROWS: Column("float32", rows.shape[1:])},
+    )
+    steps = Unwritten(plan, lambda some: {ROWS: linearised(model, images[some], **options)})
+    with tempfile.TemporaryDirectory() as folder:
+        stored = steps.write(Path(folder) / "steps")[ROWS]
+        return Prediction(measured, Spectrum.of(stored, *where), random)
 
 
 def linearised(
