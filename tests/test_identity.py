@@ -42,9 +42,9 @@ NOT_RESULTS = {
 
 # The digest of that code, for the version of its results.
 PINNED = {
-    "train": ("e62de5f69643a9a5", "1ebaf306bbd996e9"),
-    "attack": ("56aa5d1102c24214", "4b5baaf6cf553889"),
-    "universal": ("d5b68f12eaa10ff3", "d5b68f12eaa10ff3"),
+    "train": ("e62de5f69643a9a5", "6917577db75ce96a"),
+    "attack": ("56aa5d1102c24214", "16f55a2e61f79108"),
+    "universal": ("d5b68f12eaa10ff3", "209a7a936a8e44dd"),
 }
 
 

@@ -1,7 +1,6 @@
 """`universal` and `mnist` as a user runs them."""
 
 import functools
-import itertools
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,14 +15,13 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from entry_points import mnist, universal
-from resfool import blocks, checkpoints, experiments
-from resfool.blocks import Column, Plan, Unwritten, discard
+from resfool import blocks, experiments
 from resfool.datasets.lazy import ImageRows
 from resfool.datasets.sets import Split
 from resfool.errors import InputError
 from resfool.monitor import Monitor
-from resfool.universal import experiment, solving
-from resfool.universal.matrices import Matrix, read_matrix
+from resfool.universal import experiment
+from resfool.universal.matrices import Matrix
 from resfool.universal.options import UniversalParameters
 from resfool.universal.solving import digest
 from resfool.values import show
@@ -426,89 +424,3 @@ def test_the_case_study_refuses_before_it_trains(
     cluster = ["--solver=cobyla", "--backend=ray", "--ray_address=127.0.0.1:1"]
     assert "no Ray cluster answers" in conftest.refused(mnist.main, capsys, *cluster)
     assert not store.search_runs(["0"])
-
-
-IDENTITY: dict[str, Any] = {"model": "digest", "image_shape": [2, 2, 1], "input_range": [0.0, 1.0]}
-IDENTITY |= {"interface": {}}
-ROWS: dict[str, np.ndarray] = {"rows": np.ones((3, 4), np.float32), "images": np.array([0, 2, 5])}
-
-
-@pytest.mark.parametrize("form", ["blocks", "npz"])
-@pytest.mark.parametrize(
-    ("arrays", "facts", "sentence"),
-    [
-        ({"rows": np.ones((3, 5), np.float32)}, {}, "have the shape"),
-        ({"rows": np.full((3, 4), np.inf, np.float32)}, {}, "not finite"),
-        ({"more": np.ones(3)}, {}, "can't be used: it "),
-        ({"images": np.array([0, 2, 2])}, {}, "images don't rise"),
-        ({"images": np.array([-1, 2, 3])}, {}, "images don't rise"),
-        ({}, {"dropped": "many"}, "says that many images were dropped"),
-        ({}, {"dropped": -1}, "says that -1 images were dropped"),
-        ({}, {"model": ["x" * 10_000]}, "was made for a model with digest"),
-        ({}, {"algorithm": {"x": "y" * 10_000}}, "was made with algorithm="),
-    ],
-)
-def test_a_matrix_that_no_run_can_have_left_is_refused(
-    tmp_path: Path, form: str, arrays: dict[str, np.ndarray], facts: dict[str, Any], sentence: str
-) -> None:
-    number = itertools.count()
-
-    def taken(arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> Matrix:
-        path = tmp_path / f"{next(number)}"
-        if form == "npz":
-            checkpoints.save(path, arrays, IDENTITY | facts)
-        else:
-            columns = {n: Column(a.dtype.name, a.shape[1:]) for n, a in arrays.items()}
-            plan = Plan(3, 2, columns, IDENTITY | facts)
-            Unwritten(plan, lambda some: {n: a[some] for n, a in arrays.items()}).write(path)
-        return read_matrix(path, "matrix=runs:/a", IDENTITY, {"algorithm": "2"})
-
-    assert taken(ROWS, {"dropped": 3}).dropped == 3
-    assert taken(ROWS, {}).fitted_on is None and taken(ROWS, {"fitted_on": "a"}).fitted_on == "a"
-    np.testing.assert_array_equal(taken(ROWS, {}).rows[1:, :], ROWS["rows"][1:])
-    with pytest.raises(InputError, match=f"matrix=runs:/a .*{sentence}") as caught:
-        taken(ROWS | arrays, facts)
-    assert len(str(caught.value)) < 300
-
-
-def test_an_empty_matrix_of_earlier_days_is_refused(tmp_path: Path) -> None:
-    nothing = {"rows": np.ones((0, 4)), "images": np.arange(0)}
-    checkpoints.save(tmp_path / "matrix.npz", nothing, IDENTITY)
-    with pytest.raises(InputError, match=r"^matrix=a can't be used: it has no rows$"):
-        read_matrix(tmp_path / "matrix.npz", "matrix=a", IDENTITY, {})
-
-
-BLOCK = {
-    "perturbations": np.ones((2, 2, 2, 1)),
-    "norms": np.array([2.0, np.inf]),
-    "flipped": np.array([True, False]),
-    "rounded": np.array([True, False]),
-    "evaluations": np.arange(2),
-    "seconds": np.ones(2),
-}
-
-
-@pytest.mark.parametrize(
-    ("arrays", "sentence"),
-    [
-        (BLOCK | {"flipped": np.array([True, True])}, "norms don't fit"),
-        (BLOCK | {"perturbations": np.full((2, 2, 2, 1), 1e30)}, "values beyond"),
-        (BLOCK | {"seconds": np.array([1, np.nan])}, "not finite"),
-    ],
-)
-def test_a_block_that_no_solve_can_have_left_is_refused(
-    tmp_path: Path, arrays: dict[str, np.ndarray], sentence: str
-) -> None:
-    asked = UniversalParameters(model="m", solve_dir=str(tmp_path), block_images=2)
-    images = ImageRows(Split(np.zeros((4, 2, 2, 1), np.float32), np.zeros(4, np.int64)))
-    kept = solving._Kept.of(asked, {}, images, None, spread=False)
-    kept.keep(1, BLOCK)
-    assert kept.look() == [1]
-    kept.keep(1, arrays)
-    with pytest.raises(InputError, match=f"block 1 of .* can't be used: .*{sentence}"):
-        kept.look()
-    discard(kept.folder)
-    assert not list(tmp_path.iterdir())
-    kept.folder.symlink_to(tmp_path)
-    with pytest.raises(InputError, match="is a symbolic link"):
-        kept.look()

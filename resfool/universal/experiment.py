@@ -49,6 +49,7 @@ class Fooling:
         pictures: a few of the images worth a look, float32 (H, W, C), by their numbers.
         prediction: of Algorithm 2's singular values; None of others', or if the matrix isn't known
             to be of the fitting images.
+        left_out: what the spectrum may lack, for people; empty if it is whole.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Fooling:
     target: int | None
     pictures: Mapping[int, np.ndarray]
     prediction: "Prediction | None" = None
+    left_out: str = ""
 
     @property
     def rates(self) -> Row:
@@ -167,11 +169,11 @@ def universal(
     judged_on = ImageRows(held_out)
     seen = judged_on if moved is held_out else ImageRows(moved)
     work = Work(model, judge, fitting, images, seen, asked, same, monitor, map, size, target)
-    ranked, spectra, prediction, rates, tried = None, None, None, [], ()
+    ranked, spectra, prediction, left_out, rates, tried = None, None, None, "", [], ()
     with enough_for(inference.even(most, size)):
         if asked.procedure.makes_matrix:
             matrix = matrix or _fitted_matrix(work)
-            ranked, spectra = _approximated(work, matrix)
+            ranked, spectra, left_out = _approximated(work, matrix)
             prediction = _predicted(work, matrix, spectra[1])
             vector = ranked.vector
         else:
@@ -199,6 +201,7 @@ def universal(
         target=target,
         pictures=_worth_a_look(verdict.universal, judged_on, target),
         prediction=prediction,
+        left_out=left_out,
     )
 
 
@@ -225,14 +228,20 @@ def _fitted_matrix(work: "Work") -> "Matrix":
     return matrix
 
 
-def _approximated(work: "Work", matrix: "Matrix") -> tuple["Ranked", tuple[np.ndarray, np.ndarray]]:
-    """Low-rank approximations of a matrix, judged, and its spectrum beside a random one's."""
+def _approximated(
+    work: "Work", matrix: "Matrix"
+) -> tuple["Ranked", tuple[np.ndarray, np.ndarray], str]:
+    """Low-rank approximations, judged, the spectrum beside a random one's, and what it may lack."""
     from resfool.attacks import lowrank
     from resfool.universal import judging, screening
 
     asked, monitor = work.asked, work.monitor
-    decomposition = lowrank.decompose(matrix.rows)
     first = asked.coefficients == "first"
+    most = max(asked.rank, *(asked.ranks or judging.RANKS))
+    decomposition = lowrank.decompose(matrix.rows, kept=1 if first else most)
+    if decomposition.missed:
+        monitor.say(decomposition.missed)
+        monitor.point({"step": 0, "left_out_stretch": decomposition.error})
     rank, note = lowrank.clamped(1 if first else asked.rank, decomposition)
     if note is not None:
         monitor.say(note)
@@ -267,9 +276,9 @@ def _approximated(work: "Work", matrix: "Matrix") -> tuple["Ranked", tuple[np.nd
     for row in ranked.rows:
         monitor.point({"step": int(row["rank"])} | row)
     noise = lowrank.singular_values(lowrank.GaussianRows(matrix.rows, asked.seed))
-    share = lowrank.energy(noise, 10)
+    share = lowrank.energy(noise, 10, decomposition.squares)  # its rows have the same norms
     monitor.point({"step": 0, "random_energy_of_10_directions": share})
-    return ranked, (decomposition.singular_values, noise)
+    return ranked, (decomposition.singular_values, noise), decomposition.missed
 
 
 def _predicted(work: "Work", matrix: "Matrix", noise: np.ndarray) -> "Prediction | None":

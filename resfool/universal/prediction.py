@@ -14,6 +14,7 @@ C - 1 dimensions, so only so many singular values: those from the C-th on come f
 turn from image to image, and are the ones that laws are fitted to.
 """
 
+import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,10 +25,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from resfool.attacks import balls, lowrank
+from resfool.attacks import balls, lowrank, streaming
 from resfool.attacks.balls import Bounds
 from resfool.attacks.solvers.batches import gaps_and_slopes, nearest_boundary, top_gradients
-from resfool.attacks.streaming import Matrix
 from resfool.blocks import ROWS, Column, Plan, Unwritten
 from resfool.classifiers import inference
 from resfool.classifiers.inference import Rows
@@ -77,24 +77,35 @@ class Spectrum:
     """The singular values of a matrix of one perturbation a row.
 
     Attributes:
-        values: float64 (min(N, D),), largest first.
+        values: float64 (min(N, D),), largest first; or the leading ones of `singular_values`.
         directions: the same of its rows at norm 1.
         laws: that are fitted to `values`, one of each kind; none where too few of them can be.
+        squares: the matrix's sum of squares, where `values` are only the leading ones.
     """
 
     values: np.ndarray
     directions: np.ndarray
     laws: dict[Kind, Law]
+    squares: float | None = None
 
     @classmethod
-    def of(cls, matrix: Matrix, first: int, last: int | None = None) -> "Spectrum":
+    def of(cls, matrix: streaming.Matrix, first: int, last: int | None = None) -> "Spectrum":
         """That of a matrix (N, D), with laws of the values from the `first` to the `last`.
 
         Without a `last` it is that of those which hold 99% of the sum of squares.
         """
         values = lowrank.singular_values(matrix)
         directions = lowrank.singular_values(lowrank.UnitRows(matrix))
-        return cls(values, directions, laws(values, first, last or holding(values, ENERGY)))
+        found = laws(values, first, last or holding(values, ENERGY))
+        whole = len(values) == min(matrix.shape)
+        return cls(values, directions, found, None if whole else streaming.squares(matrix))
+
+    @property
+    def norm(self) -> float:
+        """The Frobenius norm of the matrix."""
+        if self.squares is not None:
+            return math.sqrt(self.squares)
+        return float(np.linalg.norm(self.values))
 
 
 @dataclass(frozen=True)
@@ -115,13 +126,12 @@ class Prediction:
     def figures(self) -> Row:
         """How they compare: in all, in scale, in shape, and by the laws that they follow."""
         ours, theirs = self.measured, self.predicted
-        norm, predicted_norm = (float(np.linalg.norm(one.values)) for one in (ours, theirs))
         found = {
             "predicted_spectrum_deviation": deviation(theirs.values, ours.values),
             "random_spectrum_deviation": deviation(self.random, ours.values),
-            "predicted_scale_ratio": predicted_norm / norm,
+            "predicted_scale_ratio": theirs.norm / ours.norm,
             "predicted_shape_deviation": deviation(theirs.directions, ours.directions),
-            "predicted_energy_of_10_directions": lowrank.energy(theirs.values, 10),
+            "predicted_energy_of_10_directions": lowrank.energy(theirs.values, 10, theirs.squares),
         }
         for prefix, spectrum in (("", ours), ("predicted_", theirs)):
             for kind, law in spectrum.laws.items():
@@ -147,7 +157,7 @@ class Prediction:
 
 def predicted(
     model: keras.Model,
-    rows: Matrix,
+    rows: streaming.Matrix,
     images: Rows,
     random: np.ndarray,
     *,

@@ -76,6 +76,8 @@ def summary(result: "Fooling") -> str:
         )
     if result.prediction is not None:
         lines.append(f"spectrum        {_predicted_line(result.prediction)}")
+    if result.left_out:
+        lines.append(f"spectrum        {result.left_out}")
     if result.ranked is not None:
         word, kind = ("fooled", "fooling") if result.target is None else ("moved", "success")
         side = "clipped_" if result.asked.clip else ""
@@ -209,7 +211,7 @@ def _over_rank(result: "Fooling") -> Figure:
         norm,
         equal_norm,
         (values, random, predicted),
-        _title(result),
+        _title(result) + (f"\n{result.left_out}" if result.left_out else ""),
         result.ranked.patterns,
     )
 
