@@ -18,7 +18,7 @@ from resfool.datasets.lazy import ImageRows
 from resfool.datasets.sets import Split
 from resfool.errors import InputError
 from resfool.monitor import Monitor
-from resfool.universal import prediction, solving
+from resfool.universal import prediction, presentation, solving
 from resfool.universal.matrices import FoundRows, Matrix, read_matrix
 from resfool.universal.options import UniversalParameters
 from tests.conftest import refused
@@ -154,6 +154,26 @@ def test_what_was_made_before_an_interruption_is_used_and_goes_when_the_run_has_
     assert len(list(Path("checkpoints").iterdir())) == 2
     del found, anew
     assert not list(Path("checkpoints").iterdir()), "nobody looks at them any more"
+
+
+def test_a_run_says_what_its_spectrum_may_have_left_out(
+    theirs: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "LARGEST_GRAM", 20)
+    monkeypatch.setattr(lowrank, "_EXACT_ENTRIES", 100)
+    monkeypatch.setattr(lowrank, "_LEADING", 4)
+    monkeypatch.setattr(streaming, "_MORE", 2)
+    found = experiments.universal(**theirs)
+    assert found.matrix is not None and found.singular_values is not None
+    assert found.left_out in capsys.readouterr().out
+    assert found.left_out in presentation.summary(found)
+    assert found.left_out.startswith("the leading 6 of 64 directions")
+    exact = np.linalg.svd(found.matrix.rows[:, :])[1]
+    values, noise = found.singular_values
+    assert len(values) == len(noise) == 6 and (values <= exact[:6] * (1 + 1e-6)).all()
+    assert found.prediction is not None
+    norm = np.linalg.norm(found.matrix.rows[:, :])
+    assert found.prediction.measured.norm == pytest.approx(norm, rel=1e-5)
 
 
 def changed(folder: Path) -> None:
