@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from resfool import blocks
 from resfool.arrayfiles import ABSURD
 from resfool.errors import InputError, expanded, looked_in, present
 from resfool.values import Row
@@ -199,21 +200,35 @@ class Archive:
             raise InputError(f"model={uri}: there is no such file{looked_in(uri)}")
         return ModelSource(uri, path.stem, path)
 
-    def find_artifact(self, uri: str, name: str) -> Path:
-        """Find a file that an earlier run left.
+    def find_artifact(self, uri: str, *names: str) -> Path:
+        """Find a file, or a folder, that an earlier run left.
 
         Args:
             uri: of the run or of the file.
-            name: of the file, where the uri is a run's.
+            names: of the file, where the uri is a run's; the first that is there is taken.
 
         Raises:
             InputError: there is no such file.
         """
         path = expanded(uri)
-        path = path / name if present(path, Path.is_dir) else path
+        if present(path, Path.is_dir):
+            path /= next((name for name in names if present(path / name)), names[0])
         if not present(path):
-            raise InputError(f"{Path(name).stem}={uri}: there is no file {path}{looked_in(uri)}")
+            what = Path(names[0]).stem
+            raise InputError(f"{what}={uri}: there is no file {path}{looked_in(uri)}")
         return path
+
+    def find_matrix(self, uri: str) -> Path:
+        """Find the matrix of perturbations that an earlier run left.
+
+        Args:
+            uri: of the run, of its folder of blocks, or of the `.npz` file that earlier ones left.
+
+        Raises:
+            InputError: there is no such matrix.
+        """
+        path = expanded(uri)
+        return path if blocks.is_there(path) else self.find_artifact(uri, "matrix", "matrix.npz")
 
     def find_perturbation(self, uri: str) -> PerturbationSource:
         """Find a universal perturbation that an earlier run left, by its URI or a file's.

@@ -14,7 +14,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -32,7 +32,7 @@ Array = npt.NDArray[Any]
 
 VERSION = 1
 ROWS = "rows"  # the name of an array that is alone
-INDEX = "index.json"
+_INDEX = "index.json"
 _MOST_BLOCKS = 1_000_000  # whose numbers have six digits, so that their names' order is theirs
 _LONGEST = 1 << 24  # bytes of an index, which holds the facts
 _LONGEST_RECORD = 1 << 16
@@ -148,8 +148,8 @@ class Writer:
     def __init__(self, folder: Path, plan: Plan) -> None:
         self.folder, self.plan = folder, plan
         self.arrays = Blocks(folder, plan)
-        if not present(folder / INDEX):
-            with replacing(folder / INDEX) as file:
+        if not present(folder / _INDEX):
+            with replacing(folder / _INDEX) as file:
                 file.write(plan.document)
         if read_plan(folder).digest != plan.digest:
             raise InputError(
@@ -214,6 +214,30 @@ class Writer:
         return found
 
 
+@dataclass(frozen=True)
+class Unwritten:
+    """Arrays that are to be written in blocks, of which each is made when its turn comes.
+
+    Attributes:
+        plan: of what the folder is to hold.
+        make: the arrays of some rows, by their names.
+    """
+
+    plan: Plan
+    make: Callable[[slice], Mapping[str, Array]]
+
+    def write(self, folder: Path) -> "Blocks":
+        """Write all of it into a folder, which is created.
+
+        Raises:
+            InputError: the folder can't be written, or holds something else.
+        """
+        writer = Writer(folder, self.plan)
+        for number in range(self.plan.count):
+            writer.write(number, self.make(self.plan.span(number)))
+        return writer.finish()
+
+
 class _Summed:
     """A file that is written, and the SHA-256 of what is."""
 
@@ -243,7 +267,7 @@ def read_plan(folder: Path) -> Plan:
         InputError: it isn't such a folder.
     """
     with using(f"the array in blocks {folder}"):
-        stored = _document(folder / INDEX, _LONGEST)
+        stored = _document(folder / _INDEX, _LONGEST)
         if stored.get("version") != VERSION:
             raise DamagedError(f"its index has the version {bounded.plain(stored.get('version'))}")
         rows, size, columns = (stored[key] for key in ("rows", "block_rows", "columns"))
@@ -270,6 +294,11 @@ def _document(path: Path, most: int) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise DamagedError(f"{path.name} has no names")
     return found
+
+
+def is_there(folder: Path) -> bool:
+    """Whether a folder is one of blocks, by its index."""
+    return present(folder / _INDEX)
 
 
 def read(folder: Path) -> "Blocks":
@@ -306,6 +335,18 @@ class Blocks(Mapping[str, "BlockArray"]):
             names = {entry.name for entry in self.folder.iterdir()}
         return {number for number in range(self.plan.count) if _record_name(number) in names}
 
+    def move(self, folder: Path) -> None:
+        """Rename the folder, on the disk where it is; the arrays go with it.
+
+        Raises:
+            InputError: it can't be.
+        """
+        with writing(f"the folder {folder.parent}"):
+            self.folder.rename(folder)
+        self.folder = folder
+        for column in self._columns.values():
+            column.folder = folder
+
     def block(self, number: int) -> dict[str, Array]:
         """The rows of one block, by the arrays' names; see `BlockArray.block`."""
         return {name: column.block(number) for name, column in self._columns.items()}
@@ -327,13 +368,13 @@ class BlockArray:
     file has changed since.
 
     Attributes:
+        folder: with the blocks.
         plan: of the folder.
         name: of the array in it.
     """
 
     def __init__(self, folder: Path, plan: Plan, name: str) -> None:
-        self.plan, self.name = plan, name
-        self._folder = folder
+        self.folder, self.plan, self.name = folder, plan, name
         self._seen: dict[int, tuple[int, ...]] = {}
 
     @property
@@ -368,8 +409,8 @@ class BlockArray:
         wanted = self.plan.shape(self.name, number), self.plan.columns[self.name].type
         file_name = _shard_name(self.name, number)
         with (
-            using(f"block {number} of {self._folder}, {file_name},"),
-            open_plain(self._folder / file_name, os.O_RDONLY) as file,
+            using(f"block {number} of {self.folder}, {file_name},"),
+            open_plain(self.folder / file_name, os.O_RDONLY) as file,
         ):
             head = bounded.header(file_name, file)
             status = os.fstat(file.fileno())
@@ -387,8 +428,8 @@ class BlockArray:
             return np.memmap(file, head.dtype, "r", head.begin, head.shape)
 
     def _check_sum(self, number: int, file: IO[bytes]) -> None:
-        with using(f"block {number} of {self._folder}"):
-            record = _document(self._folder / _record_name(number), _LONGEST_RECORD)
+        with using(f"block {number} of {self.folder}"):
+            record = _document(self.folder / _record_name(number), _LONGEST_RECORD)
             if record.get("block") != number or record.get("index") != self.plan.digest:
                 raise DamagedError("it belongs to other ones")
             written = record["sha256"][self.name]
@@ -417,7 +458,7 @@ class BlockArray:
             start = first * self.plan.size
             return self.block(first)[begin - start : end - start, *rest]
         limits.check_memory(
-            f"{end - begin} rows of {self._folder}", math.prod(shape) * self.dtype.itemsize
+            f"{end - begin} rows of {self.folder}", math.prod(shape) * self.dtype.itemsize
         )
         found = None
         for number in range(first, last + 1):

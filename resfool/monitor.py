@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy import ndarray
     from pandas import DataFrame
 
+    from resfool.blocks import Unwritten
     from resfool.checkpoints import Arrays
     from resfool.datasets.sets import Dataset
 
@@ -21,9 +22,9 @@ LONGEST = 6000  # characters of a fact, which a store keeps in full
 Use = tuple["Dataset", Part, str]  # a data set, the part of it, and what for: "training"
 
 # What a result leaves beside its figures, by the names of its files: a Figure as NAME.png, an array
-# as NAME.npy, Arrays as NAME.npz, bytes as they are, and a table as NAME alone, which becomes
-# NAME.csv and, for the user interface, NAME.json.
-Leaves = Mapping[str, "Figure | DataFrame | ndarray | Arrays | bytes"]
+# as NAME.npy, Arrays as NAME.npz, bytes as they are, what is Unwritten as a folder NAME of blocks,
+# and a table as NAME alone, which becomes NAME.csv and, for the user interface, NAME.json.
+Leaves = Mapping[str, "Figure | DataFrame | ndarray | Arrays | Unwritten | bytes"]
 
 
 class Advance(Protocol):

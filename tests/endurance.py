@@ -30,7 +30,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from resfool import checkpoints
+from resfool import blocks
 from tests import counted
 from tests.conftest import copy_database
 from tests.processes import Process
@@ -150,9 +150,8 @@ class Place:
 
     def matrix(self, run: Run) -> str:
         """The digest of a run's matrix of perturbations."""
-        path = self.client.download_artifacts(run.info.run_id, "matrix.npz", str(self.folder))
-        arrays, _ = checkpoints.load(Path(path))
-        return hashlib.sha256(arrays["rows"].tobytes()).hexdigest()
+        path = self.client.download_artifacts(run.info.run_id, "matrix", str(self.folder))
+        return hashlib.sha256(blocks.read(Path(path))["rows"][:].tobytes()).hexdigest()
 
     def to_resume(self) -> list[str]:
         """The word by which a training that was killed goes on."""

@@ -42,9 +42,9 @@ NOT_RESULTS = {
 
 # The digest of that code, for the version of its results.
 PINNED = {
-    "train": ("e62de5f69643a9a5", "357707c089bd1bba"),
-    "attack": ("4d7e41d5b6091966", "982710336e64d79f"),
-    "universal": ("d5b68f12eaa10ff3", "c0b8515efc457102"),
+    "train": ("e62de5f69643a9a5", "99e04b29fd5aa5a6"),
+    "attack": ("4d7e41d5b6091966", "b9ea8e2bf34d2d66"),
+    "universal": ("d5b68f12eaa10ff3", "2157ff4e92c918fb"),
 }
 
 

@@ -15,14 +15,14 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from entry_points import mnist, universal
-from resfool import checkpoints, experiments
+from resfool import blocks, experiments
 from resfool.classifiers.keeping import digest
-from resfool.classifiers.spreading import Blocks
+from resfool.datasets.lazy import ImageRows
 from resfool.datasets.sets import Split
 from resfool.errors import InputError
 from resfool.monitor import Monitor
-from resfool.universal import experiment, solving
-from resfool.universal.matrices import Matrix, matrix_in
+from resfool.universal import experiment
+from resfool.universal.matrices import Matrix
 from resfool.universal.options import UniversalParameters
 from resfool.values import show
 from tests import conftest
@@ -67,8 +67,8 @@ def test_algorithm_2_leaves_rates_figures_matrix_and_perturbation(
     assert vector.shape == (8, 8, 1)
     metrics = run.data.metrics
     assert np.linalg.norm(vector) == pytest.approx(metrics["final_l2_norm"], rel=1e-5)
-    arrays, facts = checkpoints.load(found / "matrix.npz")
-    assert arrays["rows"].shape == (150 - facts["dropped"], 64)
+    matrix = blocks.read(found / "matrix")
+    assert matrix["rows"].shape == (150 - matrix.plan.facts["dropped"], 64)
     table = pd.read_csv(found / "ranks.csv")
     assert table["rank"].tolist()[:3] == [1, 2, 3]
     history = store.get_metric_history(run.info.run_id, "fooling_rate")
@@ -183,7 +183,7 @@ def test_an_interrupted_solve_goes_on(
 
     with pytest.raises(KeyboardInterrupt):
         experiments.universal(Interrupting(), **options)
-    _, kept = sorted(Path("checkpoints").glob("solve-*/perturbations-*"))
+    _, kept = sorted(Path("checkpoints").glob("solve-*/rows-*"))
     whole_file = kept.read_bytes()
     kept.write_bytes(whole_file[:-99])
 
@@ -198,7 +198,7 @@ def test_an_interrupted_solve_goes_on(
     assert "100 images are done" in capsys.readouterr().out
     whole = experiments.universal(**options)
     assert resumed.matrix is not None and whole.matrix is not None
-    np.testing.assert_array_equal(resumed.matrix.rows, whole.matrix.rows)
+    np.testing.assert_array_equal(resumed.matrix.rows[:, :], whole.matrix.rows[:, :])
 
 
 @pytest.mark.slow
@@ -233,8 +233,10 @@ def test_each_image_that_cobyla_has_solved_is_kept(
     assert "going on with an interrupted solve, of which 4 images are done" in said
     whole = experiments.universal(**options)
     assert resumed.solved is not None and whole.solved is not None
-    for name in ("perturbations", "norms", "flipped", "evaluations"):
+    for name in ("norms", "flipped", "evaluations"):
         np.testing.assert_array_equal(getattr(resumed.solved, name), getattr(whole.solved, name))
+    assert resumed.matrix is not None and whole.matrix is not None
+    np.testing.assert_array_equal(resumed.matrix.rows[:, :], whole.matrix.rows[:, :])
     assert not list(Path("checkpoints").glob("solve-*"))
 
 
@@ -333,8 +335,9 @@ def test_a_spectrum_is_predicted_of_smallest_perturbations_of_our_images_alone(
 ) -> None:
     images = np.zeros((3, 2, 2, 1), np.float32)
     asked = UniversalParameters(model="m", algorithm=algorithm)
-    work: Any = SimpleNamespace(asked=asked, fitting=Split(images, np.zeros(3, np.int64)))
-    named = digest(images) if fitted_on == "ours" else fitted_on
+    lazy = ImageRows(Split(images, np.zeros(3, np.int64)))
+    work: Any = SimpleNamespace(asked=asked, images=lazy)
+    named = lazy.digest if fitted_on == "ours" else fitted_on
     matrix = Matrix(np.ones((2, 4), np.float32), np.array([0, last]), 1, fitted_on=named)
     assert experiment._predicted(work, matrix, np.ones(2)) is None
 
@@ -421,72 +424,3 @@ def test_the_case_study_refuses_before_it_trains(
     cluster = ["--solver=cobyla", "--backend=ray", "--ray_address=127.0.0.1:1"]
     assert "no Ray cluster answers" in conftest.refused(mnist.main, capsys, *cluster)
     assert not store.search_runs(["0"])
-
-
-IDENTITY: dict[str, Any] = {"model": "digest", "image_shape": [2, 2, 1], "input_range": [0.0, 1.0]}
-IDENTITY |= {"interface": {}}
-ROWS: dict[str, np.ndarray] = {"rows": np.ones((3, 4), np.float32), "images": np.array([0, 2, 5])}
-
-
-@pytest.mark.parametrize(
-    ("arrays", "facts", "sentence"),
-    [
-        ({"rows": np.ones((3, 5), np.float32)}, {}, "have the shape"),
-        ({"rows": np.full((3, 4), np.inf)}, {}, "not finite"),
-        ({"rows": np.ones((0, 4)), "images": np.arange(0)}, {}, "it has no rows"),
-        ({"images": np.array([0, 2, 2])}, {}, "images don't rise"),
-        ({"images": np.array([-1, 2, 3])}, {}, "images don't rise"),
-        ({}, {"dropped": "many"}, "says that many images were dropped"),
-        ({}, {"dropped": -1}, "says that -1 images were dropped"),
-        ({}, {"model": ["x" * 10_000]}, "was made for a model with digest"),
-        ({}, {"algorithm": {"x": "y" * 10_000}}, "was made with algorithm="),
-    ],
-)
-def test_a_matrix_that_no_run_can_have_left_is_refused(
-    arrays: dict[str, np.ndarray], facts: dict[str, Any], sentence: str
-) -> None:
-    def taken(arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> Matrix:
-        stored = checkpoints.Arrays(arrays, IDENTITY | facts)
-        return matrix_in(stored, "matrix=runs:/a", IDENTITY, {"algorithm": "2"})
-
-    assert taken(ROWS, {"dropped": 3}).dropped == 3
-    assert taken(ROWS, {}).fitted_on is None and taken(ROWS, {"fitted_on": "a"}).fitted_on == "a"
-    with pytest.raises(InputError, match=f"^matrix=runs:/a .*{sentence}") as caught:
-        taken(ROWS | arrays, facts)
-    assert len(str(caught.value)) < 300
-
-
-BLOCK = {
-    "perturbations": np.ones((2, 2, 2, 1)),
-    "norms": np.array([2.0, np.inf]),
-    "flipped": np.array([True, False]),
-    "rounded": np.array([True, False]),
-    "evaluations": np.arange(2),
-    "seconds": np.ones(2),
-}
-
-
-@pytest.mark.parametrize(
-    ("arrays", "sentence"),
-    [
-        (BLOCK | {"flipped": np.array([True, True])}, "norms don't fit"),
-        (BLOCK | {"perturbations": np.full((2, 2, 2, 1), 1e30)}, "values beyond"),
-        (BLOCK | {"seconds": np.array([1, np.nan])}, "not finite"),
-    ],
-)
-def test_a_block_that_no_solve_can_have_left_is_refused(
-    tmp_path: Path, arrays: dict[str, np.ndarray], sentence: str
-) -> None:
-    asked = UniversalParameters(model="m", solve_dir=str(tmp_path), block_images=2)
-    blocks = Blocks((np.zeros((4, 2, 2, 1), np.float32),), asked.block)
-    kept = solving._Kept.of(asked, {}, blocks, spread=False)
-    kept.keep(1, BLOCK)
-    assert list(kept.found()) == [1]
-    kept.keep(1, arrays)
-    with pytest.raises(InputError, match=f"block 1 of .* can't be used: .*{sentence}"):
-        kept.found()
-    kept.discard()
-    assert not list(tmp_path.iterdir())
-    kept.folder.symlink_to(tmp_path)
-    with pytest.raises(InputError, match="is a symbolic link"):
-        kept.found()

@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from resfool import devices, identity
 from resfool.archive import Archive, ModelSource
 from resfool.attacks.options import AttackParameters, HowToAttack
 from resfool.classifiers.finding import find_models, interface_of, load_classifiers, load_data
 from resfool.datasets import sets
+from resfool.datasets.lazy import ImageRows
 from resfool.errors import expanded
 from resfool.monitor import Monitor
 from resfool.values import Part, epsilon_step, show
@@ -76,9 +75,7 @@ def attack(
 
     names = distinct_names([source.name for source in sources])
     loaded = load_classifiers(sources, names, data, asked)
-    images = inference.LazyRows(
-        len(chosen), lambda rows: chosen.take(np.arange(rows.start, rows.stop)).images
-    )
+    images = ImageRows(chosen)
     parts = blocks_of(images, chosen.labels, asked, None)
     keeps = [
         _Keeping(

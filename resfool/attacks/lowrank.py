@@ -49,6 +49,17 @@ class Decomposition:
         """See `energy`."""
         return energy(self.singular_values, rank, self.squares)
 
+    @property
+    def missed(self) -> str:
+        """What may have been left out, for people; empty if nothing was."""
+        if not self.error:
+            return ""
+        found, share = self.singular_values, self.error / self.singular_values[0]
+        return (
+            f"the leading {len(found)} of {self.vectors.shape[1]:,} directions: none left out "
+            f"stretches by more than {self.error:.3g} ({share:.1%} of the largest)"
+        )
+
 
 def energy(singular_values: np.ndarray, rank: int, total: float | None = None) -> float:
     """The share of a matrix's sum of squares that its first `rank` singular directions hold.
@@ -67,6 +78,7 @@ def decompose(
     matrix: Matrix,
     rank: int | None = None,
     *,
+    kept: int | None = None,
     exact: bool | None = None,
     seed: int = 0,
     each: Each = map,
@@ -86,8 +98,10 @@ def decompose(
 
     Args:
         matrix: (N, D), finite.
-        rank: how many vectors to keep; None is all up to the numerical rank, or 100 of those of a
+        rank: how many vectors to find; None is all up to the numerical rank, or 100 of those of a
             matrix that is large both ways.
+        kept: of these the first so many are kept, with the bits that they have among all; None is
+            all. Vectors of a wide matrix take as much memory as itself.
         exact: which of the first two ways; None decides by the size.
         seed: of what is random in the third way.
         each: a map that may share out the rows, such as that of a pool of workers.
@@ -102,14 +116,15 @@ def decompose(
         whole = matrix[:, :].astype(np.float64)
         _, values, vectors = linalg.svd(whole, full_matrices=False)
     elif min(rows, columns) <= streaming.LARGEST_GRAM:
-        values, vectors = _by_gram(matrix, rank, each)
+        values, vectors = _by_gram(matrix, rank, kept, each)
     else:
-        found = streaming.leading(matrix, rank or _LEADING, seed=seed, each=each)
+        wanted = rank or max(_LEADING, kept or 0)
+        found = streaming.leading(matrix, wanted, seed=seed, each=each)
         values, vectors, squares, error = found.values, found.vectors, found.squares, found.error
-        vectors = vectors[: rank or _LEADING]
+        vectors = vectors[:wanted]
     numerical_rank = _numerical_rank(values, matrix.shape, squares)
-    kept = vectors[: numerical_rank if rank is None else min(rank, numerical_rank)]
-    signed = _signed(kept).astype(np.float32)
+    most = numerical_rank if rank is None else min(rank, numerical_rank)
+    signed = _signed(vectors[:most][:kept]).astype(np.float32)
     return Decomposition(values, signed, numerical_rank, squares, error)
 
 
@@ -184,17 +199,20 @@ def singular_values(matrix: Matrix, each: Each = map) -> np.ndarray:
 
     They are the roots of the eigenvalues of the smaller Gram matrix, in float64, which takes a
     fraction of the time and memory of a decomposition. Values below about 1e-8 of the largest
-    are lost in rounding.
+    are lost in rounding. Of a matrix that is large both ways they are the leading 110, nearly; see
+    `streaming.leading`.
 
     Args:
         matrix: (N, D), which needn't be in memory.
         each: a map that may share out the rows, such as that of a pool of workers.
 
     Returns:
-        float64 (min(N, D),).
+        float64 (min(N, D),), or the leading ones.
     """
     from scipy import linalg
 
+    if min(matrix.shape) > streaming.LARGEST_GRAM:
+        return streaming.leading(matrix, _LEADING, each=each).values
     return _roots(linalg.eigvalsh(_gram(matrix, each), overwrite_a=True))
 
 
@@ -204,12 +222,13 @@ class UnitRows:
     It is a matrix that is made where it is looked at: signs take a quarter of its memory.
     """
 
-    def __init__(self, perturbations: Any) -> None:
-        flat = perturbations.ndim == 2
-        self._rows = perturbations if flat else perturbations.reshape(len(perturbations), -1)
-        self.shape: tuple[int, ...] = self._rows.shape
+    def __init__(self, perturbations: Matrix) -> None:
+        self._rows: Matrix = perturbations
+        if isinstance(perturbations, np.ndarray):
+            self._rows = perturbations.reshape(len(perturbations), -1)
+        self.shape = self._rows.shape
         pieces = slices(self.shape[0], _ENTRIES // self.shape[1])
-        self._norms = np.concatenate([_norms(self._rows[piece]) for piece in pieces])
+        self._norms = np.concatenate([_norms(self._rows[piece, :]) for piece in pieces])
 
     def __getitem__(self, place: tuple[slice, slice]) -> np.ndarray:
         """Some rows and columns."""
@@ -270,17 +289,20 @@ def _divisors(norms: np.ndarray) -> np.ndarray:
     return np.where(norms > 0, norms, np.float32(1.0))
 
 
-def _by_gram(matrix: Matrix, rank: int | None, each: Each) -> tuple[np.ndarray, np.ndarray]:
+def _by_gram(
+    matrix: Matrix, rank: int | None, kept: int | None, each: Each
+) -> tuple[np.ndarray, np.ndarray]:
     """Singular values, and the right singular vectors of the largest."""
     rows, columns = matrix.shape
     values, leading = _eigen(_gram(matrix, each), rank, matrix.shape)
     if rows >= columns:
         return values, leading
     # These are left singular vectors; the matrix takes them to the right ones.
-    right = np.empty((len(leading), columns))
+    right = np.empty((len(leading[:kept]), columns))
     for part in slices(columns, PIECE):
-        right[:, part] = leading @ matrix[:, part]
-    return values, right / values[: len(leading), np.newaxis]
+        # The product of all of them: that of a few may be rounded otherwise.
+        right[:, part] = (leading @ matrix[:, part])[:kept]
+    return values, right / values[: len(right), np.newaxis]
 
 
 def _eigen(

@@ -25,12 +25,11 @@ from resfool.values import BallNorm
 
 
 @dataclass(frozen=True)
-class Minimal:
-    """The smallest perturbations that a solver found for N images.
+class Outcome:
+    """How a solver ended for N images, without what it found.
 
     Attributes:
-        perturbations: float32 (N, H, W, C); zero where nothing flipped.
-        norms: float32 (N,), their norms, l2 or linf; inf where nothing flipped.
+        norms: float32 (N,), the perturbations' norms, l2 or linf; inf where nothing flipped.
         flipped: bool (N,), whether the predicted class was seen to change, by a lead that rounding
             can't undo.
         rounded: bool (N,), whether it still changes once pixels are rounded to 8 bits.
@@ -39,12 +38,22 @@ class Minimal:
         seconds: float64 (N,); images that were solved together share their time evenly.
     """
 
-    perturbations: np.ndarray
     norms: np.ndarray
     flipped: np.ndarray
     rounded: np.ndarray
     evaluations: np.ndarray
     seconds: np.ndarray
+
+
+@dataclass(frozen=True)
+class Minimal(Outcome):
+    """The smallest perturbations that a solver found for N images.
+
+    Attributes:
+        perturbations: float32 (N, H, W, C); zero where nothing flipped.
+    """
+
+    perturbations: np.ndarray
 
     def first(self, count: int) -> "Minimal":
         """The first `count` images of these."""

@@ -112,6 +112,12 @@ def projections(matrix: Matrix, vectors: np.ndarray) -> Iterator[np.ndarray]:
         yield matrix[part, :].astype(np.float64) @ across
 
 
+def squares(matrix: Matrix) -> float:
+    """The sum of squares of all of a matrix."""
+    whole = slice(0, matrix.shape[0])
+    return sum(float(np.square(piece).sum()) for _, piece in _pieces(matrix, whole))
+
+
 # The range finder.
 
 

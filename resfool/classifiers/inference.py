@@ -101,6 +101,17 @@ class Rows(Protocol):
         """Some of them, (n, ...)."""
 
 
+class Images(Rows, Protocol):
+    """N images: an array, or what reads them where they are looked at."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, C)."""
+
+    def __getitem__(self, rows: Any, /) -> np.ndarray:
+        """Some of them, by a slice or an int array, or one by its number."""
+
+
 @dataclass(frozen=True)
 class LazyRows:
     """N rows that are made when they are asked for, so that never all of them take memory.
@@ -120,7 +131,7 @@ class LazyRows:
         return self.make(slice(*rows.indices(self.count)))
 
 
-def picked(array: np.ndarray, places: np.ndarray) -> LazyRows:
+def picked(array: Images, places: np.ndarray) -> LazyRows:
     """Some rows of an array by their numbers, int (n,)."""
     return LazyRows(len(places), lambda rows: array[places[rows]])
 

@@ -16,7 +16,7 @@ from resfool.classifiers import spreading
 from resfool.classifiers.inference import Rows
 from resfool.classifiers.interface import Interface
 from resfool.classifiers.spreading import Columns
-from resfool.errors import InputError, present
+from resfool.errors import InputError
 from resfool.values import show
 
 _ROWS = 1000  # of images that are read together, for their digest
@@ -46,7 +46,7 @@ class Kept:
         """
         if self.folder.is_symlink():
             raise InputError(f"{self.folder} is a symbolic link, which isn't followed")
-        if not present(self.folder / blocks.INDEX):
+        if not blocks.is_there(self.folder):
             return set()
         numbers = self._writer.done()
         for number in sorted(numbers):
@@ -60,7 +60,7 @@ class Kept:
         Raises:
             InputError: the folder can't be written, or its disk is full.
         """
-        if not present(self.folder / blocks.INDEX):
+        if not blocks.is_there(self.folder):
             columns = {n: Column(c.dtype.name, c.shape[1:]) for n, c in found.items()}
             self._writer = blocks.Writer(self.folder, self._plan(columns))
         self._writer.write(number, found)

@@ -4,7 +4,7 @@ import functools
 import importlib
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -147,25 +147,33 @@ class MLflowArchive(Archive):
             reason, store = error.message.splitlines()[0], stores.address()
             raise InputError(f"model={uri}: there is no such model in {store} ({reason})") from None
 
-    def find_artifact(self, uri: str, name: str) -> Path:
+    def find_artifact(self, uri: str, *names: str) -> Path:
         address = _address(uri)
         if not address.startswith("runs:/"):
-            return super().find_artifact(uri, name)
+            return super().find_artifact(uri, *names)
         run_id, _, inside = address.removeprefix("runs:/").partition("/")
         try:
             stores.check_has("runs")
-            return _downloaded(f"runs:/{run_id}/{inside or name}")
+            return _downloaded(f"runs:/{run_id}/{inside or self._first_of(run_id, names)}")
         except MlflowException as error:
             reason, store = str(error).splitlines()[0], stores.address()
-            sentence = f"{Path(name).stem}={uri}: {store} has no run with {name} by it ({reason})"
-            raise InputError(sentence + self._part_with(run_id, name)) from None
+            what, name = Path(names[0]).stem, names[-1]
+            sentence = f"{what}={uri}: {store} has no run with {name} by it ({reason})"
+            raise InputError(sentence + self._part_with(run_id, names)) from None
 
-    def _part_with(self, run_id: str, name: str) -> str:
+    def _first_of(self, run_id: str, names: Sequence[str]) -> str:
+        """The first of some names that a run has left a file of; the last one if there is none."""
+        if len(names) == 1:
+            return names[0]
+        left = {item.path for item in self._client.list_artifacts(run_id)}
+        return next((name for name in names if name in left), names[-1])
+
+    def _part_with(self, run_id: str, names: Sequence[str]) -> str:
         """What to give instead of a run whose part has left a file, for a sentence."""
         of_run = f"tags.mlflow.parentRunId = '{run_id}'"
         parts = self._search({}, of_run) if run_id.isalnum() else []
         files = {run.info.run_id: self._client.list_artifacts(run.info.run_id) for run in parts}
-        found = [part for part, left in files.items() if name in {file.path for file in left}]
+        found = [part for part, left in files.items() if {file.path for file in left} & set(names)]
         return f"; its part runs:/{found[0]} has one" if found else ""
 
     def find_perturbation(self, uri: str) -> PerturbationSource:

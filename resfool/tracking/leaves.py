@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
-from resfool import checkpoints
+from resfool import blocks, checkpoints
 from resfool.errors import writing
 from resfool.monitor import Leaves
 
@@ -52,6 +52,8 @@ def _write(leaf: Any, path: Path) -> None:
         path.write_bytes(leaf)
     elif isinstance(leaf, checkpoints.Arrays):
         checkpoints.save(path, leaf.arrays, leaf.facts)
+    elif isinstance(leaf, blocks.Unwritten):
+        leaf.write(path)
     elif isinstance(leaf, np.ndarray):
         np.save(path, leaf, allow_pickle=False)
     elif path.suffix == ".png":

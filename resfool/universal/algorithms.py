@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 
-from resfool.classifiers.spreading import Function
 from resfool.universal import ascent, iterated, matrices, singular, solving
 from resfool.universal.matrices import Matrix
 from resfool.universal.patterns import sized
@@ -67,7 +66,7 @@ def fit_singular(work: Work) -> Fit:
 
 def fit_random(work: Work) -> Fit:
     """Noise, whatever the model and the images are."""
-    norm, shape = work.asked.norm, work.fitting.images.shape[1:]
+    norm, shape = work.asked.norm, work.images.shape[1:]
     (vector,) = random_vectors(shape, np.array([norm.size]), norm.kind, work.asked.seed)
     return Fit(vector, [])
 
@@ -83,22 +82,14 @@ def fit_patterns(work: Work) -> Fit:
 
 def fit_algorithm2(work: Work) -> Matrix:
     """The smallest perturbation of each image."""
-    return matrices.matrix_of_solved(solving.solved_perturbations(work))
+    return solving.solved(work)
 
 
 def fit_algorithm3(work: Work) -> Matrix:
     """A step along the sign of each image's gradient."""
-    return _of_gradients(work, matrices.sign_steps, epsilon=work.asked.epsilon)
+    return solving.of_gradients(work, matrices.sign_steps, epsilon=work.asked.epsilon)
 
 
 def fit_algorithm4(work: Work) -> Matrix:
     """The shortest such step of each image that changes its class."""
-    return _of_gradients(work, matrices.smallest_sign_steps)
-
-
-def _of_gradients(work: Work, function: Function, **own: Any) -> Matrix:
-    """A row of each image's gradient."""
-    images, labels = work.fitting.images, work.labels
-    arrays = (images,) if labels is None else (images, labels)
-    own |= {"target": work.target, "clip": work.asked.clip}
-    return matrices.matrix_of(**solving.of_fitting(work, work.model, function, arrays, own))
+    return solving.of_gradients(work, matrices.smallest_sign_steps)

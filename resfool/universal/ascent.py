@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from resfool.classifiers import inference
-from resfool.classifiers.inference import BATCH_SIZE
+from resfool.classifiers.inference import BATCH_SIZE, Images
 from resfool.universal import losses, patterns, target_class, updates
 from resfool.universal.options import Loss, UpdateRule
 from resfool.universal.vectors import (
@@ -210,7 +210,7 @@ class Objective:
     def __init__(
         self,
         model: keras.Model,
-        images: np.ndarray,
+        images: Images,
         clip: bool,
         batch_size: int,
         loss: Loss = "margin",
@@ -218,7 +218,7 @@ class Objective:
         logits: np.ndarray | None = None,
     ) -> None:
         self.model, self.clip = model, clip
-        self.images: np.ndarray = images
+        self.images: Images = images
         self.batch_size = batch_size
         self.loss, self.targeted = loss, target is not None
         self.logits = inference.logits(model, images, batch_size) if logits is None else logits
@@ -267,7 +267,7 @@ class Raised(Protocol):
     """What an ascent needs of its objective."""
 
     @property
-    def images(self) -> np.ndarray:
+    def images(self) -> Images:
         """(N, ...), of which each step takes some."""
 
     def slope(self, rows: np.ndarray, vector: np.ndarray) -> np.ndarray:

@@ -10,7 +10,8 @@ import numpy as np
 
 from resfool.attacks import lowrank
 from resfool.attacks.lowrank import Decomposition
-from resfool.classifiers.inference import BATCH_SIZE
+from resfool.classifiers import inference
+from resfool.classifiers.inference import BATCH_SIZE, Images
 from resfool.universal.ascent import FIRST_STEP, Objective, ascend
 from resfool.universal.options import Coefficients
 from resfool.universal.updates import momentum, steepest
@@ -31,7 +32,7 @@ _IMAGES_PER_STEP = 50
 def coefficients(
     rule: Coefficients,
     model: keras.Model,
-    images: np.ndarray,
+    images: Images,
     decomposition: Decomposition,
     rank: int,
     *,
@@ -94,7 +95,7 @@ def perturbations(
 
 def first_vector_sign(
     model: keras.Model,
-    images: np.ndarray,
+    images: Images,
     decomposition: Decomposition,
     *,
     norm: Norm,
@@ -130,7 +131,7 @@ class Search:
     def __init__(
         self,
         model: keras.Model,
-        images: np.ndarray,
+        images: Images,
         decomposition: Decomposition,
         *,
         seed: int,
@@ -199,9 +200,10 @@ class Search:
 
     def _ordered(self, rows: np.ndarray, norm: Norm, on: np.ndarray | slice) -> np.ndarray:
         """The numbers of coefficients (K, a), what fools most of some images first."""
-        images, own = self.images[on], self.objective.own[on]
+        numbers = np.arange(len(self.images))[on]
+        images, own = inference.picked(self.images, numbers), self.objective.own[on]
         options: Any = {"clip": self.clip, "batch_size": self.batch_size}
-        vectors = perturbations(rows, self.decomposition, images.shape[1:], norm)
+        vectors = perturbations(rows, self.decomposition, self.images.shape[1:], norm)
         rates = [(classes_of(self.model, images, v, **options) != own).mean() for v in vectors]
         return np.argsort(-np.array(rates), kind="stable")
 
@@ -214,7 +216,7 @@ class _Along:
     norm: Norm
 
     @property
-    def images(self) -> np.ndarray:
+    def images(self) -> Images:
         return self.of.images
 
     def slope(self, rows: np.ndarray, vector: np.ndarray) -> np.ndarray:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resfool import checkpoints, devices, identity
+from resfool import devices, identity
 from resfool.archive import Archive, as_given
 from resfool.classifiers.finding import find_models, interface_of, load_classifier, load_data
+from resfool.datasets.lazy import ImageRows
 from resfool.datasets.sets import Split, draw
 from resfool.errors import InputError
 from resfool.monitor import Monitor
@@ -16,7 +17,7 @@ from resfool.universal.options import UniversalParameters
 from resfool.values import Row, show
 
 if TYPE_CHECKING:
-    from resfool.attacks.minimal import Minimal
+    from resfool.attacks.minimal import Outcome
     from resfool.universal.judging import Judged, Ranked, Verdict
     from resfool.universal.matrices import Matrix
     from resfool.universal.prediction import Prediction
@@ -48,6 +49,7 @@ class Fooling:
         pictures: a few of the images worth a look, float32 (H, W, C), by their numbers.
         prediction: of Algorithm 2's singular values; None of others', or if the matrix isn't known
             to be of the fitting images.
+        left_out: what the spectrum may lack, for people; empty if it is whole.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Fooling:
     target: int | None
     pictures: Mapping[int, np.ndarray]
     prediction: "Prediction | None" = None
+    left_out: str = ""
 
     @property
     def rates(self) -> Row:
@@ -76,8 +79,8 @@ class Fooling:
         return found | success | self.patterns.success_rates(self.target)
 
     @property
-    def solved(self) -> "Minimal | None":
-        """The fitting images' smallest perturbations, if Algorithm 2 solved for them."""
+    def solved(self) -> "Outcome | None":
+        """How the fitting images' smallest perturbations were found, if Algorithm 2 did it now."""
         return None if self.matrix is None else self.matrix.solved
 
 
@@ -111,19 +114,15 @@ def universal(
     )
     asked.check_affordable(min(fitting, held_out, key=len).known)
     asked.check_fits(data.image_shape)
-    stored, given = None, f"matrix={asked.matrix}"
-    if asked.matrix is not None:
-        path = archive.find_artifact(asked.matrix, "matrix.npz")
-        with as_given(asked.matrix, path):
-            stored = checkpoints.Arrays(*checkpoints.load(path, given))
+    path = None if asked.matrix is None else archive.find_matrix(asked.matrix)
 
     devices.import_keras()
     from resfool.attacks.memory import enough_for, images_per_pass, largest
     from resfool.classifiers import inference, reaching
     from resfool.classifiers.keeping import identity_of
     from resfool.universal import judging, screening, target_class
-    from resfool.universal.matrices import matrix_in
-    from resfool.universal.solving import check_solve
+    from resfool.universal.matrices import read_matrix
+    from resfool.universal.solving import check_kept
     from resfool.universal.work import Work
 
     model = load_classifier(source, source.name, data, asked)
@@ -135,16 +134,20 @@ def universal(
         target = target_class.number_of(asked.target, names)
         judge = target_class.reached(model, target)
         fitting, moved = (
-            split.take(
+            split.chosen(
                 target_class.of_other_classes(
-                    model, split.images, target, largest(asked.batch_size)
+                    model, ImageRows(split), target, largest(asked.batch_size)
                 )
             )
             for split in (fitting, held_out)
         )
-    matrix = None if stored is None else matrix_in(stored, given, same, asked.made_by)
-    if asked.solves:
-        check_solve(asked, same, fitting.images, judge)
+    images, matrix = ImageRows(fitting), None
+    labels = fitting.labels if asked.label_source == "true" else None
+    if asked.matrix is not None and path is not None:
+        with as_given(asked.matrix, path):
+            matrix = read_matrix(path, f"matrix={asked.matrix}", same, asked.made_by)
+    elif asked.procedure.makes_matrix:
+        check_kept(asked, same, images, labels, judge)
     settings = asked.settings()
     facts = settings | identity.facts("universal", settings, data.digest)
     facts |= {"model_name": source.name, "dataset": data.name, "dataset_digest": data.digest}
@@ -154,23 +157,25 @@ def universal(
     most = max(len(fitting), len(held_out))
     solving = "solver" in asked.procedure.takes
     size = images_per_pass(asked.batch_size, model, most, monitor, solving=solving)
-    work = Work(model, judge, fitting, moved.images, asked, same, monitor, map, size, target)
-    ranked, spectra, prediction, rates, tried = None, None, None, [], ()
+    judged_on = ImageRows(held_out)
+    seen = judged_on if moved is held_out else ImageRows(moved)
+    work = Work(model, judge, fitting, images, seen, asked, same, monitor, map, size, target)
+    ranked, spectra, prediction, left_out, rates, tried = None, None, None, "", [], ()
     with enough_for(inference.even(most, size)):
         if asked.procedure.makes_matrix:
             matrix = matrix or _fitted_matrix(work)
-            ranked, spectra = _approximated(work, matrix)
+            ranked, spectra, left_out = _approximated(work, matrix)
             prediction = _predicted(work, matrix, spectra[1])
             vector = ranked.vector
         else:
             fit = asked.procedure.fit(work)
             vector, rates, tried = fit.vector, fit.rates, fit.tried
         options: Any = {"seed": asked.seed, "batch_size": size}
-        verdict = judging.verdict(model, held_out.images, vector, **options)
+        verdict = judging.verdict(model, judged_on, vector, **options)
         advance = monitor.counter(2 * work.screen.passes, _CHOICE)
-        patterns = screening.beside(work.screen, model, held_out.images, vector, advance)
-    for finish in work.finishing:
-        finish()
+        patterns = screening.beside(work.screen, model, judged_on, vector, advance)
+    if matrix is not None:
+        matrix.settle()
     return Fooling(
         name=source.name,
         where=f"{data.name} test",
@@ -185,12 +190,13 @@ def universal(
         tried=tried,
         identity=same | asked.made_by,
         target=target,
-        pictures=_worth_a_look(verdict.universal, held_out.images, target),
+        pictures=_worth_a_look(verdict.universal, judged_on, target),
         prediction=prediction,
+        left_out=left_out,
     )
 
 
-def _worth_a_look(found: "Judged", images: np.ndarray, target: int | None) -> dict[int, np.ndarray]:
+def _worth_a_look(found: "Judged", images: ImageRows, target: int | None) -> dict[int, np.ndarray]:
     """The first images that are fooled or, if there is a target, that become it."""
     moved = found.fooled != found.clean
     if target is not None:
@@ -201,28 +207,32 @@ def _worth_a_look(found: "Judged", images: np.ndarray, target: int | None) -> di
 def _chosen(
     split: Split, samples: int | None, seed: int, what: str, name: str = "samples"
 ) -> Split:
-    return split.take(draw(len(split), samples, seed, what, name))
+    return split.chosen(draw(len(split), samples, seed, what, name))
 
 
 def _fitted_matrix(work: "Work") -> "Matrix":
-    from resfool.classifiers.keeping import digest
-
     matrix: Matrix = work.asked.procedure.fit(work)
     if lost := matrix.dropped:
         work.monitor.say(f"no perturbation was found for {lost} of {len(work.fitting)} images")
-    if not len(matrix.rows):
+    if not len(matrix.images):
         raise InputError("no perturbation was found for any image, so there is no matrix")
-    return replace(matrix, fitted_on=digest(work.fitting.images))
+    return matrix
 
 
-def _approximated(work: "Work", matrix: "Matrix") -> tuple["Ranked", tuple[np.ndarray, np.ndarray]]:
-    """Low-rank approximations of a matrix, judged, and its spectrum beside a random one's."""
+def _approximated(
+    work: "Work", matrix: "Matrix"
+) -> tuple["Ranked", tuple[np.ndarray, np.ndarray], str]:
+    """Low-rank approximations, judged, the spectrum beside a random one's, and what it may lack."""
     from resfool.attacks import lowrank
     from resfool.universal import judging, screening
 
     asked, monitor = work.asked, work.monitor
-    decomposition = lowrank.decompose(matrix.rows)
     first = asked.coefficients == "first"
+    most = max(asked.rank, *(asked.ranks or judging.RANKS))
+    decomposition = lowrank.decompose(matrix.rows, kept=1 if first else most)
+    if decomposition.missed:
+        monitor.say(decomposition.missed)
+        monitor.point({"step": 0, "left_out_stretch": decomposition.error})
     rank, note = lowrank.clamped(1 if first else asked.rank, decomposition)
     if note is not None:
         monitor.say(note)
@@ -238,7 +248,7 @@ def _approximated(work: "Work", matrix: "Matrix") -> tuple["Ranked", tuple[np.nd
     comparison = judging.Comparison(ranks, rank, asked.coefficients, **options)
     ranked = judging.over_ranks(
         work.judge,
-        work.fitting.images,
+        work.images,
         work.held_out,
         decomposition,
         comparison,
@@ -257,23 +267,22 @@ def _approximated(work: "Work", matrix: "Matrix") -> tuple["Ranked", tuple[np.nd
     for row in ranked.rows:
         monitor.point({"step": int(row["rank"])} | row)
     noise = lowrank.singular_values(lowrank.GaussianRows(matrix.rows, asked.seed))
-    share = lowrank.energy(noise, 10)
+    share = lowrank.energy(noise, 10, decomposition.squares)  # its rows have the same norms
     monitor.point({"step": 0, "random_energy_of_10_directions": share})
-    return ranked, (decomposition.singular_values, noise)
+    return ranked, (decomposition.singular_values, noise), decomposition.missed
 
 
 def _predicted(work: "Work", matrix: "Matrix", noise: np.ndarray) -> "Prediction | None":
     """What the network predicts of the spectrum of Algorithm 2's matrix, if it is of our images."""
     from resfool.classifiers import inference
-    from resfool.classifiers.keeping import digest
     from resfool.universal import prediction
 
     if "solver" not in work.asked.procedure.takes:
         return None
-    images = work.fitting.images
-    if matrix.fitted_on != digest(images) or matrix.images[-1] >= len(images):
+    images = work.images
+    if matrix.fitted_on != images.digest or matrix.images[-1] >= len(images):
         return None
-    advance = work.monitor.counter(len(matrix.rows), "images linearised")
+    advance = work.monitor.counter(len(matrix.images), "images linearised")
     options: Any = {"batch_size": work.batch_size, "progress": advance, "clip": work.asked.clip}
     picked = inference.picked(images, matrix.images)
     return prediction.predicted(work.judge, matrix.rows, picked, noise, **options)

@@ -10,7 +10,7 @@ import numpy as np
 from resfool.attacks import lowrank
 from resfool.attacks.lowrank import Decomposition, RandomCoefficients
 from resfool.classifiers import inference, scores
-from resfool.classifiers.inference import BATCH_SIZE
+from resfool.classifiers.inference import BATCH_SIZE, Images
 from resfool.monitor import Advance, quiet
 from resfool.universal import coefficients
 from resfool.universal.options import Coefficients
@@ -57,7 +57,7 @@ class Judged:
 
 def judged(
     model: keras.Model,
-    held_out: np.ndarray,
+    held_out: Images,
     vectors: Mapping[str, np.ndarray],
     *,
     batch_size: int = BATCH_SIZE,
@@ -132,8 +132,8 @@ class Comparison:
 
 def over_ranks(
     model: keras.Model,
-    fitting: np.ndarray,
-    held_out: np.ndarray,
+    fitting: Images,
+    held_out: Images,
     decomposition: Decomposition,
     asked: Comparison,
     *,
@@ -181,7 +181,7 @@ def over_ranks(
 
 def _coefficients(
     model: keras.Model,
-    fitting: np.ndarray,
+    fitting: Images,
     decomposition: Decomposition,
     asked: Comparison,
     **options: Any,
@@ -206,9 +206,7 @@ def _coefficients(
 class _Jury:
     """Held-out images (M, H, W, C), on which perturbations and noise are tried."""
 
-    def __init__(
-        self, model: keras.Model, held_out: np.ndarray, seed: int, batch_size: int
-    ) -> None:
+    def __init__(self, model: keras.Model, held_out: Images, seed: int, batch_size: int) -> None:
         self._model, self._images, self._batch_size = model, held_out, batch_size
         self._seed = seed
         self._clean = inference.predicted(inference.logits(model, held_out, batch_size))
@@ -235,8 +233,9 @@ class _Jury:
         for number, vector in enumerate(vectors):
             rows = np.sort((number * share + np.arange(share)) % count)
             for clip in (False, True):
+                some = inference.picked(self._images, rows)
                 under = classes_of(
-                    self._model, self._images[rows], vector, clip=clip, batch_size=self._batch_size
+                    self._model, some, vector, clip=clip, batch_size=self._batch_size
                 )
                 rates[int(clip), number] = (under != self._clean[rows]).mean()
         plain, clipped = rates
@@ -299,7 +298,7 @@ class Verdict:
 
 def verdict(
     model: keras.Model,
-    held_out: np.ndarray,
+    held_out: Images,
     vector: np.ndarray,
     *,
     seed: int,
@@ -327,7 +326,7 @@ def verdict(
 
 def transferred(
     model: keras.Model,
-    images: np.ndarray,
+    images: Images,
     labels: np.ndarray,
     vectors: np.ndarray,
     *,

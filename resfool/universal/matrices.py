@@ -1,18 +1,21 @@
 """The matrices of Algorithms 2, 3 and 4 (section VI.B): a row for each fitting image."""
 
 import math
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
+from resfool import checkpoints, places
 from resfool.arrayfiles import ABSURD, DamagedError, Wanted, check, using
-from resfool.attacks import gradient, minimal
+from resfool.attacks import gradient, minimal, streaming
 from resfool.attacks.methods.smallest_epsilon import smallest_epsilons
-from resfool.attacks.minimal import Minimal
-from resfool.checkpoints import Arrays
+from resfool.attacks.minimal import Minimal, Outcome
+from resfool.blocks import ROWS, Blocks, Column, Plan, Unwritten, read
 from resfool.classifiers import inference
 from resfool.classifiers.inference import BATCH_SIZE
 from resfool.errors import InputError
@@ -21,39 +24,96 @@ from resfool.universal import target_class
 from resfool.values import show
 from resfool.wording import told
 
+_BLOCK = 1 << 26  # bytes of a block of what is kept
+
+
+class FoundRows:
+    """Rows of an array in blocks that were found, as a matrix (M, D); what is looked at is read.
+
+    Args:
+        stored: the folder.
+        numbers: of the rows, int (M,), rising.
+    """
+
+    def __init__(self, stored: Blocks, numbers: np.ndarray) -> None:
+        self._stored, self._rows, self._numbers = stored, stored[ROWS], numbers
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(M, D)."""
+        return len(self._numbers), *self._rows.shape[1:]
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, place: Any, /) -> np.ndarray:
+        """Some of it, by slices of rows and of columns without steps."""
+        rows, columns = place if isinstance(place, tuple) else (place, slice(None))
+        numbers, size = self._numbers[rows], self._stored.plan.size
+        width = len(range(*columns.indices(self.shape[1])))
+        found, filled = np.empty((len(numbers), width), self._rows.dtype), 0
+        for block, count in zip(*np.unique(numbers // size, return_counts=True), strict=True):
+            inside = numbers[filled : filled + count] - block * size
+            part = self._rows.block(int(block))[:, columns]
+            whole = inside[-1] - inside[0] == count - 1
+            found[filled : filled + count] = part[
+                slice(inside[0], inside[-1] + 1) if whole else inside
+            ]
+            filled += count
+        return found
+
+    def settle(self) -> None:
+        """Move the blocks to where nobody goes on with them; they are gone when this is."""
+        own = places.Folder(self._stored.folder.parent)
+        self._stored.move(own.path / "blocks")
+        weakref.finalize(self, own.remove)
+
 
 @dataclass(frozen=True)
 class Matrix:
     """A perturbation of each fitting image.
 
     Attributes:
-        rows: float32 (M, D).
+        rows: float32 (M, D), which may lie on the disk.
         images: int64 (M,), which of the N images each row is of.
         dropped: N - M, the images that nothing was found for.
-        solved: what Algorithm 2 made it of, unless an earlier run did.
+        solved: how Algorithm 2 came to it, unless an earlier run did.
         fitted_on: digest of the N images; None if an earlier run made it that didn't say.
     """
 
-    rows: np.ndarray
+    rows: streaming.Matrix
     images: np.ndarray
     dropped: int
-    solved: Minimal | None = None
+    solved: Outcome | None = None
     fitted_on: str | None = None
 
-    def stored(self, identity: Mapping[str, Any]) -> Arrays:
+    def stored(self, identity: Mapping[str, Any]) -> Unwritten:
         """What is kept of it, with the identity of its model and what it was made by."""
-        arrays = {"rows": self.rows, "images": self.images}
-        own = {"dropped": self.dropped, "fitted_on": self.fitted_on}
-        return Arrays(arrays, {**identity, **own})
+        count, pixels = self.rows.shape
+        columns = {ROWS: Column("float32", (pixels,)), "images": Column("int64")}
+        facts = {**identity, "dropped": self.dropped, "fitted_on": self.fitted_on}
+        size = max(1, min(count, _BLOCK // (4 * pixels)))
+        return Unwritten(
+            Plan(count, size, columns, facts),
+            lambda some: {ROWS: self.rows[some, :], "images": self.images[some]},
+        )
+
+    def settle(self) -> None:
+        """Say that nobody needs to go on with what it was made of; see `FoundRows.settle`."""
+        if isinstance(self.rows, FoundRows):
+            self.rows.settle()
 
 
-def matrix_in(
-    stored: Arrays, what: str, identity: Mapping[str, Any], made_by: Mapping[str, str]
+def read_matrix(
+    path: Path, what: str, identity: Mapping[str, Any], made_by: Mapping[str, str]
 ) -> Matrix:
     """An earlier run's matrix, if it is one of this model and was made as this run says.
 
+    All of it is read once, and refused if any of it can't be used.
+
     Args:
-        stored: what was kept of it.
+        path: of its folder of blocks, whose rows stay on the disk, or of a file as earlier runs
+            left it.
         what: a user called it.
         identity: of this run's model.
         made_by: what this run would make a matrix by.
@@ -61,11 +121,36 @@ def matrix_in(
     Raises:
         InputError: it is another model's, was made otherwise, or is damaged.
     """
+    pixels = math.prod(identity["image_shape"])
+    if not path.is_dir():
+        arrays, facts = checkpoints.load(path, what)
+        _check_facts(facts, what, identity, made_by)
+        with using(what):
+            _check_part(arrays, pixels)
+            return _matrix_of(arrays["rows"], arrays["images"], facts)
+    stored = read(path)
+    _check_facts(stored.plan.facts, what, identity, made_by)
+    if set(stored) != {ROWS, "images"}:
+        raise InputError(f"{what} can't be used: it has {', '.join(map(told, stored))}")
+    images = []
+    for number in range(stored.plan.count):
+        block = stored.block(number)
+        with using(f"block {number} of {what}"):
+            _check_part(block, pixels)
+        images.append(np.array(block["images"]))
+    with using(what):
+        return _matrix_of(stored[ROWS], np.concatenate(images), stored.plan.facts)
+
+
+def _check_facts(
+    stored: Mapping[str, Any], what: str, identity: Mapping[str, Any], made_by: Mapping[str, str]
+) -> None:
+    """Refuse a matrix that is another model's, or was made otherwise."""
     # Matrices from before the range, or what made them, was recorded are taken as they are; none of
     # those from before interfaces was made through one, or clipped, or towards a target.
     before = {"clip": show(False), "target": show(None)}
     facts = {"input_range": identity["input_range"], "interface": {}, **made_by, **before}
-    facts |= stored.facts
+    facts |= stored
     for name, kind in (
         ("image_shape", "images of the shape"),
         ("model", "a model with digest"),
@@ -78,23 +163,21 @@ def matrix_in(
     for name, ours in made_by.items():
         if facts[name] != ours:
             raise InputError(f"{what} was made with {name}={told(facts[name])}; say so")
-    with using(what):
-        found = _matrix_of(
-            stored.arrays, facts.get("dropped", 0), math.prod(identity["image_shape"])
-        )
-    return replace(found, fitted_on=facts.get("fitted_on"))
 
 
-def _matrix_of(arrays: Mapping[str, np.ndarray], dropped: Any, pixels: int) -> Matrix:
-    check(arrays, {"rows": Wanted("f", ("M", pixels), most=ABSURD), "images": Wanted("iu", ("M",))})
-    rows, images = arrays["rows"], arrays["images"]
-    if not len(rows):
+def _check_part(arrays: Mapping[str, np.ndarray], pixels: int) -> None:
+    check(arrays, {ROWS: Wanted("f", ("M", pixels), most=ABSURD), "images": Wanted("iu", ("M",))})
+
+
+def _matrix_of(rows: streaming.Matrix, images: np.ndarray, facts: Mapping[str, Any]) -> Matrix:
+    if not len(images):
         raise DamagedError("it has no rows")
     if images[0] < 0 or (np.diff(images.astype(np.int64)) <= 0).any():
         raise DamagedError("its images don't rise from 0 on")
+    dropped = facts.get("dropped", 0)
     if type(dropped) is not int or dropped < 0:
         raise DamagedError(f"it says that {told(dropped)} images were dropped")
-    return Matrix(rows, images, dropped)
+    return Matrix(rows, images, dropped, fitted_on=facts.get("fitted_on"))
 
 
 def minimal_matrix(model: keras.Model, images: np.ndarray, **options: Any) -> Matrix:

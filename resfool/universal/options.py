@@ -75,7 +75,8 @@ def _late(name: str) -> Callable[..., Any]:
 
 
 _OF_ASCENT = ("loss", "update", "images_per_step", "aggregate", "starts")
-_SHARED = ("workers", "backend", "cpus_per_worker", "block_images")  # what works in blocks reads
+# What works in blocks reads, and keeps those that are done.
+_KEPT = ("workers", "backend", "cpus_per_worker", "block_images", "solve_dir")
 _OF_FIT = ("target", "clip")  # what is fitted on images reads
 # What makes a perturbation of a matrix reads.
 _OF_MATRIX = ("matrix", "rank", "ranks", "coefficients", "equal_norm", "draws", *_OF_FIT)
@@ -86,10 +87,10 @@ ALGORITHMS: dict[str, Procedure] = {
     ),
     "2": Procedure(
         _late("fit_algorithm2"),
-        ("solver", "subspace", "solve_dir", *_SHARED, *_OF_MATRIX),
+        ("solver", "subspace", *_KEPT, *_OF_MATRIX),
     ),
-    "3": Procedure(_late("fit_algorithm3"), ("epsilon", "label_source", *_SHARED, *_OF_MATRIX)),
-    "4": Procedure(_late("fit_algorithm4"), ("label_source", *_SHARED, *_OF_MATRIX)),
+    "3": Procedure(_late("fit_algorithm3"), ("epsilon", "label_source", *_KEPT, *_OF_MATRIX)),
+    "4": Procedure(_late("fit_algorithm4"), ("label_source", *_KEPT, *_OF_MATRIX)),
     "random": Procedure(_late("fit_random")),
     "patterns": Procedure(_late("fit_patterns"), ("equal_norm", *_OF_FIT), tried="patterns"),
     "gradient": Procedure(_late("fit_gradient"), ("passes", *_OF_ASCENT, *_OF_FIT), passes=3),
@@ -206,8 +207,8 @@ class UniversalParameters(
     ] = None
     matrix: Annotated[
         str | None,
-        "runs:/RUN_ID of an earlier run, whose matrix of perturbations is used again, or its .npz "
-        "file.",
+        "runs:/RUN_ID of an earlier run, whose matrix of perturbations is used again, or the path "
+        "of its folder, or of the .npz file that runs left before.",
     ] = None
     epsilon: Annotated[
         Epsilon,
@@ -258,14 +259,15 @@ class UniversalParameters(
         passes = drawn + held_out.images + (self.passes or 1) * fitting.images
         passes += self.least_passes(fitting)
         workers = self.memory_of(fitting.images, 0.0) if self.wanted else 0.0
-        memory = fitting.memory + held_out.memory + vectors.memory + workers
+        whole = 0.0 if self.procedure.makes_matrix else fitting.memory
+        memory = whole + vectors.memory + workers
         return Cost(costs.PASS * passes, memory)
 
     def check_places(self) -> None:
         """Refuse a file with a matrix that isn't there, too."""
         super().check_places()
         if self.matrix is not None and not is_address(self.matrix):
-            Archive().find_artifact(self.matrix, "matrix.npz")
+            Archive().find_matrix(self.matrix)
 
     @property
     def procedure(self) -> Procedure:

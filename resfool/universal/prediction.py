@@ -14,17 +14,21 @@ C - 1 dimensions, so only so many singular values: those from the C-th on come f
 turn from image to image, and are the ones that laws are fitted to.
 """
 
+import math
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from resfool.attacks import balls, lowrank
+from resfool.attacks import balls, lowrank, streaming
 from resfool.attacks.balls import Bounds
 from resfool.attacks.solvers.batches import gaps_and_slopes, nearest_boundary, top_gradients
+from resfool.blocks import ROWS, Column, Plan, Unwritten
 from resfool.classifiers import inference
 from resfool.classifiers.inference import Rows
 from resfool.monitor import Advance, quiet
@@ -73,21 +77,35 @@ class Spectrum:
     """The singular values of a matrix of one perturbation a row.
 
     Attributes:
-        values: float64 (min(N, D),), largest first.
+        values: float64 (min(N, D),), largest first; or the leading ones of `singular_values`.
         directions: the same of its rows at norm 1.
         laws: that are fitted to `values`, one of each kind; none where too few of them can be.
+        squares: the matrix's sum of squares, where `values` are only the leading ones.
     """
 
     values: np.ndarray
     directions: np.ndarray
     laws: dict[Kind, Law]
+    squares: float | None = None
 
     @classmethod
-    def of(cls, matrix: np.ndarray, first: int, last: int) -> "Spectrum":
-        """That of a matrix (N, D), with laws of the values from the `first` to the `last`."""
+    def of(cls, matrix: streaming.Matrix, first: int, last: int | None = None) -> "Spectrum":
+        """That of a matrix (N, D), with laws of the values from the `first` to the `last`.
+
+        Without a `last` it is that of those which hold 99% of the sum of squares.
+        """
         values = lowrank.singular_values(matrix)
         directions = lowrank.singular_values(lowrank.UnitRows(matrix))
-        return cls(values, directions, laws(values, first, last))
+        found = laws(values, first, last or holding(values, ENERGY))
+        whole = len(values) == min(matrix.shape)
+        return cls(values, directions, found, None if whole else streaming.squares(matrix))
+
+    @property
+    def norm(self) -> float:
+        """The Frobenius norm of the matrix."""
+        if self.squares is not None:
+            return math.sqrt(self.squares)
+        return float(np.linalg.norm(self.values))
 
 
 @dataclass(frozen=True)
@@ -108,13 +126,12 @@ class Prediction:
     def figures(self) -> Row:
         """How they compare: in all, in scale, in shape, and by the laws that they follow."""
         ours, theirs = self.measured, self.predicted
-        norm, predicted_norm = (float(np.linalg.norm(one.values)) for one in (ours, theirs))
         found = {
             "predicted_spectrum_deviation": deviation(theirs.values, ours.values),
             "random_spectrum_deviation": deviation(self.random, ours.values),
-            "predicted_scale_ratio": predicted_norm / norm,
+            "predicted_scale_ratio": theirs.norm / ours.norm,
             "predicted_shape_deviation": deviation(theirs.directions, ours.directions),
-            "predicted_energy_of_10_directions": lowrank.energy(theirs.values, 10),
+            "predicted_energy_of_10_directions": lowrank.energy(theirs.values, 10, theirs.squares),
         }
         for prefix, spectrum in (("", ours), ("predicted_", theirs)):
             for kind, law in spectrum.laws.items():
@@ -140,7 +157,7 @@ class Prediction:
 
 def predicted(
     model: keras.Model,
-    rows: np.ndarray,
+    rows: streaming.Matrix,
     images: Rows,
     random: np.ndarray,
     *,
@@ -155,16 +172,26 @@ def predicted(
 
     Args:
         model: from images to logits.
-        rows: float32 (N, D), the smallest perturbation of each image, in l2.
+        rows: float32 (N, D), the smallest perturbation of each image, in l2; they needn't be in
+            memory, and neither are the predicted ones, which go to a temporary folder.
         images: float32 (N, H, W, C) in [0, 1].
         random: singular values of noise whose rows have the same norms.
         clip: whether perturbed images were kept in [0, 1].
         batch_size: images per pass.
         progress: is told how many more images are done.
     """
-    steps = linearised(model, images, clip=clip, batch_size=batch_size, progress=progress)
-    where = model.output_shape[-1], holding(lowrank.singular_values(rows), ENERGY)
-    return Prediction(Spectrum.of(rows, *where), Spectrum.of(steps, *where), random)
+    measured = Spectrum.of(rows, model.output_shape[-1])
+    where = model.output_shape[-1], holding(measured.values, ENERGY)
+    options: Any = {"clip": clip, "batch_size": batch_size, "progress": progress}
+    plan = Plan(
+        len(images),
+        inference.even(len(images), batch_size),  # of what passes through the model together
+        {ROWS: Column("float32", rows.shape[1:])},
+    )
+    steps = Unwritten(plan, lambda some: {ROWS: linearised(model, images[some], **options)})
+    with tempfile.TemporaryDirectory() as folder:
+        stored = steps.write(Path(folder) / "steps")[ROWS]
+        return Prediction(measured, Spectrum.of(stored, *where), random)
 
 
 def linearised(

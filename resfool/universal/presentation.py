@@ -22,7 +22,7 @@ from resfool.report.drawing import (
 from resfool.values import show
 
 if TYPE_CHECKING:
-    from resfool.attacks.minimal import Minimal
+    from resfool.attacks.minimal import Outcome
     from resfool.universal.experiment import Fooling
     from resfool.universal.judging import Judged
     from resfool.universal.prediction import Law, Prediction
@@ -34,7 +34,7 @@ def leaves(result: "Fooling") -> Leaves:
     """The perturbation, its matrix, and what figures and tables show of them."""
     found: dict[str, Any] = {"perturbation.npy": result.verdict.universal.vector}
     if result.matrix is not None:
-        found["matrix.npz"] = result.matrix.stored(result.identity)
+        found["matrix"] = result.matrix.stored(result.identity)
     if result.solved is not None:
         found["smallest_perturbations"] = _solved_table(result.solved)
     if result.ranked is not None:
@@ -76,6 +76,8 @@ def summary(result: "Fooling") -> str:
         )
     if result.prediction is not None:
         lines.append(f"spectrum        {_predicted_line(result.prediction)}")
+    if result.left_out:
+        lines.append(f"spectrum        {result.left_out}")
     if result.ranked is not None:
         word, kind = ("fooled", "fooling") if result.target is None else ("moved", "success")
         side = "clipped_" if result.asked.clip else ""
@@ -162,7 +164,7 @@ def _beside_table(result: "Fooling") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _solved_table(solved: "Minimal") -> pd.DataFrame:
+def _solved_table(solved: "Outcome") -> pd.DataFrame:
     """How each fitting image's smallest perturbation was found, in the order of the matrix."""
     return pd.DataFrame(
         {
@@ -176,7 +178,7 @@ def _solved_table(solved: "Minimal") -> pd.DataFrame:
     )
 
 
-def _solved_scalars(solved: "Minimal") -> dict[str, float]:
+def _solved_scalars(solved: "Outcome") -> dict[str, float]:
     """The smallest perturbations in a few figures; norms are those of the images that flipped."""
     norms = solved.norms[solved.flipped]
     found = {
@@ -209,7 +211,7 @@ def _over_rank(result: "Fooling") -> Figure:
         norm,
         equal_norm,
         (values, random, predicted),
-        _title(result),
+        _title(result) + (f"\n{result.left_out}" if result.left_out else ""),
         result.ranked.patterns,
     )
 

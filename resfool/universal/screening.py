@@ -3,13 +3,14 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import keras
 import numpy as np
 
 from resfool.attacks import lowrank
-from resfool.classifiers.inference import BATCH_SIZE
+from resfool.classifiers.inference import BATCH_SIZE, Images
 from resfool.monitor import Advance, quiet
 from resfool.universal.judging import Judged, Ranked, judged
 from resfool.universal.patterns import (
@@ -68,7 +69,7 @@ class Screen:
     """
 
     model: keras.Model
-    fitting: np.ndarray
+    fitting: Images
     names: Sequence[str]
     frequencies: int
     seed: int
@@ -103,7 +104,7 @@ class Screen:
         """The same of `table`."""
         return 4 * self.count() * len(self._images)
 
-    @property
+    @cached_property
     def _images(self) -> np.ndarray:
         return self.fitting[:MOST_IMAGES]
 
@@ -144,7 +145,7 @@ class Screen:
     def rates(
         self,
         patterns: Named,
-        images: np.ndarray,
+        images: Images,
         norm: Norm,
         *,
         clip: bool = False,
@@ -184,7 +185,7 @@ class Screen:
 def beside(
     screen: Screen,
     model: keras.Model,
-    held_out: np.ndarray,
+    held_out: Images,
     vector: np.ndarray,
     progress: Advance = quiet,
 ) -> Patterns:
@@ -208,7 +209,7 @@ def beside(
 
 def beside_ranks(
     screen: Screen,
-    held_out: np.ndarray,
+    held_out: Images,
     ranked: Ranked,
     rank: int,
     *,

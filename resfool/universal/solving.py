@@ -2,7 +2,8 @@
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,73 +14,98 @@ from resfool import blocks
 from resfool.arrayfiles import ABSURD, DamagedError, Wanted, check, using
 from resfool.attacks import minimal
 from resfool.attacks.memory import largest
-from resfool.attacks.minimal import Minimal
+from resfool.attacks.minimal import Outcome
 from resfool.attacks.sharing import workers_for
 from resfool.attacks.solvers import SOLVERS, Solving
-from resfool.blocks import Column, Plan
+from resfool.blocks import ROWS, Column, Plan
 from resfool.classifiers import inference, spreading
-from resfool.classifiers.inference import Rows
 from resfool.classifiers.keeping import digest
 from resfool.classifiers.spreading import Blocks, Columns, Function, Workers
+from resfool.datasets.lazy import ImageRows
 from resfool.errors import InputError, expanded
 from resfool.identity import VERSIONS
 from resfool.monitor import Advance
+from resfool.universal.matrices import FoundRows, Matrix
 from resfool.universal.options import UniversalParameters
 from resfool.universal.work import Work
 
 _NAME = "solve-"  # of a folder, before its digest
 
+# What is kept of each image beside its perturbation, and what it must be.
+_Kinds = dict[str, tuple[Column, Wanted]]
+_OF_SOLVES: _Kinds = {
+    "norms": (Column("float32"), Wanted("f", ("n",), finite=False, most=ABSURD)),
+    "flipped": (Column("bool"), Wanted("b", ("n",))),
+    "rounded": (Column("bool"), Wanted("b", ("n",))),
+    "evaluations": (Column("int64"), Wanted("iu", ("n",))),
+    "seconds": (Column("float64"), Wanted("f", ("n",), most=ABSURD)),
+}
+_OF_GRADIENTS: _Kinds = {"found": (Column("bool"), Wanted("b", ("n",)))}
 
-def of_fitting(
-    work: Work,
-    model: keras.Model,
-    function: Function,
-    arrays: Sequence[Rows],
-    options: Mapping[str, Any],
-) -> dict[str, np.ndarray]:
-    """What a function makes of the fitting images, see `spreading.in_blocks`.
+
+def solved(work: Work) -> Matrix:
+    """Algorithm 2's perturbations, and how they were found."""
+    asked, model = work.asked, work.judge
+    way = SOLVERS[asked.solver]
+    parts = _blocks(asked, work.images)
+    chosen = len(parts) > 1 and (way.slow or spreading.pays(model, len(work.images)))
+    workers = _workers(work, model, parts, chosen)
+    work.monitor.fact("solved_by", "one process" if workers is None else "workers")
+    own = {**asked.shared(Solving), "clip": asked.clip}
+    found = _kept(work, model, minimal.solved_block, parts, own, workers, None)
+    outcome = Outcome(**found.beside)
+    return found.matrix(outcome.flipped, outcome)
+
+
+def of_gradients(work: Work, function: Function, **own: Any) -> Matrix:
+    """A row of each image's gradient, as Algorithms 3 and 4 make them.
 
     Args:
         work: of the experiment.
-        model: that the function is of.
-        function: of the model, the arrays' rows and the options; it takes `batch_size` too.
-        arrays: (N, ...) each, such as the fitting images.
-        options: of the function.
+        function: of the model, images, labels perhaps, and options.
+        own: options of the function beside those that all have.
     """
-    parts = Blocks(arrays, work.asked.block)
-    advance = work.monitor.counter(len(arrays[0]), "images")
-    workers = _workers(work, model, parts, chosen=False)
-    own = {**options, "batch_size": inference.even(parts.size, work.batch_size)}
-    found = spreading.in_blocks(model, function, parts, own, workers=workers, progress=advance)
-    return spreading.joined(found)
+    labels = work.labels
+    parts = _blocks(work.asked, work.images, labels)
+    workers = _workers(work, work.model, parts, chosen=False)
+    own |= {"target": work.target, "clip": work.asked.clip}
+    found = _kept(work, work.model, function, parts, own, workers, labels)
+    return found.matrix(found.beside["found"])
 
 
-def solved_perturbations(work: Work) -> Minimal:
-    """Algorithm 2's perturbations; those that are done are kept until the work is finished."""
-    asked, images, model = work.asked, work.fitting.images, work.judge
-    way = SOLVERS[asked.solver]
-    parts = Blocks((images,), asked.block, padded=not way.slow)
-    several = len(parts) > 1
-    chosen = several and (way.slow or spreading.pays(model, len(images)))
-    workers = _workers(work, model, parts, chosen)
-    work.monitor.fact("solved_by", "one process" if workers is None else "workers")
-    kept = _Kept.of(asked, work.identity, parts, workers is not None)
-    finished = kept.found()
-    own = {**asked.shared(Solving), "clip": asked.clip}
-    own |= {"batch_size": inference.even(parts.size, work.batch_size)}
+def _blocks(
+    asked: UniversalParameters, images: ImageRows, labels: np.ndarray | None = None
+) -> Blocks:
+    """The blocks that are worked on, one after the other or at the same time."""
+    arrays = (images,) if labels is None else (images, labels)
+    slow = "solver" in asked.procedure.takes and SOLVERS[asked.solver].slow
+    return Blocks(arrays, asked.block, padded=not slow)
+
+
+def _kept(
+    work: Work,
+    model: keras.Model,
+    function: Function,
+    parts: Blocks,
+    options: dict[str, Any],
+    workers: Workers | None,
+    labels: np.ndarray | None,
+) -> "_Kept":
+    """What a function makes of the fitting images, of which blocks that are done are kept."""
+    kept = _Kept.of(work.asked, work.identity, work.images, labels, workers is not None)
+    done = kept.look()
     spreading.in_blocks(
         model,
-        minimal.solved_block,
+        function,
         parts,
-        own,
+        options | {"batch_size": inference.even(parts.size, work.batch_size)},
         workers=workers,
-        finished=finished,
+        finished={number: {} for number in done},
         keep=kept.keep,
         hold=False,
-        progress=_progress(work, sum(map(parts.count, finished))),
+        progress=_progress(work, sum(map(parts.count, done))),
     )
-    work.finishing.append(kept.discard)
-    return Minimal(**spreading.joined(list(kept.found().values())))
+    return kept
 
 
 def _workers(work: Work, model: keras.Model, parts: Blocks, chosen: bool) -> Workers | None:
@@ -94,80 +120,87 @@ def _workers(work: Work, model: keras.Model, parts: Blocks, chosen: bool) -> Wor
     )
 
 
-def check_solve(
+def check_kept(
     asked: UniversalParameters,
     identity: Mapping[str, Any],
-    images: np.ndarray,
+    images: ImageRows,
+    labels: np.ndarray | None,
     model: keras.Model,
 ) -> None:
     """Refuse a solve that can't be done, or of which an interrupted one has left what can't be.
 
     Args:
-        asked: which solve.
+        asked: which perturbations.
         identity: of the model, and of how it takes images.
-        images: to be solved, (N, H, W, C).
+        images: they are of, (N, H, W, C).
+        labels: whose loss gradients are of, int (N,); None are the model's predictions.
         model: whose predictions shall change.
 
     Raises:
         InputError: it can't be, or isn't what it should be.
     """
-    way = SOLVERS[asked.solver]
-    options = {"candidates": model.output_shape[-1], "subspace": asked.subspace}
-    way.check(model, **options)
+    if asked.solves:
+        options = {"candidates": model.output_shape[-1], "subspace": asked.subspace}
+        SOLVERS[asked.solver].check(model, **options)
     if any(expanded(asked.solve_dir).glob(f"{_NAME}*")):
-        parts = Blocks((images,), asked.block)
         for spread in (False, True):
-            _Kept.of(asked, identity, parts, spread).found()
+            _Kept.of(asked, identity, images, labels, spread).look()
 
 
 class _Kept:
-    """The blocks of a solve that are done, in a folder of their own.
+    """The blocks of perturbations that are done, in a folder of their own.
 
     Args:
         folder: that nothing else is in.
-        parts: blocks of the images, (N, H, W, C).
+        images: that the perturbations are of.
+        parts: blocks of the images.
+        kinds: what is kept beside the perturbations.
     """
 
-    def __init__(self, folder: Path, parts: Blocks) -> None:
-        self.folder, self._parts = folder, parts
-        shape = parts.arrays[0][:1].shape[1:]
-        columns = {
-            "perturbations": Column("float32", shape),
-            "norms": Column("float32"),
-            "flipped": Column("bool"),
-            "rounded": Column("bool"),
-            "evaluations": Column("int64"),
-            "seconds": Column("float64"),
-        }
-        self._plan = Plan(len(parts.arrays[0]), parts.size, columns, {"solve": folder.name})
+    def __init__(self, folder: Path, images: ImageRows, parts: Blocks, kinds: _Kinds) -> None:
+        self.folder, self._images, self._parts, self._kinds = folder, images, parts, kinds
+        self._pixels = math.prod(images.shape[1:])
+        columns = {ROWS: Column("float32", (self._pixels,))}
+        columns |= {name: column for name, (column, _) in kinds.items()}
+        self._plan = Plan(len(images), parts.size, columns, {"solve": folder.name})
+        self._beside: dict[int, Columns] = {}
 
     @classmethod
     def of(
-        cls, asked: UniversalParameters, identity: Mapping[str, Any], parts: Blocks, spread: bool
+        cls,
+        asked: UniversalParameters,
+        identity: Mapping[str, Any],
+        images: ImageRows,
+        labels: np.ndarray | None,
+        spread: bool,
     ) -> "_Kept":
         """Where blocks of a problem are: a folder that is named by all of it.
 
         Args:
-            asked: which solve.
+            asked: which perturbations.
             identity: of the model, and of how it takes images.
-            parts: blocks of its images.
+            images: they are of.
+            labels: whose loss gradients are of, if of any.
             spread: whether by workers, whose threads are of a number.
         """
-        (images,) = parts.arrays
+        parts, solves = _blocks(asked, images), asked.solves
         threads = [asked.cpus_per_worker, asked.gpus_per_worker] if spread else None
-        problem = {**identity, **asked.shared(Solving), "images": digest(images[:])}
+        problem = {**identity, "algorithm": asked.algorithm, "images": images.digest}
+        problem |= asked.shared(Solving) if solves else {"epsilon": asked.epsilon}
+        problem |= {"labels": None if solves or labels is None else digest(labels)}
         problem |= {"batch_size": largest(asked.batch_size), "code": VERSIONS["universal"]}
         problem |= {"clip": asked.clip, "target": asked.target}
         problem |= {"block": parts.size, "threads": threads}
         name = f"{_NAME}{digest(json.dumps(problem, sort_keys=True))}"
-        return cls(expanded(asked.solve_dir) / name, parts)
+        kinds = _OF_SOLVES if solves else _OF_GRADIENTS
+        return cls(expanded(asked.solve_dir) / name, images, parts, kinds)
 
     @functools.cached_property
     def _writer(self) -> blocks.Writer:
         return blocks.Writer(self.folder, self._plan)
 
-    def found(self) -> dict[int, Columns]:
-        """The blocks that are there, by their numbers; their arrays stay on the disk.
+    def look(self) -> list[int]:
+        """The numbers of the blocks that are there, which are checked.
 
         Raises:
             InputError: they can't be what this left.
@@ -175,37 +208,49 @@ class _Kept:
         if self.folder.is_symlink():
             raise InputError(f"{self.folder} is a symbolic link, which isn't followed")
         if not self.folder.is_dir():
-            return {}
-        return {number: self._read(number) for number in sorted(self._writer.done())}
+            return []
+        done = sorted(self._writer.done())
+        self._beside = {number: self._read(number) for number in done}
+        return done
 
     def _read(self, number: int) -> dict[str, np.ndarray]:
-        stored, count = self._writer.arrays.block(number), (self._parts.count(number),)
+        """What a block has beside its perturbations."""
+        stored, count = self._writer.arrays.block(number), self._parts.count(number)
         with using(f"block {number} of {self.folder}"):
-            wanted = {
-                "perturbations": Wanted("f", stored["perturbations"].shape, most=ABSURD),
-                "norms": Wanted("f", count, finite=False, most=ABSURD),
-                "flipped": Wanted("b", count),
-                "rounded": Wanted("b", count),
-                "evaluations": Wanted("iu", count),
-                "seconds": Wanted("f", count, most=ABSURD),
-            }
-            check(stored, wanted)
-            if (np.isfinite(stored["norms"]) != stored["flipped"]).any():
+            wanted = {name: one for name, (_, one) in self._kinds.items()}
+            check(stored, {ROWS: Wanted("f", (count, self._pixels), most=ABSURD), **wanted})
+            if "norms" in stored and (np.isfinite(stored["norms"]) != stored["flipped"]).any():
                 raise DamagedError("its norms don't fit its flipped")
-        return stored
+        return {name: np.array(stored[name]) for name in self._kinds}
 
     def keep(self, number: int, found: Columns) -> None:
         """Keep a block, which is done."""
-        self._writer.write(number, found)
+        beside = {name: found[name] for name in self._kinds}
+        rows = found["perturbations"].reshape(-1, self._pixels)
+        self._writer.write(number, {ROWS: rows, **beside})
+        self._beside[number] = beside
 
-    def discard(self) -> None:
-        """Delete all that is there."""
-        blocks.discard(self.folder)
+    @property
+    def beside(self) -> dict[str, np.ndarray]:
+        """What is kept beside the perturbations of all images, once all are done."""
+        return spreading.joined([self._beside[number] for number in range(len(self._parts))])
+
+    def matrix(self, found: np.ndarray, outcome: Outcome | None = None) -> Matrix:
+        """The matrix of the perturbations that were found; its rows stay where they are.
+
+        Args:
+            found: which of the N were, bool (N,).
+            outcome: how a solver found them.
+        """
+        numbers = np.flatnonzero(found)
+        rows = FoundRows(self._writer.arrays, numbers)
+        return Matrix(rows, numbers, int((~found).sum()), outcome, self._images.digest)
 
 
 def _progress(work: Work, done: int) -> Advance:
     if done:
         work.monitor.say(f"going on with an interrupted solve, of which {done} images are done")
-    advance = work.monitor.counter(len(work.fitting), "images solved", done)
+    text = "images solved" if work.asked.solves else "images"
+    advance = work.monitor.counter(len(work.images), text, done)
     advance(0)
     return advance

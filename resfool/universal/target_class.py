@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from resfool.classifiers import inference
+from resfool.classifiers.inference import Rows
 from resfool.errors import InputError, unknown
 
 
@@ -22,9 +23,7 @@ def number_of(target: str, class_names: Sequence[str]) -> int:
     raise unknown("target class", target, class_names)
 
 
-def of_other_classes(
-    model: keras.Model, images: np.ndarray, target: int, batch_size: int
-) -> np.ndarray:
+def of_other_classes(model: keras.Model, images: Rows, target: int, batch_size: int) -> np.ndarray:
     """The numbers of the images that the model has in another class than the target, int (M,).
 
     Args:

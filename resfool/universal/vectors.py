@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from resfool.attacks import lowrank
 from resfool.classifiers import inference
-from resfool.classifiers.inference import BATCH_SIZE
+from resfool.classifiers.inference import BATCH_SIZE, Images, Rows
 from resfool.monitor import Advance, quiet
 from resfool.values import Norm, NormKind
 
@@ -39,7 +39,7 @@ class Applied:
 
 def applied(
     model: keras.Model,
-    images: np.ndarray,
+    images: Images,
     vectors: np.ndarray,
     *,
     clip: bool = False,
@@ -57,7 +57,7 @@ def applied(
         progress: is told of the passes, one image each: N(K + 1) in all.
     """
     classify = inference.compiled(model, classes_under)
-    moves = [tf.zeros(images.shape[1:])] + [tf.constant(v, tf.float32) for v in vectors]
+    moves = [tf.zeros(vectors.shape[1:])] + [tf.constant(v, tf.float32) for v in vectors]
     classes = np.empty((len(moves), len(images)), np.int64)
     for rows, (batch,) in inference.tensors(images, batch_size=batch_size):
         for of_move, move in zip(classes, moves, strict=True):
@@ -68,7 +68,7 @@ def applied(
 
 def classes_of(
     model: keras.Model,
-    images: np.ndarray,
+    images: Rows,
     vector: np.ndarray,
     *,
     clip: bool = False,
@@ -144,7 +144,7 @@ class Best:
     def __init__(
         self,
         model: keras.Model,
-        images: np.ndarray,
+        images: Images,
         own: np.ndarray,
         *,
         clip: bool,

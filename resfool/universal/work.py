@@ -1,13 +1,14 @@
 """What the parts of the experiment work on."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import keras
 import numpy as np
 
+from resfool.datasets.lazy import ImageRows
 from resfool.datasets.sets import Split
 from resfool.monitor import Monitor
 from resfool.universal.options import UniversalParameters
@@ -24,28 +25,27 @@ class Work:
         judge: whose predictions shall change: the model or, if there is a target, one of two
             classes, the others and it.
         fitting: the images to fit on, with their labels; none of the target's class.
-        held_out: float32 (M, H, W, C), the images to judge on; none of the target's class.
+        images: those to fit on, float32 (N, H, W, C), read where they are looked at.
+        held_out: the same of those to judge on; none of the target's class.
         asked: the experiment's parameters.
         identity: of the model, for what is kept to be used again.
         monitor: is told how it goes.
         map: runs blocks of images in workers, if there are any.
         batch_size: images per pass, at most.
         target: class that images of others shall become; None if there is none.
-        finishing: what is to be done when the perturbation is judged, such as to delete what was
-            kept until then.
     """
 
     model: keras.Model
     judge: keras.Model
     fitting: Split
-    held_out: np.ndarray
+    images: ImageRows
+    held_out: ImageRows
     asked: UniversalParameters
     identity: dict[str, Any]
     monitor: Monitor
     map: Callable[..., list[Any]] | None
     batch_size: int
     target: int | None = None
-    finishing: list[Callable[[], None]] = field(default_factory=list)
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -58,7 +58,7 @@ class Work:
         asked = self.asked
         return Screen(
             self.judge,
-            self.fitting.images,
+            self.images,
             asked.patterns or tuple(PATTERNS),
             asked.frequencies,
             asked.seed,

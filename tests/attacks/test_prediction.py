@@ -62,7 +62,9 @@ def test_where_images_are_clipped_it_is_the_clipped_matrix(images: np.ndarray) -
     moved = images.reshape(len(images), -1) + clipped
     assert moved.min() >= -1e-6 and moved.max() <= 1 + 1e-6
     assert np.abs(clipped - free).max() > 0.01
-    np.testing.assert_allclose(clipped, minimal_matrix(model, images, clip=True).rows, atol=1e-3)
+    np.testing.assert_allclose(
+        clipped, minimal_matrix(model, images, clip=True).rows[:, :], atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("classes", [2, 6])
@@ -77,7 +79,7 @@ def test_of_a_linear_classifier_it_is_the_matrix_that_is_solved_for(
     noise = lowrank.singular_values(lowrank.GaussianRows(solved.rows, 0))
     found = predicted(model, solved.rows, images, noise, batch_size=30)
     # So many directions do the differences of the gradients have.
-    assert len(solved.rows) == len(images)
+    assert len(solved.images) == len(images)
     assert (found.predicted.values > 1e-6 * found.predicted.values[0]).sum() == classes - 1
     figures = found.figures
     assert figures["predicted_spectrum_deviation"] < 1e-3

@@ -68,8 +68,8 @@ def test_rows_lead_to_the_target_and_stay_in_the_range_if_clipped(
     model: keras.Model, others: np.ndarray, algorithm: str, clip: bool
 ) -> None:
     matrix = matrix_by(algorithm, model, others, clip)
-    assert len(matrix.rows) > len(others) / 2
-    moved = others[matrix.images] + matrix.rows.reshape(-1, *SHAPE)
+    assert len(matrix.images) > len(others) / 2
+    moved = others[matrix.images] + matrix.rows[:, :].reshape(-1, *SHAPE)
     inside = bool((moved >= -1e-6).all() and (moved <= 1 + 1e-6).all())
     assert inside == clip
     gains = logits(moved)[:, TARGET] - logits(others[matrix.images])[:, TARGET]
@@ -89,7 +89,7 @@ def test_the_smallest_step_to_the_target_is_that_to_the_last_half_space(
     lengths = np.linalg.norm(KERNEL - KERNEL[:, [TARGET]], axis=0)
     lengths[TARGET] = 1.0
     least = (gaps / lengths).max(axis=1)
-    norms = np.linalg.norm(matrix.rows, axis=1)
+    norms = np.linalg.norm(matrix.rows[:, :], axis=1)
     assert (norms >= least * (1 - 1e-5)).all()
     assert np.median(norms / least) < 1.2
 
@@ -101,7 +101,7 @@ def test_signs_towards_the_target_lower_its_loss(model: keras.Model, others: np.
     slope = (shares - np.eye(4)[TARGET]) @ KERNEL.T.astype(np.float64)
     matrix = matrix_by("3", model, others, clip=False)
     clear = np.abs(slope) > 1e-6 * np.abs(slope).max()
-    np.testing.assert_array_equal(matrix.rows[clear], (-0.5 * np.sign(slope))[clear])
+    np.testing.assert_array_equal(matrix.rows[:, :][clear], (-0.5 * np.sign(slope))[clear])
 
 
 @pytest.mark.parametrize("norm", [Norm("l2", 1.5), Norm("linf", 0.25)])

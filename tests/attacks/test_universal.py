@@ -87,7 +87,7 @@ def test_a_group_that_is_not_full_goes_through_what_is_compiled_for_a_full_one(
     def solved(model: keras.Model, some: np.ndarray, *, batch_size: int, **options: Any) -> Minimal:
         assert len(some) == batch_size
         ones = np.ones(len(some))
-        return Minimal(2 * some, ones, ones > 0, ones > 0, ones, ones)
+        return Minimal(ones, ones > 0, ones > 0, ones, ones, perturbations=2 * some)
 
     monkeypatch.setattr(minimal, "smallest_perturbations", solved)
     for count in (1, 3, 5):
@@ -181,15 +181,15 @@ def test_with_two_classes_every_row_is_along_the_weights(
     }
     for name, matrix in matrices.items():
         expected = -weights if name == "2" else -np.sign(weights)
-        assert matrix.dropped == 0 and len(matrix.rows) == len(images)
+        assert matrix.dropped == 0 and len(matrix.images) == len(images)
         found = lowrank.decompose(matrix.rows, 1)
         assert abs(found.vectors[0] @ expected) / np.linalg.norm(expected) > 0.9999
         assert found.energy(1) > 0.9999
-    np.testing.assert_allclose(np.abs(matrices["3"].rows), 0.1, rtol=1e-6)
+    np.testing.assert_allclose(np.abs(matrices["3"].rows[:, :]), 0.1, rtol=1e-6)
     ahead = images.reshape(-1, PIXELS) @ weights
     ahead += one_sided.get_layer("linear").get_weights()[1][0]
     exact = ahead / np.abs(weights).sum()
-    np.testing.assert_allclose(np.abs(matrices["4"].rows).max(axis=1), exact, atol=3e-6)
+    np.testing.assert_allclose(np.abs(matrices["4"].rows[:, :]).max(axis=1), exact, atol=3e-6)
 
 
 def test_images_that_nothing_flips_have_no_row(images: np.ndarray) -> None:
