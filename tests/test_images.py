@@ -21,6 +21,7 @@ from resfool.archive import ModelSource
 from resfool.attacks import presentation
 from resfool.classifiers import finding
 from resfool.datasets import kinds, sets
+from resfool.datasets.lazy import ImageRows
 from resfool.datasets.lying import InFile
 from resfool.datasets.sets import DATASETS, Dataset, Source, TrainingData, choose
 from resfool.datasets.stored import Pool, Stored
@@ -159,7 +160,7 @@ def test_a_bad_picture_is_named(tmp_path: Path) -> None:
     bad.write_bytes(whole[:-20])
     data = load(f"folder:{tmp_path}")
     with pytest.raises(InputError, match=r"1\.jpg.*truncated"):
-        choose(data, "test", None, 0)
+        ImageRows(choose(data, "test", None, 0)).check()
     for content in (b"", b"junk", whole[:20]):
         bad.write_bytes(content)
         assert str(bad) in refusal(f"folder:{tmp_path}")

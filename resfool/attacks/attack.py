@@ -76,6 +76,7 @@ def attack(
     names = distinct_names([source.name for source in sources])
     loaded = load_classifiers(sources, names, data, asked)
     images = ImageRows(chosen)
+    images.check()
     parts = blocks_of(images, chosen.labels, asked, None)
     keeps = [
         _Keeping(

@@ -50,6 +50,16 @@ class ImageRows:
         images = self._split.take(np.atleast_1d(numbers)).images
         return images if np.ndim(numbers) else images[0]
 
+    def check(self) -> None:
+        """Decode encoded pictures once, so that nothing runs where one of them can't be read.
+
+        Raises:
+            InputError: one can't be.
+        """
+        if isinstance(self._given.stored, Encoded):
+            for _ in self.pieces():
+                pass
+
     def pieces(self) -> Iterator[npt.NDArray[np.float32]]:
         """All of them in order, a few at a time."""
         size = max(1, _CHUNK // max(1, math.prod(self.shape[1:])))

