@@ -202,6 +202,7 @@ def keep_universal(run: "Run", result: experiment.Fooling) -> None:
 
     run.point({"step": 0} | presentation.scalars(result))
     run.log(presentation.leaves(result))
+    result.settle()
 
 
 def _spread_of(asked: Workers, used: bool) -> Callable[..., list[Any]]:

@@ -5,6 +5,9 @@ ones are services, which a command connects to MLflow. TensorFlow is imported on
 that can be checked without it has been checked.
 """
 
+import functools
+from typing import Any
+
 from resfool.attacks import attack as attacks
 from resfool.attacks.options import AttackParameters
 from resfool.parameters import plainly
@@ -19,9 +22,17 @@ from resfool.universal import experiment
 from resfool.universal import transfer as transfers
 from resfool.universal.options import TransferParameters, UniversalParameters
 
+
+@functools.wraps(experiment.universal)
+def _settled(*given: Any) -> experiment.Fooling:
+    found = experiment.universal(*given)
+    found.settle()
+    return found
+
+
 train = plainly(training.train, TrainParameters)
 attack = plainly(attacks.attack, AttackParameters)
-universal = plainly(experiment.universal, UniversalParameters)
+universal = plainly(_settled, UniversalParameters)
 transfer = plainly(transfers.transfer, TransferParameters)
 sweep = plainly(sweeps.sweep, SweepParameters)
 tune = plainly(tuning.tune, TuneParameters)

@@ -83,6 +83,11 @@ class Fooling:
         """How the fitting images' smallest perturbations were found, if Algorithm 2 did it now."""
         return None if self.matrix is None else self.matrix.solved
 
+    def settle(self) -> None:
+        """Say that it is recorded: what an interrupted run would go on with goes when this does."""
+        if self.matrix is not None:
+            self.matrix.settle()
+
 
 def universal(
     asked: UniversalParameters,
@@ -174,8 +179,6 @@ def universal(
         verdict = judging.verdict(model, judged_on, vector, **options)
         advance = monitor.counter(2 * work.screen.passes, _CHOICE)
         patterns = screening.beside(work.screen, model, judged_on, vector, advance)
-    if matrix is not None:
-        matrix.settle()
     return Fooling(
         name=source.name,
         where=f"{data.name} test",
