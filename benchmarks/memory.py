@@ -30,6 +30,7 @@ _PIECE = 1000  # images that are made at a time
 _LOOK = 0.1  # seconds between two looks at the processes
 
 # What all universal perturbations here are asked for: few passes, of all that there is.
+_TWO = ["--epsilons=1/255,8/255", "--attack_steps=10"]
 _FEW = ["--draws=1", "--rank=10", "--ranks=1", "--patterns=checkerboard"]
 
 
@@ -57,7 +58,8 @@ class Case:
 CASES = {
     "small": Case("universal", ["--algorithm=2", "--workers=2", *_FEW], 32, 10, [20_000, 100_000]),
     "pictures": Case("universal", ["--algorithm=3", *_FEW], 224, 1000, [500, 2000]),
-    "attack": Case("attack", ["--epsilons=1/255,8/255"], 32, 10, [20_000, 100_000], "test"),
+    "attack": Case("attack", ["--method=fgsm", _TWO[0]], 32, 10, [20_000, 100_000], "test"),
+    "attack-pictures": Case("attack", ["--method=apgd", *_TWO], 224, 1000, [500, 2000], "test"),
 }
 
 

@@ -43,8 +43,8 @@ NOT_RESULTS = {
 # The digest of that code, for the version of its results.
 PINNED = {
     "train": ("e62de5f69643a9a5", "99e04b29fd5aa5a6"),
-    "attack": ("4d7e41d5b6091966", "90d572bbd860879b"),
-    "universal": ("d5b68f12eaa10ff3", "2157ff4e92c918fb"),
+    "attack": ("4d7e41d5b6091966", "61dca8d569ec1f3b"),
+    "universal": ("d5b68f12eaa10ff3", "657b1a0169623ac1"),
 }
 
 

@@ -104,7 +104,7 @@ def attack(
         own = identity.facts("attack", settings | {"model": (source.uri,)}, data.digest)
         with monitor.part_of(names, number, facts | own | {"model": source.uri}) as part:
             size = images_per_pass(
-                asked.batch_size, classifier, len(chosen), part, solving=asked.pursues
+                asked.batch_size, classifier, parts.size, part, solving=asked.pursues
             )
             workers = workers_for(
                 classifier,
