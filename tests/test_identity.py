@@ -44,7 +44,7 @@ NOT_RESULTS = {
 PINNED = {
     "train": ("e62de5f69643a9a5", "6917577db75ce96a"),
     "attack": ("56aa5d1102c24214", "16f55a2e61f79108"),
-    "universal": ("d5b68f12eaa10ff3", "209a7a936a8e44dd"),
+    "universal": ("d5b68f12eaa10ff3", "73b67d6eb2156a66"),
 }
 
 
