@@ -44,7 +44,7 @@ NOT_RESULTS = {
 PINNED = {
     "train": ("e62de5f69643a9a5", "99e04b29fd5aa5a6"),
     "attack": ("4d7e41d5b6091966", "61dca8d569ec1f3b"),
-    "universal": ("d5b68f12eaa10ff3", "657b1a0169623ac1"),
+    "universal": ("d5b68f12eaa10ff3", "08fad63814b4b359"),
 }
 
 

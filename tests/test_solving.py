@@ -130,7 +130,7 @@ def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return few | {"model": "theirs.keras", "dataset": "digits", "patterns": "checkerboard"}
 
 
-@pytest.mark.parametrize("algorithm", ["2", "3"])
+@pytest.mark.parametrize("algorithm", [pytest.param("2", marks=pytest.mark.slow), "3"])
 def test_what_was_made_before_an_interruption_is_used_and_goes_when_the_run_has_ended(
     theirs: dict[str, Any], capsys: pytest.CaptureFixture[str], algorithm: str
 ) -> None:
@@ -157,6 +157,7 @@ def test_what_was_made_before_an_interruption_is_used_and_goes_when_the_run_has_
     assert not list(Path("checkpoints").iterdir()), "nobody looks at them any more"
 
 
+@pytest.mark.slow
 def test_a_run_says_what_its_spectrum_may_have_left_out(
     theirs: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,6 +283,8 @@ BLOCK = {
         (BLOCK | {"flipped": np.array([True, True])}, "norms don't fit"),
         (BLOCK | {"perturbations": np.full((2, 2, 2, 1), 1e30)}, "values beyond"),
         (BLOCK | {"seconds": np.array([1, np.nan])}, "not finite"),
+        (BLOCK | {"evaluations": np.array([1, 0.5])}, "no int64"),
+        (BLOCK | {"flipped": np.array([2, 0])}, "no bool"),
     ],
 )
 def test_a_block_that_no_solve_can_have_left_is_refused(
@@ -292,7 +295,9 @@ def test_a_block_that_no_solve_can_have_left_is_refused(
     kept = solving._Kept.of(asked, {}, images, None, spread=False)
     kept.keep(1, BLOCK)
     assert kept.look() == [1]
-    kept.keep(1, arrays)
+    rows = arrays["perturbations"].reshape(2, 4)
+    beside = np.stack([arrays[name].astype(float) for name in solving._OF_SOLVES], axis=1)
+    kept._writer.write(1, {"rows": rows, "beside": beside})
     with pytest.raises(InputError, match=f"block 1 of .* can't be used: .*{sentence}"):
         kept.look()
     discard(kept.folder)

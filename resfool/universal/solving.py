@@ -31,16 +31,18 @@ from resfool.universal.work import Work
 
 _NAME = "solve-"  # of a folder, before its digest
 
-# What is kept of each image beside its perturbation, and what it must be.
-_Kinds = dict[str, tuple[Column, Wanted]]
+# What is kept of each image beside its perturbation: its type, and what it must be. All of it is in
+# one array of a block, a column each: a file for each would take longer than what is in it.
+_BESIDE = "beside"
+_Kinds = dict[str, tuple[str, Wanted]]
 _OF_SOLVES: _Kinds = {
-    "norms": (Column("float32"), Wanted("f", ("n",), finite=False, most=ABSURD)),
-    "flipped": (Column("bool"), Wanted("b", ("n",))),
-    "rounded": (Column("bool"), Wanted("b", ("n",))),
-    "evaluations": (Column("int64"), Wanted("iu", ("n",))),
-    "seconds": (Column("float64"), Wanted("f", ("n",), most=ABSURD)),
+    "norms": ("float32", Wanted("f", ("n",), finite=False, most=ABSURD)),
+    "flipped": ("bool", Wanted("b", ("n",))),
+    "rounded": ("bool", Wanted("b", ("n",))),
+    "evaluations": ("int64", Wanted("i", ("n",))),
+    "seconds": ("float64", Wanted("f", ("n",), most=ABSURD)),
 }
-_OF_GRADIENTS: _Kinds = {"found": (Column("bool"), Wanted("b", ("n",)))}
+_OF_GRADIENTS: _Kinds = {"found": ("bool", Wanted("b", ("n",)))}
 
 
 def solved(work: Work) -> Matrix:
@@ -161,8 +163,9 @@ class _Kept:
         self.folder, self._images, self._parts, self._kinds = folder, images, parts, kinds
         self._pixels = math.prod(images.shape[1:])
         columns = {ROWS: Column("float32", (self._pixels,))}
-        columns |= {name: column for name, (column, _) in kinds.items()}
-        self._plan = Plan(len(images), parts.size, columns, {"solve": folder.name})
+        columns |= {_BESIDE: Column("float64", (len(kinds),))}
+        facts = {"solve": folder.name, _BESIDE: list(kinds)}
+        self._plan = Plan(len(images), parts.size, columns, facts)
         self._beside: dict[int, Columns] = {}
 
     @classmethod
@@ -217,17 +220,26 @@ class _Kept:
         """What a block has beside its perturbations."""
         stored, count = self._writer.arrays.block(number), self._parts.count(number)
         with using(f"block {number} of {self.folder}"):
-            wanted = {name: one for name, (_, one) in self._kinds.items()}
-            check(stored, {ROWS: Wanted("f", (count, self._pixels), most=ABSURD), **wanted})
-            if "norms" in stored and (np.isfinite(stored["norms"]) != stored["flipped"]).any():
+            rows = Wanted("f", (count, self._pixels), most=ABSURD)
+            check(stored, {ROWS: rows, _BESIDE: Wanted("f", (count, "kinds"), finite=False)})
+            found = {}
+            for (name, (dtype, _)), values in zip(
+                self._kinds.items(), stored[_BESIDE].T, strict=True
+            ):
+                found[name] = values.astype(dtype)
+                if not np.array_equal(found[name], values, equal_nan=True):
+                    raise DamagedError(f"its {name} are no {dtype}")
+            check(found, {name: wanted for name, (_, wanted) in self._kinds.items()})
+            if "norms" in found and (np.isfinite(found["norms"]) != found["flipped"]).any():
                 raise DamagedError("its norms don't fit its flipped")
-        return {name: np.array(stored[name]) for name in self._kinds}
+        return found
 
     def keep(self, number: int, found: Columns) -> None:
         """Keep a block, which is done."""
-        beside = {name: found[name] for name in self._kinds}
+        beside = {name: found[name].astype(dtype) for name, (dtype, _) in self._kinds.items()}
         rows = found["perturbations"].reshape(-1, self._pixels)
-        self._writer.write(number, {ROWS: rows, **beside})
+        packed = np.stack([column.astype(np.float64) for column in beside.values()], axis=1)
+        self._writer.write(number, {ROWS: rows, _BESIDE: packed})
         self._beside[number] = beside
 
     @property
