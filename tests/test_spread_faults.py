@@ -157,17 +157,26 @@ def arrays_of(folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("backend", ["joblib", "ray"])
-def test_data_that_changes_in_a_solve_changes_nothing_of_it(
+def test_data_that_changes_in_a_solve_ends_it_and_what_was_solved_is_kept(
     backend: str, store: MlflowClient, folder: Path
 ) -> None:
     files = arrays_of(folder / "data")
     words = [*CLOSEST, "--dataset=npy:data"]
+    spread = [*words, f"--backend={backend}", "--workers=2"]
     ended(start(*words, "--backend=serial"))
-    process = start(*words, f"--backend={backend}", "--workers=2")
+    process = start(*spread)
     wait_for(process, 2, folder)
-    for path in files:
-        np.save(path, 255 - np.load(path))
-    ended(process)
+    whole = [np.load(path) for path in files]
+    for path, array in zip(files, whole, strict=True):
+        np.save(path, 255 - array)
+    said = ended(process, 1)
+    assert ".npy has changed while it was in use" in said and "Traceback" not in said
+    (run,) = store.search_runs(["0"], "attributes.status != 'FINISHED'")
+    assert run.info.status == "FAILED"
+    kept = counted.kept(folder)
+    for path, array in zip(files, whole, strict=True):
+        np.save(path, array)
+    assert f"of which {2 * kept} images are done" in ended(start(*spread))
     assert len(set(matrices(store))) == 1 and len(matrices(store)) == 2
 
 
