@@ -281,7 +281,7 @@ def test_what_an_interrupted_attack_left_is_checked_before_a_run(
     with pytest.raises(KeyboardInterrupt):
         experiments.attack(Stopped(), **options | {"input_range": (0, 255), "epsilons": (0.1,)})
     (folder,) = Path("checkpoints").iterdir()
-    file = folder / "moved_classes-000001.npy"
+    file = folder / "directions-000001.npy"
     whole = file.read_bytes()
     file.write_bytes(whole[:-1])
     line = refused(capsys, **options)

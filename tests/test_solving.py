@@ -277,6 +277,12 @@ BLOCK = {
 }
 
 
+def block(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """As it is kept: rows of perturbations."""
+    beside = {name: array for name, array in arrays.items() if name != "perturbations"}
+    return {"rows": arrays["perturbations"].reshape(2, -1).astype(np.float32)} | beside
+
+
 @pytest.mark.parametrize(
     ("arrays", "sentence"),
     [
@@ -292,16 +298,14 @@ def test_a_block_that_no_solve_can_have_left_is_refused(
 ) -> None:
     asked = UniversalParameters(model="m", solve_dir=str(tmp_path), block_images=2)
     images = ImageRows(Split(np.zeros((4, 2, 2, 1), np.float32), np.zeros(4, np.int64)))
-    kept = solving._Kept.of(asked, {}, images, None, spread=False)
-    kept.keep(1, BLOCK)
-    assert kept.look() == [1]
-    rows = arrays["perturbations"].reshape(2, 4)
-    beside = np.stack([arrays[name].astype(float) for name in solving._OF_SOLVES], axis=1)
-    kept._writer.write(1, {"rows": rows, "beside": beside})
+    kept = solving.kept_in(asked, {}, images, None, spread=False)
+    kept.keep(1, block(BLOCK))
+    assert kept.done() == [1]
+    kept.keep(1, block(arrays))
     with pytest.raises(InputError, match=f"block 1 of .* can't be used: .*{sentence}"):
-        kept.look()
+        kept.done()
     discard(kept.folder)
     assert not list(tmp_path.iterdir())
     kept.folder.symlink_to(tmp_path)
     with pytest.raises(InputError, match="is a symbolic link"):
-        kept.look()
+        kept.done()

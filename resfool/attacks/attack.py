@@ -182,7 +182,7 @@ class _Keeping:
         Args:
             spread: whether by workers, whose threads are of a number.
         """
-        from resfool.attacks.found import check_block
+        from resfool.attacks.found import LARGE, check_block
         from resfool.attacks.memory import largest
         from resfool.classifiers.keeping import Kept, digest
 
@@ -199,7 +199,7 @@ class _Keeping:
         name = f"{_NAME}{digest(json.dumps(problem, sort_keys=True))}"
         shape, epsilons = self.parts.arrays[0][:1].shape[1:], len(asked.positive_epsilons)
         own: Any = {"shape": shape, "classes": self.classes, "epsilons": epsilons}
-        return Kept(folder / name, self.parts, functools.partial(check_block, **own))
+        return Kept(folder / name, self.parts, LARGE, functools.partial(check_block, **own))
 
 
 def _long(model: "keras.Model", asked: AttackParameters, count: int) -> bool:

@@ -7,13 +7,13 @@ import keras
 import numpy as np
 
 from resfool.attacks import masking
-from resfool.attacks.found import Found, Stored
+from resfool.attacks.found import Found
 from resfool.attacks.gradient import Outcome
 from resfool.attacks.options import HowToAttack
 from resfool.attacks.verdict import MOST_IMAGES, Verdict, passes
 from resfool.classifiers import inference
 from resfool.classifiers.inference import BATCH_SIZE, Rows
-from resfool.classifiers.keeping import Kept
+from resfool.classifiers.keeping import Kept, Stored
 from resfool.classifiers.scores import rate
 from resfool.classifiers.spreading import Workers
 from resfool.monitor import Advance, quiet

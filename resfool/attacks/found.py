@@ -13,15 +13,13 @@ from resfool.attacks import gradient
 from resfool.attacks.gradient import Outcome, SignGradients
 from resfool.attacks.methods.moving import Start
 from resfool.attacks.options import METHODS, HowToAttack
-from resfool.blocks import BlockArray
 from resfool.classifiers import inference, spreading
 from resfool.classifiers.inference import Rows
-from resfool.classifiers.keeping import Kept
+from resfool.classifiers.keeping import Kept, Stored
 from resfool.classifiers.spreading import Blocks, Columns, Workers
 from resfool.monitor import Advance, quiet
 
-Stored = np.ndarray | BlockArray  # (N, ...), in memory or in blocks on the disk
-
+LARGE = "logits", "directions", "fooling"  # columns with many numbers an image
 _OUTCOMES = "moved", "random"  # under attack, and with random signs: (N, E) of each field
 
 
@@ -170,7 +168,7 @@ class Found:
         """Attack the images that weren't before; the arguments are those of `over_epsilons`."""
         parts = blocks_of(images, labels, asked, block)
         size = inference.even(parts.size, batch_size)
-        done = kept.done() if kept is not None else set()
+        done = kept.done() if kept is not None else []
         each = asked.passes_each
 
         def told(more: int, text: str = "", /) -> None:
@@ -188,7 +186,7 @@ class Found:
             hold=kept is None,
             progress=told,
         )
-        columns = spreading.joined(results) if kept is None else kept.arrays
+        columns = spreading.joined(results) if kept is None else kept.columns
         return cls(model, images, labels, asked, seed, size, columns)
 
     def _whole(self, name: str) -> np.ndarray:

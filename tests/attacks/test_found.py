@@ -13,7 +13,7 @@ from resfool import experiments, parallel
 from resfool.arrayfiles import DamagedError
 from resfool.attacks import examples
 from resfool.attacks.epsilons import Curve, over_epsilons
-from resfool.attacks.found import attack_block, blocks_of, check_block
+from resfool.attacks.found import LARGE, attack_block, blocks_of, check_block
 from resfool.attacks.options import METHODS, AttackParameters, HowToAttack
 from resfool.classifiers.inference import LazyRows
 from resfool.classifiers.keeping import Kept
@@ -69,7 +69,7 @@ def test_images_in_blocks_are_attacked_as_all_at_once(method: str) -> None:
 def kept_in(folder: Path, asked: HowToAttack, block: int = 4) -> Kept:
     own: Any = {"shape": SHAPE, "classes": 3, "epsilons": len(asked.positive_epsilons)}
     parts = blocks_of(images(), LABELS, asked, block)
-    return Kept(folder / "attack", parts, functools.partial(check_block, **own))
+    return Kept(folder / "attack", parts, LARGE, functools.partial(check_block, **own))
 
 
 @pytest.mark.parametrize("method", ["fgsm", "pgd", "smallest", "standard"])
@@ -85,7 +85,7 @@ def test_an_interrupted_attack_goes_on_where_it_was(method: str, tmp_path: Path)
 
     first = kept_in(tmp_path, asked)
     with pytest.raises(KeyboardInterrupt):
-        kept: Any = Stopping(first.folder, first._parts, first._check)
+        kept: Any = Stopping(first.folder, first._parts, LARGE, first._check)
         over_epsilons(model, images(), LABELS, asked, block=4, kept=kept)
     read: list[tuple[int, int]] = []
 
@@ -95,7 +95,7 @@ def test_an_interrupted_attack_goes_on_where_it_was(method: str, tmp_path: Path)
 
     told: list[int] = []
     again = kept_in(tmp_path, asked)
-    assert again.done() == {0, 1}
+    assert again.done() == [0, 1]
     curve = over_epsilons(
         model,
         LazyRows(COUNT, reading),
@@ -123,8 +123,8 @@ def test_what_an_attack_cannot_have_left_is_refused(tmp_path: Path) -> None:
     changed = replace(other, epsilons=(0.1,))
     with pytest.raises(InputError, match=r"block 0 of .* can't be used: its moved_classes have"):
         kept_in(tmp_path, changed).done()
-    file = next((tmp_path / "attack").glob("clean_classes-000001.npy"))
-    file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+    file = next((tmp_path / "attack").glob("directions-000001.npy"))
+    file.write_bytes(file.read_bytes()[:-1] + b"\x00")
     with pytest.raises(InputError, match=r"block 1 of .* has changed since it was written"):
         kept_in(tmp_path, asked).done()
 
