@@ -82,6 +82,7 @@ def test_no_more_than_a_piece_is_asked_for_and_the_answers_are_numpys(
     found = lowrank.decompose(asked, kept=5)
     _, values, vectors = np.linalg.svd(matrix, full_matrices=False)
     np.testing.assert_allclose(found.singular_values[:9], values[:9], rtol=1e-5)
+    np.testing.assert_array_equal(found.vectors, lowrank.decompose(asked).vectors[:5])
     assert found.vectors.shape == (5, shape[1])
     np.testing.assert_allclose(np.abs((found.vectors * vectors[:5]).sum(axis=1)), 1, rtol=1e-5)
     assert (found.error == 0) == (not found.missed)
