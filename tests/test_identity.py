@@ -43,8 +43,8 @@ NOT_RESULTS = {
 # The digest of that code, for the version of its results.
 PINNED = {
     "train": ("e62de5f69643a9a5", "99e04b29fd5aa5a6"),
-    "attack": ("4d7e41d5b6091966", "18b3939beccac3bf"),
-    "universal": ("d5b68f12eaa10ff3", "62b63c9e3de37293"),
+    "attack": ("4d7e41d5b6091966", "43f11ea394e70f7f"),
+    "universal": ("d5b68f12eaa10ff3", "3dd340369bd11ef7"),
 }
 
 

@@ -140,7 +140,7 @@ def attack(
                 part.point({"step": epsilon_step(row["epsilon"])} | row)
             record(part, source, result, outline, asked.split)
             results.append(result)
-            kept.discard()
+            kept.settle(curve)
     return results
 
 

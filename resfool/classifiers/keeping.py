@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from resfool import blocks
+from resfool import blocks, places
 from resfool.arrayfiles import DamagedError, using
 from resfool.blocks import BlockArray, Column, Plan
 from resfool.classifiers import spreading
@@ -139,9 +140,21 @@ class Kept:
         beside = np.concatenate([self._beside[number] for number in range(len(self._parts))])
         return dict(self.stored) | self._unpacked(beside)
 
-    def discard(self) -> None:
-        """Delete all that is there."""
-        blocks.discard(self.folder)
+    def settle(self, owner: object) -> None:
+        """See `settle`."""
+        settle(self.stored, owner)
+
+
+def settle(stored: blocks.Blocks, owner: object) -> None:
+    """Move blocks that are done to where nobody goes on with them.
+
+    Args:
+        stored: the folder, which goes when the owner does.
+        owner: what looks at them.
+    """
+    own = places.Folder(stored.folder.parent)
+    stored.move(own.path / "blocks")
+    weakref.finalize(owner, own.remove)
 
 
 def digest(*parts: Any) -> str:

@@ -1,7 +1,6 @@
 """The matrices of Algorithms 2, 3 and 4 (section VI.B): a row for each fitting image."""
 
 import math
-import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,13 +9,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from resfool import checkpoints, places
+from resfool import checkpoints
 from resfool.arrayfiles import ABSURD, DamagedError, Wanted, check, using
 from resfool.attacks import gradient, minimal, streaming
 from resfool.attacks.methods.smallest_epsilon import smallest_epsilons
 from resfool.attacks.minimal import Minimal, Outcome
 from resfool.blocks import ROWS, Blocks, Column, Plan, Unwritten, read
-from resfool.classifiers import inference
+from resfool.classifiers import inference, keeping
 from resfool.classifiers.inference import BATCH_SIZE
 from resfool.errors import InputError
 from resfool.monitor import Advance, quiet
@@ -64,9 +63,7 @@ class FoundRows:
 
     def settle(self) -> None:
         """Move the blocks to where nobody goes on with them; they are gone when this is."""
-        own = places.Folder(self._stored.folder.parent)
-        self._stored.move(own.path / "blocks")
-        weakref.finalize(self, own.remove)
+        keeping.settle(self._stored, self)
 
 
 @dataclass(frozen=True)
