@@ -73,8 +73,9 @@ def test_a_reproduction_finds_trainings_and_what_was_done_with_their_models(
     commands.run("reproduce", dry)
     assert "3 runs to make, 1 are there" in capsys.readouterr().out
     # Convolutional networks had strides then, and were judged by moving averages; smallest
-    # perturbations were shortened to where rounding decides.
+    # perturbations were shortened to where rounding decides; images weren't attacked in blocks.
     monkeypatch.setitem(identity.VERSIONS, "universal", "a292f6ee4a0b757b")
+    monkeypatch.setitem(identity.VERSIONS, "attack", "56aa5d1102c24214")
     monkeypatch.setattr(plan, "_READ_AS", {})
     quick = plan.SCALES["quick"]
     as_then = replace(quick, networks={**quick.networks, "batch_norm_statistics": "moving"})
