@@ -11,10 +11,11 @@ import pytest
 
 from resfool import experiments, parallel
 from resfool.arrayfiles import DamagedError
-from resfool.attacks import examples
+from resfool.attacks import attack, examples
 from resfool.attacks.epsilons import Curve, over_epsilons
 from resfool.attacks.found import LARGE, attack_block, blocks_of, check_block
 from resfool.attacks.options import METHODS, AttackParameters, HowToAttack
+from resfool.classifiers import spreading
 from resfool.classifiers.inference import LazyRows
 from resfool.classifiers.keeping import Kept
 from resfool.classifiers.spreading import Columns
@@ -170,6 +171,25 @@ def test_blocks_are_no_larger_than_memory_likes(
     shape: tuple[int, ...], given: dict[str, Any], expected: int
 ) -> None:
     assert AttackParameters.of({"model": "it", **given}).images_at_once(shape) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "workers"),
+    [
+        ({"method": "fgsm"}, False),
+        ({"method": "apgd"}, True),
+        ({"method": "apgd", "attack_steps": 10}, False),
+        ({"method": "standard"}, True),
+        ({"method": "smallest"}, False),
+        ({"method": "smallest", "norm": "l2", "solver": "cobyla"}, True),
+    ],
+)
+def test_only_long_attacks_go_to_workers_by_themselves(
+    given: dict[str, Any], workers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spreading, "multiplications", lambda model: 1e8)
+    asked = AttackParameters.of({"model": "it", **given})
+    assert attack._long(pixels_are_logits(), asked, 1000) is workers
 
 
 # Whole experiments.
