@@ -71,11 +71,10 @@ def matrices(store: MlflowClient) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("solver", ["closest", "cobyla"])
 def test_a_solve_whose_driver_is_killed_solves_nothing_twice_but_what_was_under_way(
-    solver: str, store: MlflowClient, folder: Path
+    store: MlflowClient, folder: Path
 ) -> None:
-    words = [*WORDS, "--dataset=digits", f"--solver={solver}"]
+    words = [*CLOSEST, "--dataset=digits"]
     random, before = np.random.default_rng(0), [0]
     while len(before) <= 3:
         process = start(*words, "--workers=2")
@@ -125,11 +124,10 @@ def disk(folder: Path) -> Iterator[Callable[[str], None]]:
         subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-@pytest.mark.parametrize("backend", ["joblib", "ray"])
 def test_a_disk_that_is_full_in_the_middle_ends_the_run_in_one_sentence(
-    backend: str, store: MlflowClient, folder: Path, disk: Callable[[str], None]
+    store: MlflowClient, folder: Path, disk: Callable[[str], None]
 ) -> None:
-    words = [*CLOSEST, "--dataset=digits", f"--backend={backend}", "--workers=2"]
+    words = [*CLOSEST, "--dataset=digits", "--backend=ray", "--workers=2"]
     said = ended(start(*words), 1)
     (sentence,) = [line for line in said.splitlines() if "No space left on device" in line]
     assert "checkpoints/solve-" in sentence and "can't be written" in sentence
@@ -156,13 +154,12 @@ def arrays_of(folder: Path) -> list[Path]:
     return list(folder.glob("x_*.npy"))
 
 
-@pytest.mark.parametrize("backend", ["joblib", "ray"])
 def test_data_that_changes_in_a_solve_ends_it_and_what_was_solved_is_kept(
-    backend: str, store: MlflowClient, folder: Path
+    store: MlflowClient, folder: Path
 ) -> None:
     files = arrays_of(folder / "data")
     words = [*CLOSEST, "--dataset=npy:data"]
-    spread = [*words, f"--backend={backend}", "--workers=2"]
+    spread = [*words, "--workers=2"]
     ended(start(*words, "--backend=serial"))
     process = start(*spread)
     wait_for(process, 2, folder)
