@@ -1,8 +1,8 @@
 """The memory that commands take at any number of images: peaks of the driver and of its workers.
 
-    python -m benchmarks.memory --folder /tmp/memory                      # 20 minutes, 6 GB of disk
-    python -m benchmarks.memory --folder /tmp/memory --case pictures      # one of them
-    python -m benchmarks.memory --folder /tmp/memory --case small --images 1000
+    python -m benchmarks.memory --folder FOLDER                      # 20 minutes, 6 GB of disk
+    python -m benchmarks.memory --folder FOLDER --case pictures      # one of them
+    python -m benchmarks.memory --folder FOLDER --case small --images 1000
 
 Images and networks are made in the folder, files as `dataset=npy:` takes them, of bytes. They are
 noise upon a pattern of their class, and the networks aren't trained: memory doesn't depend on what

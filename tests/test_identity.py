@@ -43,7 +43,7 @@ NOT_RESULTS = {
 # The digest of that code, for the version of its results.
 PINNED = {
     "train": ("e62de5f69643a9a5", "99e04b29fd5aa5a6"),
-    "attack": ("4d7e41d5b6091966", "1358fa2c2865b8bb"),
+    "attack": ("4d7e41d5b6091966", "ef17548c88b783a9"),
     "universal": ("d5b68f12eaa10ff3", "3dd340369bd11ef7"),
 }
 

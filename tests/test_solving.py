@@ -303,6 +303,7 @@ def test_a_block_that_no_solve_can_have_left_is_refused(
     kept.keep(1, block(BLOCK))
     assert kept.done() == [1]
     kept.keep(1, block(arrays))
+    kept = solving.kept_in(asked, {}, images, None, spread=False)
     with pytest.raises(InputError, match=f"block 1 of .* can't be used: .*{sentence}"):
         kept.done()
     discard(kept.folder)

@@ -1,9 +1,9 @@
 """Attacking classifiers along the sign of their loss gradient (sections VI.A, VII)."""
 
-import functools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from resfool import devices, identity
@@ -71,7 +71,7 @@ def attack(
     from resfool.attacks.memory import enough_for, images_per_pass
     from resfool.attacks.sharing import workers_for
     from resfool.classifiers import inference
-    from resfool.classifiers.keeping import identity_of
+    from resfool.classifiers.keeping import identity_of, settle
 
     names = distinct_names([source.name for source in sources])
     loaded = load_classifiers(sources, names, data, asked)
@@ -116,7 +116,7 @@ def attack(
                 chosen=len(parts) > 1 and _long(classifier, asked, len(chosen)),
             )
             part.fact("attacked_by", "one process" if workers is None else "workers")
-            kept = keeping.kept(workers is not None)
+            kept = keeping.kept[workers is not None]
             if done := sum(parts.count(number) for number in kept.done()):
                 part.say(f"going on with an interrupted attack, of which {done} images are done")
             with enough_for(inference.even(parts.size, size)):
@@ -140,7 +140,7 @@ def attack(
                 part.point({"step": epsilon_step(row["epsilon"])} | row)
             record(part, source, result, outline, asked.split)
             results.append(result)
-            kept.settle(curve)
+            settle(kept.stored, curve)
     return results
 
 
@@ -173,15 +173,16 @@ class _Keeping:
             InputError: it isn't what it should be.
         """
         if any(expanded(self.asked.solve_dir).glob(f"{_NAME}*")):
-            for spread in (False, True):
-                self.kept(spread).done()
+            for kept in self.kept.values():
+                kept.done()
 
-    def kept(self, spread: bool) -> "Kept":
-        """The folder, which is named by all that decides what is in it.
+    @cached_property
+    def kept(self) -> dict[bool, "Kept"]:
+        """The folders, by whether workers do it, whose threads are of a number."""
+        return {spread: self._kept(spread) for spread in (False, True)}
 
-        Args:
-            spread: whether by workers, whose threads are of a number.
-        """
+    def _kept(self, spread: bool) -> "Kept":
+        """The folder, which is named by all that decides what is in it."""
         from resfool.attacks.found import LARGE, check_block
         from resfool.attacks.memory import largest
         from resfool.classifiers.keeping import Kept, digest
@@ -199,7 +200,7 @@ class _Keeping:
         name = f"{_NAME}{digest(json.dumps(problem, sort_keys=True))}"
         shape, epsilons = self.parts.arrays[0][:1].shape[1:], len(asked.positive_epsilons)
         own: Any = {"shape": shape, "classes": self.classes, "epsilons": epsilons}
-        return Kept(folder / name, self.parts, LARGE, functools.partial(check_block, **own))
+        return Kept(folder / name, self.parts, LARGE, partial(check_block, **own))
 
 
 def _long(model: "keras.Model", asked: AttackParameters, count: int) -> bool:

@@ -74,7 +74,7 @@ class Kept:
     ) -> None:
         self.folder, self._parts, self._large, self._check = folder, parts, large, check
         self._small: Sequence[_Small] = ()
-        self._beside: dict[int, np.ndarray] = {}
+        self._beside: dict[int, np.ndarray] = {}  # of blocks that were checked, or written here
 
     def done(self) -> list[int]:
         """The numbers of the blocks that are there, which are checked.
@@ -92,7 +92,7 @@ class Kept:
                 self._small = [_Small(n, d, tuple(s)) for n, d, s in plan.facts[_BESIDE]]
                 self._begin(plan.columns)
         numbers = sorted(self._writer.done())
-        for number in numbers:
+        for number in sorted({*numbers} - self._beside.keys()):
             stored = self._writer.arrays.block(number)
             with using(f"block {number} of {self.folder}"):
                 columns = {n: column for n, column in stored.items() if n != _BESIDE}
@@ -139,10 +139,6 @@ class Kept:
         """All columns by their names, (N, ...) each, once all blocks are there."""
         beside = np.concatenate([self._beside[number] for number in range(len(self._parts))])
         return dict(self.stored) | self._unpacked(beside)
-
-    def settle(self, owner: object) -> None:
-        """See `settle`."""
-        settle(self.stored, owner)
 
 
 def settle(stored: blocks.Blocks, owner: object) -> None:

@@ -17,7 +17,7 @@ from resfool.attacks.found import LARGE, attack_block, blocks_of, check_block
 from resfool.attacks.options import METHODS, AttackParameters, HowToAttack
 from resfool.classifiers import spreading
 from resfool.classifiers.inference import LazyRows
-from resfool.classifiers.keeping import Kept
+from resfool.classifiers.keeping import Kept, settle
 from resfool.classifiers.spreading import Columns
 from resfool.errors import InputError
 from tests.test_evaluation import EACH, QUICKLY, pixels_are_logits
@@ -112,7 +112,7 @@ def test_an_interrupted_attack_goes_on_where_it_was(method: str, tmp_path: Path)
     assert_equal(curve, whole)
     shown = zip(examples.examples(curve), examples.examples(whole), strict=True)
     assert all(one.shown[-1].predicted == other.shown[-1].predicted for one, other in shown)
-    again.settle(curve)
+    settle(again.stored, curve)
     assert again.folder not in tmp_path.iterdir()  # but what was found can be looked at
     np.testing.assert_array_equal(curve.move(np.arange(3), 0.2), whole.move(np.arange(3), 0.2))
     del curve
