@@ -40,15 +40,10 @@ def solve(address: str) -> dict[str, Any]:
 
 
 def closest(address: str) -> dict[str, Any]:
-    """The default solver on a small convolutional network, there and here."""
-    import keras
-
-    layers = [
-        keras.layers.Conv2D(8, 3, activation="relu"),
-        keras.layers.Flatten(),
-        keras.layers.Dense(4),
-    ]
-    return _solved_twice(address, layers, "closest", block=2)
+    """`universal` by the default solver, two images a block, as a user runs it: there and here."""
+    words = ["universal", "--solver=closest", "--test_samples=50", "--draws=1", "--rank=1"]
+    words += ["--ranks=2", "--patterns=checkerboard"]
+    return _run_twice(address, words, "smallest_perturbations.csv", "ranks.csv", "perturbation.npy")
 
 
 def _solved_twice(address: str, layers: list[Any], solver: str, block: int) -> dict[str, Any]:
@@ -90,14 +85,27 @@ def _solved_twice(address: str, layers: list[Any], solver: str, block: int) -> d
 
 def attack(address: str) -> dict[str, Any]:
     """`attack` by AutoAttack, two images a block, as a user runs it: there and here."""
+    words = ["attack", "--method=standard", "--epsilons=0.02,0.1"]
+    return _run_twice(address, words, "images.csv", "images.csv", "rates.csv", "spectrum.csv")
+
+
+def _run_twice(address: str, words: list[str], images: str, *others: str) -> dict[str, Any]:
+    """A command on the cluster and in one process here.
+
+    Args:
+        address: of the cluster.
+        words: of the command beside the model, the images and where it runs.
+        images: the name of a table with a row for each image.
+        *others: names of what else it leaves that must be the same.
+    """
     import mlflow
 
     from resfool.commands import main
 
-    words = ["attack", "--model=theirs.keras", "--dataset=digits", "--method=standard"]
-    words += [f"--samples={IMAGES}", "--epsilons=0.02,0.1", "--block_images=2"]
+    words = [*words, "--model=theirs.keras", "--dataset=digits", f"--samples={IMAGES}"]
+    words += ["--block_images=2"]
     hosts: Counter[tuple[str, bool]] = Counter()
-    digests, flipped, plainly = [], [], parallel.map
+    digests, flipped, rows, plainly = [], [], [], parallel.map
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
         _trained().save("theirs.keras")
@@ -110,16 +118,18 @@ def attack(address: str) -> dict[str, Any]:
             )
             main([*words, *where])
             (run,) = mlflow.MlflowClient().search_runs(["0"], max_results=1)
-            tables = {}
-            for name in ("images.csv", "rates.csv", "spectrum.csv"):
+            left = {}
+            for name in (images, *others):
                 path = mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/{name}")
-                tables[name] = Path(path).read_text()
-            whole = json.dumps([sorted(blocks.items()), tables])
+                left[name] = Path(path).read_bytes()
+            rows.append(left[images].count(b"\n") - 1)
+            same = {name: hashlib.sha256(left[name]).hexdigest() for name in others}
+            whole = json.dumps([sorted(blocks.items()), same])
             digests.append(hashlib.sha256(whole.encode()).hexdigest())
-            flipped.append(run.data.metrics["fooling_rate"])
-    images = [tables["images.csv"].count("\n") - 1]
+            rates = ("final_fooling_rate", "fooling_rate")
+            flipped.append(next(run.data.metrics[r] for r in rates if r in run.data.metrics))
     found = [[*where, count] for where, count in hosts.items()]
-    return {"digests": digests, "images": images, "flipped": flipped, "hosts": found}
+    return {"digests": digests, "images": rows, "flipped": flipped, "hosts": found}
 
 
 def _trained() -> Any:
@@ -146,7 +156,7 @@ def _digested_map(
 
     def come(number: int, found: Any) -> None:
         sha = hashlib.sha256()
-        for name in sorted(found):
+        for name in sorted(found.keys() - {"seconds"}):
             sha.update(name.encode() + np.ascontiguousarray(found[name]).tobytes())
         blocks[number] = sha.hexdigest()
         keep(number, found)
