@@ -27,8 +27,8 @@ class Start:
         seed: of whatever is drawn at random.
         batch_size: images per pass.
         progress: is told the passes done, one image each; a gradient counts as two.
-        places: int64 (N,), the images' numbers in a larger set, rising one by one; None counts from
-            0. What is drawn for an image depends on the seed and its place only.
+        places: int64 (N,), the images' numbers in a larger set; None counts from 0. What is drawn
+            for an image depends on the seed and its place only.
     """
 
     model: "keras.Model"

@@ -50,7 +50,7 @@ def smallest(start: Start, asked: Any) -> Moved:
             batch_size=task.batch_size,
             progress=lambda count, text="", /: task.progress(_PASSES * count, text),
         )
-        rows = np.searchsorted(start.numbers, task.numbers)
+        rows = np.searchsorted(start.numbers, task.numbers)  # the images of a block rise
         norms[rows], rounded[rows] = found.norms, found.rounded
         return Answer(task.images + found.perturbations, found.flipped)
 
